@@ -1,0 +1,109 @@
+"""SparseGPT: prune column block by column block, and let the columns to come make up for it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as checked_dataclass
+from torch import Tensor
+
+from evopress.compress.base import LayerGroup, Solved
+from evopress.compress.magnitude import Magnitude, ascending
+from evopress.compress.sweep import by_level, in_parts, lanes_of, sweep, undamped_errors
+from evopress.compress.weights import CompressedWeight, SparseWeight
+from evopress.linalg import inverse_factor
+
+
+@checked_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class SparseGPT(Magnitude):
+    """Prunes with the inverse Hessian's correction, all levels and all layers of a group in one sweep.
+
+    In every block of `block_size` columns a layer loses the weights with the smallest w²/U_jj², its share of zeros to
+    the weight; equal scores go by column, then row. `damp` is the damping as a share of the Hessian's mean diagonal.
+
+    Source: arXiv 2301.00774, Algorithm 1. Unlike there, the columns to come also make up for rounding the survivors to
+    the type they are stored in.
+    """
+
+    needs_hessian: ClassVar[bool] = True
+
+    block_size: int = Field(default=128, gt=0)
+    damp: float = Field(default=0.01, gt=0)
+
+    def compress(self, group: LayerGroup) -> Solved:
+        assert group.hessian is not None, "the group has no Hessian"
+        H, names = group.hessian, ", ".join(group.names)
+        factor = inverse_factor(H, damp=self.damp)
+        notes = tuple(f"{names}: {note}" for note in factor.notes)
+        if factor.U is None:
+            pruned = super().compress(group)
+            return Solved(pruned.levels, pruned.errors, (*notes, f"{names}: pruned by magnitude instead"))
+        rows = torch.cat(group.weights).masked_fill_(factor.dead, 0)
+        num_zeros = [self.num_zeros(layer) for layer in group.shapes]
+        parts = [
+            self._solve(rows, counts, U=factor.U, num_rows=[layer.rows for layer in group.shapes])
+            for counts in in_parts(_padded(num_zeros), rows)
+        ]
+        levels: list[list[CompressedWeight]] = []
+        errors = []
+        for layer, (counts, weight) in enumerate(zip(num_zeros, group.weights, strict=True)):
+            levels.append([level for part, _ in parts for level in part[layer]][: len(counts)])
+            losses = torch.cat([loss[layer] for _, loss in parts])[: len(counts)]
+            errors.append(undamped_errors(levels[-1], weight, losses, H=H, damp=factor.damp))
+        return Solved(levels, errors, notes)
+
+    def _solve(
+        self, rows: Tensor, num_zeros: Sequence[Sequence[int]], *, U: Tensor, num_rows: list[int]
+    ) -> tuple[list[list[CompressedWeight]], list[Tensor]]:
+        """All layers at the levels whose `num_zeros` are given, [level][layer].
+
+        Returns the weights, [layer][level], and of each layer Σ E², (levels,).
+        """
+        W = lanes_of(rows, len(num_zeros))
+        values, kept = torch.empty_like(W, dtype=self._value_dtype), torch.ones_like(W, dtype=torch.bool)
+        pruner = _Pruner(num_zeros, num_rows, U.diagonal(), values, kept)
+        loss = sweep(W, U, pruner, block_size=self.block_size).square_().sum(0)
+        of_layers = zip(*(by_level(lanes, len(num_zeros)).split(num_rows, 1) for lanes in (values, kept)), strict=True)
+        levels: list[list[CompressedWeight]] = [
+            [SparseWeight.from_dense(*level) for level in zip(*layer, strict=True)] for layer in of_layers
+        ]
+        return levels, [lost.sum(1) for lost in by_level(loss, len(num_zeros)).split(num_rows, 1)]
+
+
+@dataclass
+class _Pruner:
+    """Chooses the mask of a column block when the block is reached, and prunes its columns by it.
+
+    `num_zeros` is what each layer loses, [level][layer]; `num_rows` are the rows of each layer. `values` and `kept`,
+    (cols, lanes), are filled in; `kept` starts as all true.
+    """
+
+    num_zeros: Sequence[Sequence[int]]
+    num_rows: list[int]
+    pivots: Tensor
+    values: Tensor
+    kept: Tensor
+
+    def start_block(self, start: int, W: Tensor) -> None:
+        stop, cols = start + len(W), len(self.values)
+        by_level = (len(self.num_zeros), -1)
+        scores = W.abs().div_(self.pivots[start:stop, None]).unflatten(1, by_level)  # ordered like w²/U_jj²
+        kept = self.kept[start:stop].unflatten(1, by_level)  # (block, levels, rows)
+        layers = zip(scores.split(self.num_rows, 2), kept.split(self.num_rows, 2), strict=True)
+        for layer, (of_layer, keep) in enumerate(layers):
+            for level, zeros in enumerate(self.num_zeros):
+                share = zeros[layer] * stop // cols - zeros[layer] * start // cols  # adds up to the count
+                pruned = ascending(of_layer[:, level].flatten())[:share]
+                keep[:, level][pruned // keep.shape[2], pruned % keep.shape[2]] = False
+
+    def settle(self, column: int, w: Tensor) -> Tensor:
+        self.values[column] = w * self.kept[column]
+        return self.values[column]
+
+
+def _padded(num_zeros: list[list[int]]) -> list[tuple[int, ...]]:
+    """From [layer][level] to [level][layer]; layers with fewer levels repeat their last, to be thrown away."""
+    longest = max(map(len, num_zeros))
+    return list(zip(*(counts + counts[-1:] * (longest - len(counts)) for counts in num_zeros), strict=True))

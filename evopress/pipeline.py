@@ -1,0 +1,257 @@
+"""The stages of a run in order: load, database, search, evaluate. Each is skipped when its result is there already."""
+
+import json
+import logging
+import platform
+import re
+from contextlib import nullcontext, suppress
+from dataclasses import asdict, replace
+from functools import partial
+from importlib.metadata import PackageNotFoundError, requires, version
+from math import isfinite
+
+from torch import Tensor
+
+from evopress import data as texts
+from evopress import front, processes
+from evopress.answers import Answers, Workbench
+from evopress.clock import Clock
+from evopress.comparison import compare, describe
+from evopress.compress.base import Compressor
+from evopress.compress.drop import Drop
+from evopress.compress.sequential import build
+from evopress.data import Splits
+from evopress.database import Database, DecodedLevels, fingerprint
+from evopress.evaluator import Evaluator, EvaluatorSettings
+from evopress.export import Searched, export, fixed_bytes
+from evopress.export import check as check_export
+from evopress.files import alone_in, read_if_whole, sealed, write_atomically, write_json
+from evopress.job import Job, name_of
+from evopress.loading import ModelSource
+from evopress.loading import load as load_model
+from evopress.models import LanguageModel
+from evopress.plan import plan, plan_text
+from evopress.profile import Profile, Space, from_json, to_json, to_text
+from evopress.report import write_report
+from evopress.results import Candidate, as_table
+from evopress.search.driver import Answered, SearchLog, search
+from evopress.search.moves import evenly_spaced_profile
+from evopress.space import drop_space, layer_space
+from evopress.tracking import JsonLines, Tracker, Trackers
+
+log = logging.getLogger(__name__)
+
+
+def run(job: Job) -> Profile | None:
+    """Run the job's stages; returns the searched profile, None when the search is not among them."""
+    job.check()
+    if "plan" in job.stages:
+        log.info("the plan\n\n%s\n", plan_text(plan(job), job))
+    if job.stages == ("plan",):
+        return None
+    job.folder.mkdir(parents=True, exist_ok=True)
+    with alone_in(job.folder) if processes.is_first() else nullcontext():
+        return _tracked(job)
+
+
+def _tracked(job: Job) -> Profile | None:
+    tracker: Tracker = Trackers(JsonLines(), job.tracker) if processes.is_first() else Tracker()
+    name = f"{job.model.name} {name_of(job.compress)} {job.budget} {name_of(job.search)} seed {job.seed}"
+    tracker.start(job.folder, name, job.config)
+    finished = False
+    try:
+        profile = _run_stages(replace(job, tracker=tracker))
+        finished = True
+    finally:
+        tracker.finish(0 if finished else 1)
+    return profile
+
+
+def _run_stages(job: Job) -> Profile | None:
+    clock = Clock(job.folder / "seconds.json")
+    with clock.stage("load"):
+        cache = job.outputs / "cache"
+        lm = (
+            job.model
+            if isinstance(job.model, LanguageModel)
+            else processes.first_then_others(partial(load_model, job.model, cache))
+        )
+        splits = processes.from_first(partial(texts.load, job.data, lm.tokenizer, cache))
+        for source in job.eval.datasets if "evaluate" in job.stages else ():  # an error before the search, not after
+            processes.from_first(partial(texts.load_test, source, job.data, lm.tokenizer, cache))
+        limit = job.model.max_perplexity if isinstance(job.model, ModelSource) else None
+        check_dense(lm, splits.validation[:4], job.evaluator, limit or lm.vocab_size)
+    with clock.stage("database"):
+        bench = prepare(job, lm, splits)
+    if "search" not in job.stages:
+        return None
+    if job.targets:
+        front.trace(job, bench, search_and_evaluate)
+        return None
+    return search_and_evaluate(job, bench, clock)
+
+
+def search_and_evaluate(job: Job, bench: Workbench, clock: Clock | None = None) -> Profile:
+    """One budget, on a model and a database that are ready. The clock is that of the run directory."""
+    clock = clock or Clock(job.folder / "seconds.json")
+    with clock.stage("search"):
+        profile = find_profile(job, bench)
+    if "evaluate" in job.stages:
+        evaluate(job, bench, profile, clock)
+    return profile
+
+
+def evaluate(job: Job, bench: Workbench, profile: Profile, clock: Clock) -> None:
+    """Compare the profile with the dense and the uniform model, export it, and report on it."""
+    path = job.folder / "results.json"
+    measured = {**{name: asdict(getattr(job, name)) for name in ("data", "eval")}, "profile": list(profile)}
+    measured = json.loads(json.dumps({**measured, "depends_on": bench.identity}))
+    done = {**measured, "export": json.loads(json.dumps(asdict(job.export)))}
+    found = processes.from_first(lambda: read_if_whole(path))
+    if found.get("done") == done:
+        log.info("the evaluation is done already: %s", path)
+        return
+    if found.get("measured") == measured:
+        log.info("what was measured is there already: %s", path)
+        candidates = {name: Candidate(**found[name]) for name in ("dense", "uniform", "searched")}
+    else:
+        with clock.stage("evaluate"):
+            candidates = compare(job, bench, profile)
+    if not processes.is_first():
+        return
+    results = {**describe(job, bench, profile), **{name: asdict(found) for name, found in candidates.items()}}
+    results["measured"] = measured
+    log.info("%s at %s\n\n%s\n", job.model.name, job.budget, as_table(candidates))
+    write_json(path, sealed({**results, **clock.figures}))
+    if job.export.formats:
+        with clock.stage("export"):
+            searched = Searched(bench.lm, bench.space, profile, bench.evaluator.weights)
+            tokens, folder = bench.splits.validation[:2], job.folder / "checkpoints"
+            results["exports"] = export(job.export, searched, tokens, facts=results, folder=folder)
+    write_json(path, sealed({**results, **clock.figures}))
+    for name, candidate in candidates.items():
+        job.tracker.summary({f"{name}/{key}": value for key, value in candidate.figures().items()})
+    job.tracker.summary({f"seconds/{stage}": spent for stage, spent in clock.seconds.items()})
+    job.tracker.table("results", {name: candidate.figures() for name, candidate in candidates.items()})
+    report = write_report(job.folder)
+    job.tracker.images(sorted((job.folder / "plots").glob("*.png")))
+    write_json(path, sealed({**results, **clock.figures, "done": done}))
+    job.tracker.files([job.folder / "profile.json", job.folder / "profile.txt", path, report])
+    log.info("results and report.html are in %s", job.folder)
+
+
+def check_dense(lm: LanguageModel, tokens: Tensor, settings: EvaluatorSettings, max_perplexity: float) -> None:
+    """Log the dense perplexity. Raises ValueError when it is not below `max_perplexity`: something is then wrong."""
+    (dense,) = Evaluator(lm, Space(()), None, settings).compare([None], tokens)
+    log.info("dense perplexity %.2f on %d validation tokens", dense.perplexity, tokens.numel())
+    if not (isfinite(dense.perplexity) and dense.perplexity < max_perplexity):
+        raise ValueError(
+            f"the dense model has perplexity {dense.perplexity:.4g} on data.source, which is not below "
+            f"{max_perplexity:g} (by default that of a uniform guess): check model.path, model.dtype and data.source, "
+            f"or raise model.max_perplexity for a model that is not trained"
+        )
+
+
+def prepare(job: Job, lm: LanguageModel, splits: Splits) -> Workbench:
+    """The space of the job, with its database complete."""
+    check_export(job.export, job.compress, job.space, dtype=lm.dtype)
+    identity = {"model": lm.identity, "dtype": str(lm.dtype), "search_tokens": splits.hashes["search"]}
+    if isinstance(job.compress, Drop):
+        space = drop_space(lm, job.compress, job.space)
+        evaluator = Evaluator(lm, space, None, job.evaluator)
+        return Workbench(lm, splits, space, evaluator, None, identity | {"compress": asdict(job.compress)})
+    compressor = job.compress.for_hidden_size(lm.hidden_size)
+    space = layer_space(lm, compressor, job.space)
+    if job.budget.metric == "size":
+        space = replace(space.priced_in_bytes(), fixed_bytes=fixed_bytes(job.export, lm, space))
+    for target in job.targets or (job.budget.target,):  # one out of reach is an error before hours of work, not after
+        evenly_spaced_profile(space, replace(job.budget, target=target))
+    database = open_database(job, compressor, lm, splits)
+    build(lm, compressor, splits.calibration, database, batch_tokens=job.evaluator.batch_tokens)
+    weights = DecodedLevels(database, limit_bytes=int(job.evaluator.cache_gb * 1e9), dtype=lm.dtype, device=lm.device)
+    evaluator = Evaluator(lm, space, weights, job.evaluator)
+    return Workbench(lm, splits, space, evaluator, database, identity | {"database": fingerprint(database.identity)})
+
+
+def open_database(job: Job, compressor: Compressor, lm: LanguageModel, splits: Splits) -> Database:
+    name = name_of(compressor)
+    identity = {
+        "model": lm.identity,
+        "dtype": str(lm.dtype),
+        "calibration": splits.hashes["calibration"],
+        "compressor": {"name": name, **asdict(compressor)},  # type: ignore[call-overload]
+    }
+    return Database.open(job.outputs / "databases" / job.model.name, name, identity, lm.num_blocks)
+
+
+def find_profile(job: Job, bench: Workbench) -> Profile:
+    """Search, or read the profile that an earlier search of the same settings left in the run directory."""
+    path = job.folder / "profile.json"
+    header = {
+        "search": {"name": type(job.search).__name__, **asdict(job.search)},  # type: ignore[call-overload]
+        "budget": asdict(job.budget),
+        "space": asdict(job.space),
+        "evaluator": {"fitness": job.evaluator.fitness, "top_k": job.evaluator.top_k},
+        "seed": job.seed,
+        "depends_on": bench.identity,
+    }
+    header = json.loads(json.dumps(header))
+    if processes.from_first(lambda: read_if_whole(path).get("settings") == header):
+        log.info("the search is done already: %s", path)
+        profile = from_json(bench.space, path.read_text(encoding="utf-8"))
+        if processes.is_first():
+            write_atomically(job.folder / "profile.txt", to_text(bench.space, profile))
+        return profile
+    watcher = _Watcher(job.tracker)
+    profile = search(
+        job.search,
+        bench.space,
+        job.budget,
+        Answers(bench, job.seed),
+        seed=job.seed,
+        record=SearchLog(job.folder / "search.jsonl", header),
+        watch=watcher,
+    )
+    achieved = job.budget.achieved(bench.space, profile)
+    if not processes.is_first():
+        return profile
+    log.info("searched profile: %g %s after %d token equivalents", achieved, job.budget.metric, watcher.tokens)
+    facts = {
+        "settings": header,
+        "achieved": achieved,
+        "token_equivalents": watcher.tokens,
+        "versions": versions(),
+    }
+    write_atomically(job.folder / "profile.txt", to_text(bench.space, profile))
+    write_json(path, sealed(json.loads(to_json(bench.space, profile, **facts))))
+    return profile
+
+
+def versions() -> dict[str, str]:
+    """Of Python, of this package and of every library it names, as far as they are installed."""
+    named = [re.split(r"[^\w.-]", line)[0] for line in requires("evopress") or () if '"dev"' not in line]
+    found = {"python": platform.python_version(), "evopress": version("evopress")}
+    for name in named:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+class _Watcher:
+    """Tells the tracker about every new answer, and adds up what the search cost."""
+
+    def __init__(self, tracker: Tracker):
+        self.tracker = tracker
+        self.tokens = 0.0
+
+    def __call__(self, answered: Answered) -> None:
+        self.tokens += answered.token_equivalents
+        if answered.replayed:
+            return
+        metrics = {"search/token_equivalents": self.tokens}
+        if answered.best is not None:
+            metrics["search/best_fitness"] = answered.best
+            metrics["search/minibatch_tokens"] = answered.question.num_tokens
+        if answered.seconds > 0:
+            metrics["search/tokens_per_s"] = answered.token_equivalents / answered.seconds
+        self.tracker.log(metrics, step=answered.number)

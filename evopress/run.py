@@ -1,0 +1,81 @@
+"""`python -m evopress.run`: compose the configuration and run the job."""
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from evopress.config import CONFIG_FOLDER, UserMistake, build, suggestions, with_one_voice, with_resume
+
+log = logging.getLogger(__name__)
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name="config")
+def compress(cfg: DictConfig) -> None:
+    interrupted = _interruptible()
+    folder = Path(cfg.resume or HydraConfig.get().runtime.output_dir)
+    try:
+        from evopress import processes
+        from evopress.pipeline import run  # takes seconds, which a misspelled key need not cost
+
+        processes.join()
+        folder = processes.from_first(lambda: folder)
+        run(build(cfg, folder))
+    except (Exception, KeyboardInterrupt) as error:
+        if interrupted():
+            log.warning("interrupted; go on with: python -m evopress.run resume=%s", folder)
+        elif isinstance(error, OSError):
+            log.error("%s; once that is mended, go on with: python -m evopress.run resume=%s", error, folder)
+        elif isinstance(error, (UserMistake, ValueError)):
+            log.error("%s", error)
+        else:
+            raise
+        log.debug("where it was raised:", exc_info=True)
+        sys.exit(130 if interrupted() else 2)
+
+
+def _interruptible() -> Callable[[], bool]:
+    """Let SIGTERM and Ctrl-C raise KeyboardInterrupt; what is returned tells whether one came.
+
+    The exception itself does not: raised inside a library's C code, it may come out as that library's own error.
+    """
+    received = []
+
+    def interrupt(number: int, frame: object) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
+    return lambda: bool(received)
+
+
+def main() -> None:
+    sys.argv[1:] = with_one_voice(with_resume(sys.argv[1:]))
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here; Hydra would print a traceback of a folder it cannot make
+    logging.raiseExceptions = False  # nor is there one of a log that a full disk does not take
+    try:
+        compress()
+    except KeyboardInterrupt:  # before there is anything to go on with
+        sys.exit(130)
+    except CompactHydraException as error:  # the configuration could not be composed
+        cause = [error.__cause__] if isinstance(error.__cause__, OmegaConfBaseException) else []
+        print(error, *cause, *suggestions(sys.argv[1:]), sep="\n", file=sys.stderr)
+        sys.exit(1)
+    except (OSError, ValueError) as error:
+        reason = error if isinstance(error, OSError) else error.__cause__  # logging wraps it
+        if not isinstance(reason, OSError):
+            raise
+        sys.exit(f"the run folder cannot be written ({reason}): set outputs or hydra.run.dir to one that can")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""A profile from a file, so that profiles found elsewhere are evaluated in the same way."""
+
+from pathlib import Path
+from random import Random
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass as checked_dataclass
+
+from evopress.budget import Budget
+from evopress.profile import Space, from_json, from_text
+from evopress.search.base import Search, SearchRun
+from evopress.search.moves import uniform_profile
+
+
+@checked_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class Given(Search):
+    """Reads `path`: this program's `profile.json` or `profile.txt`, or the text files of the paper's authors.
+
+    Raises ValueError for a file that does not fit the model, or a profile above the budget.
+    """
+
+    path: str
+
+    def num_questions(self, space: Space, budget: Budget) -> int:
+        return 0
+
+    def run(self, space: Space, budget: Budget, rng: Random) -> SearchRun:
+        file = Path(self.path)
+        if not file.is_file():
+            raise ValueError(f"search.path {self.path!r} is not a file: give a profile.json or profile.txt")
+        try:
+            text = file.read_text(encoding="utf-8")
+            zero = uniform_profile(space, budget) if budget.metric == "sparsity" else None
+            profile = from_json(space, text) if text.lstrip().startswith("{") else from_text(space, text, zero)
+        except ValueError as error:
+            raise ValueError(f"search.path {self.path}: {error}") from error
+        if not budget.holds(space, profile):
+            raise ValueError(
+                f"search.path {self.path} has {budget.achieved(space, profile):g} {budget.metric}, above "
+                f"budget.target={budget.target}: set budget.target to at least that"
+            )
+        return profile
+        yield

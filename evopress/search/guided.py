@@ -1,0 +1,251 @@
+"""Evolution guided by gradients: second-order tables propose, the fitness of the combined model decides.
+
+Algorithm 1 draws its switches blindly, and sums of measured errors are wrong about many switches at once. Here a table
+says what every single switch would do at the current profile, an exact knapsack turns it into whole profiles, from
+timid to bold, and the true fitness picks one of them; there the next table is made::
+
+    profile ← evenly spaced on the budget, or where a search for another budget ended
+    repeat rounds times:
+        table ← first- and second-order effect of every switch at profile
+        path ← for each damping d: the profile of least summed score, with d · second in place of second
+        profile ← the fittest of path and, if it holds the budget, profile, all on one minibatch
+    repeat generations times:
+        every few generations: a table at profile
+        offspring ← path, and profiles of least noisy score with a random share of the units free to move
+        stages as in Algorithm 1; the parent joins the last
+
+A switch to a costlier level ("up") is scored first + `up_curvature` · second, one to a cheaper level ("down") by its
+second-order effect alone: first-order terms of downs promise gains that vanish when many units go down together.
+
+A drop changes the model too much for what holds near a profile to be of use: there, `Swaps` measures instead.
+"""
+
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+from math import isnan
+from random import Random
+from statistics import fmean
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass as checked_dataclass
+
+from evopress.budget import Budget, Cap
+from evopress.profile import Profile, Space
+from evopress.search.additive import knapsack
+from evopress.search.base import (
+    Answer,
+    Batch,
+    Question,
+    Search,
+    SearchRun,
+    Table,
+    best_first,
+    check_numbers,
+    fitness_of,
+    rows_of,
+)
+from evopress.search.evolution import Stage
+from evopress.search.moves import distinct, evenly_spaced_profile
+from evopress.search.swaps import Swaps
+
+Scores = list[list[float]]
+"""[unit][level]: what going there would do to the fitness; 0 at the current level."""
+
+Asking = Generator[Question, Answer, Profile]
+
+
+@dataclass(frozen=True)
+class Effects:
+    """[unit][level]: predicted change of the KL when the unit alone leaves `profile`, to first and to second order."""
+
+    profile: Profile
+    first: Scores
+    second: Scores
+
+
+@checked_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class Guided(Search):
+    """Rounds of table and line search, then evolution whose mutants the table proposes.
+
+    `trade`: whether units may trade across trade groups (`any`, only the budget counts) or each group keeps the cost it
+    has in the evenly spaced profile (`groups`). `start`, a level per unit, need not hold the budget. Of drops, every
+    round and every generation is a round of swaps.
+    """
+
+    rounds: int = Field(ge=0)
+    table_tokens: int = Field(gt=0)
+    draws: int = Field(default=1, gt=0)
+    dampings: list[Annotated[float, Field(gt=0)]] = Field(min_length=1)
+    up_curvature: float = Field(default=0.6, ge=0)
+    line_tokens: int = Field(gt=0)
+    generations: int = Field(ge=0)
+    generations_per_table: int = Field(default=2, gt=0)
+    offspring: int = Field(gt=0)
+    free_share: float = Field(default=0.3, gt=0, le=1)
+    noise: float = Field(default=0.5, ge=0)
+    stages: list[Stage] = Field(min_length=1)
+    trade: Literal["any", "groups"] = "any"
+    start: Profile | None = None
+
+    @model_validator(mode="after")
+    def _one_survives(self) -> "Guided":
+        if self.stages[-1].survivors != 1:
+            raise ValueError(f"the last of search.stages keeps {self.stages[-1].survivors} candidates: let it keep 1")
+        return self
+
+    def num_questions(self, space: Space, budget: Budget) -> int:
+        if _is_depth(space):
+            return self._swaps().num_questions(space, budget)
+        tables = -(-self.generations // self.generations_per_table)
+        return 2 * self.rounds + tables + self.generations * len(self.stages)
+
+    def starting_at(self, profile: Profile) -> "Guided":
+        return replace(self, start=profile, rounds=max(1, self.rounds // 2), generations=self.generations // 2)
+
+    def run(self, space: Space, budget: Budget, rng: Random) -> SearchRun:
+        if _is_depth(space):
+            return (yield from self._swaps().run(space, budget, rng))
+        uniform = evenly_spaced_profile(space, budget)
+        caps = budget.caps(space) if self.trade == "any" else group_caps(space, uniform)
+        profile = self.start or uniform
+        tables: list[Effects] = []
+        for number in range(1, self.rounds + 1):
+            tables.append((yield from self._table(space, profile)))
+            profile = yield from self._line_search(space, caps, tables, f"round {number}/{self.rounds}, line search")
+        for number in range(1, self.generations + 1):
+            if (number - 1) % self.generations_per_table == 0:
+                tables.append((yield from self._table(space, profile)))
+            label = f"generation {number}/{self.generations}"
+            profile = yield from self._generation(space, caps, profile, tables, rng, label)
+        return profile
+
+    def _swaps(self) -> Swaps:
+        """Per token, the effects of some 60 units cost three times as much as a table, and a comparison half."""
+        return Swaps(
+            rounds=self.rounds + self.generations,
+            effect_tokens=max(1, self.table_tokens // 2),
+            line_tokens=3 * self.line_tokens,
+            start=self.start,
+        )
+
+    def _table(self, space: Space, profile: Profile) -> Generator[Question, Answer, Effects]:
+        rows = yield from rows_of(Table("switch_effects", self.table_tokens, (float(self.draws),), profile))
+        flat = iter(rows)
+        by_unit = [[next(flat) for _ in unit.levels] for unit in space.units]
+        first, second = ([[row[order] for row in unit] for unit in by_unit] for order in (0, 1))
+        return Effects(profile, first, second)
+
+    def _path(self, space: Space, caps: tuple[Cap, ...], tables: list[Effects]) -> list[Profile]:
+        """The way that the last table points out from its profile, from bold to timid."""
+        found = []
+        for damping in self.dampings:
+            scores = self._scores(space, tables, damping)
+            found.append(spent(space, caps, proposed(space, caps, tables[-1].profile, scores), scores))
+        return [profile for profile in dict.fromkeys(found) if profile != tables[-1].profile]
+
+    def _line_search(self, space: Space, caps: tuple[Cap, ...], tables: list[Effects], label: str) -> Asking:
+        """The fittest on the way that the last table points out; its own profile if none is fitter."""
+        profile = tables[-1].profile
+        holds = all(cap.slack(space, profile) >= 0 for cap in caps)
+        candidates = [profile] * holds + self._path(space, caps, tables)
+        fitness = yield from fitness_of(Batch(tuple(candidates), self.line_tokens, label))
+        check_numbers(fitness)
+        return best_first(candidates, fitness)[0]
+
+    def _generation(
+        self, space: Space, caps: tuple[Cap, ...], parent: Profile, tables: list[Effects], rng: Random, label: str
+    ) -> Asking:
+        """Algorithm 1's selection; the last table proposes the mutants, and a fresh one its way as well."""
+
+        def mutant() -> Profile:
+            scores = self._scores(space, tables, rng.choice(self.dampings))
+            noisy = [[rng.lognormvariate(0.0, self.noise) * score for score in unit] for unit in scores]
+            share = self.free_share * rng.random()
+            return spent(space, caps, proposed(space, thawed(space, caps, parent, share, rng), parent, noisy), noisy)
+
+        path = self._path(space, caps, tables) if tables[-1].profile == parent else []
+        candidates = [*path, *distinct(mutant, self.offspring - len(path), exclude={parent, *path})]
+        if not candidates:
+            return parent  # the budget leaves no other profile
+        for number, stage in enumerate(self.stages, start=1):
+            if number == len(self.stages):
+                candidates = [parent, *candidates]
+            batch = Batch(tuple(candidates), stage.tokens, f"{label}, stage {number}/{len(self.stages)}")
+            fitness = yield from fitness_of(batch)
+            candidates = best_first(candidates, fitness)[: stage.survivors]
+        check_numbers(fitness)
+        return candidates[0]
+
+    def _scores(self, space: Space, tables: list[Effects], damping: float) -> Scores:
+        """What the last table says of every level, with the curvature of all tables."""
+        profile, first = tables[-1].profile, tables[-1].first
+        second = averaged(tables)
+
+        def score(unit: int, level: int) -> float:
+            levels = space.units[unit].levels
+            curvature = damping * second[unit][level]
+            is_up = levels[level].cost > levels[profile[unit]].cost
+            return first[unit][level] + self.up_curvature * curvature if is_up else curvature
+
+        return [[score(unit, level) for level in range(len(space.units[unit].levels))] for unit in range(len(space))]
+
+
+def averaged(tables: list[Effects]) -> Scores:
+    """Second-order effects, each the mean over the tables in which the unit left the same level as in the last one."""
+    profile = tables[-1].profile
+    return [
+        [
+            fmean(values)
+            for values in zip(*(table.second[unit] for table in tables if table.profile[unit] == level), strict=True)
+        ]
+        for unit, level in enumerate(profile)
+    ]
+
+
+def group_caps(space: Space, profile: Profile) -> tuple[Cap, ...]:
+    """One cap per trade group, at what the group costs in `profile`."""
+    return tuple(Cap(members, space.cost(profile, members)) for members in space.groups.values())
+
+
+def thawed(space: Space, caps: tuple[Cap, ...], profile: Profile, share: float, rng: Random) -> tuple[Cap, ...]:
+    """The caps on a random `share` of the units, while the others keep their levels in `profile`."""
+    found = []
+    for cap in caps:
+        members = tuple(unit for unit in cap.members if rng.random() < share)
+        held = space.cost(profile, set(cap.members) - set(members))
+        found.append(Cap(members, cap.max_cost - held))
+    return tuple(found)
+
+
+def proposed(space: Space, caps: tuple[Cap, ...], profile: Profile, scores: Scores) -> Profile:
+    """The profile of least summed score under `caps`; units outside them stay as they are in `profile`."""
+    caps = tuple(cap for cap in caps if cap.members)
+    best = knapsack(space, caps, scores)
+    moving = {unit for cap in caps for unit in cap.members}
+    return tuple(best[i] if i in moving else level for i, level in enumerate(profile))
+
+
+def spent(space: Space, caps: tuple[Cap, ...], profile: Profile, scores: Scores) -> Profile:
+    """Spend what a cap leaves over: of the switches that fit, make that of the best score per cost, until none fits."""
+    levels = list(profile)
+    for cap in caps:
+        while True:
+            slack = cap.slack(space, tuple(levels))
+            fitting = [
+                ((scores[unit][level] - scores[unit][levels[unit]]) / extra, unit, level)
+                for unit in cap.members
+                for level, option in enumerate(space.units[unit].levels)
+                for extra in [option.cost - space.units[unit].levels[levels[unit]].cost]
+                if 0 < extra <= slack
+            ]
+            if not fitting:
+                break
+            _, unit, level = min(fitting, key=lambda found: (isnan(found[0]), found))
+            levels[unit] = level
+    return tuple(levels)
+
+
+def _is_depth(space: Space) -> bool:
+    """Whether units are kept or dropped."""
+    return any(not unit.layers for unit in space.units)

@@ -1,0 +1,179 @@
+"""Steps through the space: start profiles on the budget, and level-switch mutation that stays on it."""
+
+from collections.abc import Callable
+from fractions import Fraction
+from random import Random
+
+from evopress.budget import Budget, Cap
+from evopress.profile import Profile, Space
+
+MAX_LEVEL_CHANGES = 10
+MIN_SHARE_SPENT = Fraction(4, 5)
+MAX_TRIES = 200
+
+
+def uniform_profile(space: Space, budget: Budget) -> Profile | None:
+    """The least compressed profile with one level for all units of a cap, if it spends the budget; else None.
+
+    A uniform profile spends the budget when no unit could be raised by one level within it. For drops, uniform means
+    nothing dropped, so there is one only at a target of zero.
+    """
+    for level in range(max(len(unit.levels) for unit in space.units)):
+        profile = space.uniform(level)
+        if budget.holds(space, profile):
+            return profile if not _raisable_within(space, budget.caps(space), profile) else None
+    raise ValueError(_out_of_reach(space, budget))
+
+
+def random_profile(space: Space, budget: Budget, rng: Random) -> Profile:
+    """From the lowest uniform profile above the budget, lower random units until all caps hold; spend what is left.
+
+    Trade groups are picked with probability proportional to their size. Source: arXiv 2410.14649, Appendix on
+    fractional targets. Unlike there, cost that is left over is then spent on raising random units where it fits.
+    """
+    caps = budget.caps(space)
+    levels = list(_lowest_above(space, budget))
+    for cap in caps:
+        _lower_until_it_holds(space, cap, levels, list(cap.members), rng)
+    for index in _raisable_within(space, caps, tuple(levels), rng):
+        if _raise_fits(space, caps, levels, index):
+            levels[index] -= 1
+    return tuple(levels)
+
+
+def evenly_spaced_profile(space: Space, budget: Budget) -> Profile:
+    """The uniform profile where it spends the budget, else the next thing to it.
+
+    That is the lowest uniform profile above the budget with, under each cap, the fewest units one level lower that make
+    the cap hold, spaced evenly through the model. Nothing in it is random.
+    """
+    uniform = uniform_profile(space, budget)
+    if uniform:
+        return uniform
+    levels = list(_lowest_above(space, budget))
+    for cap in budget.caps(space):
+        _lower_evenly(space, cap, levels)
+    return tuple(levels)
+
+
+def num_switches(rng: Random, most: int) -> int:
+    """min(U₁, U₂) with U uniform on 1 … `most`. Source: arXiv 2410.14649, Algorithm 2."""
+    return min(rng.randint(1, most), rng.randint(1, most))
+
+
+def mutate(space: Space, caps: tuple[Cap, ...], parent: Profile, rng: Random, max_switches: int) -> Profile | None:
+    """Level-switch mutation: raise random units, and in the same trade groups lower others until the caps hold again.
+
+    With equal steps in a group this is the paper's switch, one unit a level up and another one down. With unequal steps
+    (several sizes in a group, or widths 2, 4, 8) more units are lowered; the mutant is rejected (None) when more than
+    10 levels changed or when less than 80 % of the removed cost was added back.
+    """
+    levels = list(parent)
+    groups, sizes = list(space.groups.values()), [len(members) for members in space.groups.values()]
+    cap_of = {index: cap for cap in caps for index in cap.members}
+    raised: set[int] = set()
+    lowered: set[int] = set()
+    for _ in range(num_switches(rng, max_switches)):
+        members = rng.choices(groups, weights=sizes)[0]
+        raisable = [i for i in members if levels[i] > 0 and i not in lowered]
+        if not raisable:
+            continue
+        up = rng.choice(raisable)
+        levels[up] -= 1
+        raised.add(up)
+        lowerable = [i for i in members if i not in raised]
+        lowered |= _lower_until_it_holds(space, cap_of[up], levels, lowerable, rng)
+    child = tuple(levels)
+    if child == parent or any(cap.slack(space, child) < 0 for cap in caps):
+        return None
+    return child if _is_fair(space, parent, child) else None
+
+
+def mutants(
+    space: Space, caps: tuple[Cap, ...], parents: list[Profile], count: int, rng: Random, max_switches: int
+) -> list[Profile]:
+    """Up to `count` distinct mutants of random parents, none of them a parent; fewer in a small neighbourhood."""
+    return distinct(lambda: mutate(space, caps, rng.choice(parents), rng, max_switches), count, exclude=set(parents))
+
+
+def distinct(draw: Callable[[], Profile | None], count: int, exclude: set[Profile]) -> list[Profile]:
+    """Up to `count` distinct profiles from `draw`; gives up after 200 draws in a row brought nothing new."""
+    found: dict[Profile, None] = {}
+    tries = 0
+    while len(found) < count and tries < MAX_TRIES:
+        profile = draw()
+        tries += 1
+        if profile is not None and profile not in exclude and profile not in found:
+            found[profile] = None
+            tries = 0
+    return list(found)
+
+
+def _lowest_above(space: Space, budget: Budget) -> Profile:
+    """The most compressed uniform profile that is still above the budget; everything at level 0 when none is."""
+    uniforms = [space.uniform(level) for level in range(_num_levels(space))]
+    return next((profile for profile in reversed(uniforms) if not budget.holds(space, profile)), uniforms[0])
+
+
+def _lower_evenly(space: Space, cap: Cap, levels: list[int]) -> None:
+    """Lower evenly spaced members of `cap` in place: the fewest that make it hold (all of them, if not enough)."""
+    members = [i for i in cap.members if levels[i] < len(space.units[i].levels) - 1]
+    for count in range(len(members) + 1):
+        chosen = {members[(2 * j + 1) * len(members) // (2 * count)] for j in range(count)}
+        lowered = tuple(level + (index in chosen) for index, level in enumerate(levels))
+        if cap.slack(space, lowered) >= 0 or count == len(members):
+            levels[:] = lowered
+            return
+
+
+def _lower_until_it_holds(space: Space, cap: Cap, levels: list[int], candidates: list[int], rng: Random) -> set[int]:
+    """Lower random units of `candidates` in place, one level at a time, until `cap` holds; returns which."""
+    lowered: set[int] = set()
+    slack = cap.slack(space, tuple(levels))
+    while slack < 0:
+        lowerable = [i for i in candidates if levels[i] < len(space.units[i].levels) - 1]
+        if not lowerable:
+            break
+        index = rng.choice(lowerable)
+        before = space.units[index].levels[levels[index]].cost
+        levels[index] += 1
+        slack += before - space.units[index].levels[levels[index]].cost
+        lowered.add(index)
+    return lowered
+
+
+def _raisable_within(space: Space, caps: tuple[Cap, ...], profile: Profile, rng: Random | None = None) -> list[int]:
+    """Units that fit within the caps one level up, in random order when `rng` is given."""
+    slack_of = {index: cap.slack(space, profile) for cap in caps for index in cap.members}
+    fits = [i for i in slack_of if profile[i] > 0 and _raise_cost(space, profile[i], i) <= slack_of[i]]
+    return rng.sample(fits, len(fits)) if rng else fits
+
+
+def _raise_fits(space: Space, caps: tuple[Cap, ...], levels: list[int], index: int) -> bool:
+    return any(
+        index in cap.members and _raise_cost(space, levels[index], index) <= cap.slack(space, tuple(levels))
+        for cap in caps
+    )
+
+
+def _raise_cost(space: Space, level: int, index: int) -> int:
+    return space.units[index].levels[level - 1].cost - space.units[index].levels[level].cost
+
+
+def _is_fair(space: Space, parent: Profile, child: Profile) -> bool:
+    changes = [
+        (abs(new - old), unit.levels[new].cost - unit.levels[old].cost)
+        for unit, old, new in zip(space.units, parent, child, strict=True)
+    ]
+    removed = -sum(cost for _, cost in changes if cost < 0)
+    added = sum(cost for _, cost in changes if cost > 0)
+    return sum(steps for steps, _ in changes) <= MAX_LEVEL_CHANGES and added >= MIN_SHARE_SPENT * removed
+
+
+def _num_levels(space: Space) -> int:
+    return max(len(unit.levels) for unit in space.units)
+
+
+def _out_of_reach(space: Space, budget: Budget) -> str:
+    smallest = budget.achieved(space, space.uniform(_num_levels(space) - 1))
+    return f"budget.target is {budget} but the most compressed profile has {smallest:g}: raise budget.target"

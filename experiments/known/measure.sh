@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Uniform profiles and single drops of SmolLM2-135M on WikiText-2, whose figures are known from other implementations:
+#
+#   TEXT=folder with wikitext2_valid.txt and wikitext2_test.txt
+#   bash experiments/known/measure.sh
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+: "${TEXT:?set TEXT to the folder with wikitext2_valid.txt and wikitext2_test.txt}"
+python=${PYTHON:-.venv/bin/python}
+common=(model=smollm2 data=text "data.source=$TEXT/wikitext2_valid.txt" "data.test_source=$TEXT/wikitext2_test.txt"
+  data.window=512 data.calibration_tokens=16384 data.search_tokens=131072 data.validation_tokens=8192
+  data.test_tokens=8192)
+
+run() { # name, then options
+  local folder="outputs/studies/known/$1"
+  shift
+  "$python" -m evopress.run "${common[@]}" "hydra.run.dir=$folder" "$@"
+}
+
+for drop in attention12 mlp12 block20; do
+  run "$drop" compress=drop budget=drop25 budget.target=0 search=profile "search.path=experiments/known/$drop.txt"
+done
+run magnitude compress=magnitude compress.num_levels=1 budget=sparsity50 search=uniform
+run sparsegpt compress=sparsegpt compress.num_levels=4 budget=sparsity50 search=uniform
+for bits in 3 4 5 6; do
+  run "gptq-$bits" compress=gptq compress.group_size=64 "budget.target=$bits" search=uniform
+done

@@ -1,0 +1,106 @@
+"""KL on unseen tokens of what searches had found after some token equivalents, for `results.json` beside this file.
+
+    python experiments/search/measure.py --task "3 bit" --at 60000 300000 -- RUN_FOLDER ...
+
+A run folder is one that `python -m evopress.run` left, finished or not. All must be of the same model and database.
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from evopress import data as texts
+from evopress.config import CONFIG_FOLDER, build
+from evopress.loading import load as load_model
+from evopress.pipeline import prepare
+from evopress.profile import Profile
+from evopress.search.driver import decode
+
+RESULTS = Path(__file__).parent / "results.json"
+
+
+@dataclass(frozen=True)
+class Found:
+    """The profile a search stood at, and what it had spent by then."""
+
+    profile: Profile
+    token_equivalents: float
+    kl_search: float
+    label: str
+
+
+def history(log: Path) -> Iterator[Found]:
+    """Where a search stood after each batch that decided something: a line search or the last stage of a generation."""
+    spent = 0.0
+    for line in log.read_text().splitlines()[1:]:
+        asked = json.loads(line)
+        spent += asked["token_equivalents"]
+        stage = re.search(r"stage (\d+)/(\d+)$", asked.get("label", ""))
+        if asked["ask"] != "batch" or (stage and stage[1] != stage[2]):
+            continue
+        best = min(range(len(asked["answer"])), key=asked["answer"].__getitem__)
+        yield Found(decode(asked["profiles"][best]), spent, asked["answer"][best], asked["label"])
+
+
+def standing(log: Path, mark: float) -> Found | None:
+    """The last of the history within `mark` token equivalents."""
+    return next((found for found in reversed(list(history(log))) if found.token_equivalents <= mark), None)
+
+
+def overrides_of(run: Path) -> list[str]:
+    """What the command of a run changed."""
+    return [str(key) for key in OmegaConf.load(run / ".hydra" / "overrides.yaml") if not str(key).startswith("hydra.")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", required=True)
+    parser.add_argument("--at", type=float, nargs="+", required=True)
+    parser.add_argument("runs", type=Path, nargs="+")
+    args = parser.parse_args()
+    overrides = {run: overrides_of(run) for run in args.runs}
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        configs = {run: compose("config", overrides=overrides[run]) for run in args.runs}
+    job = build(configs[args.runs[0]], args.runs[0])
+    lm = load_model(job.model, job.outputs / "cache")
+    bench = prepare(job, lm, texts.load(job.data, lm.tokenizer, job.outputs / "cache"))
+    rows: list[tuple[Path, Found]] = [
+        (run, found)
+        for run in args.runs
+        for found in dict.fromkeys(standing(run / "search.jsonl", mark) for mark in args.at)
+        if found
+    ]
+    results = [bench.evaluator.compare([found.profile], bench.splits.test)[0] for _, found in rows]
+    records = []
+    for (run, found), result in zip(rows, results, strict=True):
+        seconds = json.loads((run / "seconds.json").read_text()).get("search", 0.0)
+        total = max(f.token_equivalents for f in history(run / "search.jsonl"))
+        records.append(
+            {
+                "task": args.task,
+                "search": str(configs[run].search["_target_"]).rpartition(".")[2].lower(),
+                "seed": int(configs[run].seed),
+                "token_equivalents": round(found.token_equivalents),
+                "seconds": round(seconds * found.token_equivalents / total, 1),
+                "kl_unseen": round(result.mean_kl, 5),
+                "kl_search": found.kl_search,
+                "cost": bench.space.cost(found.profile),
+                "perplexity_unseen": round(result.perplexity, 3),
+                "stands_at": found.label,
+                "overrides": [re.sub("=.*/", "=", override) for override in overrides[run]],  # files without folders
+            }
+        )
+    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    RESULTS.write_text(json.dumps(known + [r for r in records if r not in known], indent=1) + "\n")
+    for record in records:
+        print({key: record[key] for key in ("search", "seed", "token_equivalents", "kl_unseen", "kl_search")})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""Searched tiny models for the tests of exports."""
+
+from pathlib import Path
+
+import torch
+
+from evopress.compress.base import Compressor
+from evopress.compress.drop import Drop
+from evopress.compress.sequential import build
+from evopress.database import Database, DecodedLevels
+from evopress.export import Searched
+from evopress.models import LanguageModel
+from evopress.profile import Profile
+from evopress.space import SpaceSettings, drop_space, layer_space
+from tests.tiny_models import token_windows
+
+
+def searched_drops(lm: LanguageModel, dropped: set[tuple[int, str]]) -> Searched:
+    """The model without the given sub-blocks."""
+    space = drop_space(lm, Drop())
+    profile = tuple(int((unit.blocks[0], unit.kind) in dropped) for unit in space.units)
+    assert sum(profile) == len(dropped)
+    return Searched(lm, space, profile)
+
+
+def compressed(lm: LanguageModel, compressor: Compressor, folder: Path, *, tie: str = "none") -> Searched:
+    """Levels of every layer, taken in turn, so that neighbouring units differ."""
+    compressor = compressor.for_hidden_size(lm.hidden_size)
+    space = layer_space(lm, compressor, SpaceSettings(tie=tie))
+    database = Database.open(folder, "levels", {"model": lm.name})
+    build(lm, compressor, token_windows(4, 32), database, batch_tokens=128)
+    weights = DecodedLevels(database, limit_bytes=10**9, dtype=lm.dtype, device=torch.device("cpu"))
+    return Searched(lm, space, in_turn(space), weights)
+
+
+def in_turn(space) -> Profile:
+    return tuple(index % len(unit.levels) for index, unit in enumerate(space.units))

@@ -1,0 +1,96 @@
+"""The slow and obvious computation that the fast one is held against: one candidate, one window, a whole model each."""
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from math import exp
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from evopress.compress.base import Compressor, LayerGroup
+from evopress.compress.weights import CompressedWeight
+from evopress.database import OUTSIDE, BlockLevels, Database
+from evopress.models import LanguageModel
+from evopress.profile import Profile, Space
+
+Levels = Mapping[str, list[CompressedWeight]]
+"""All levels of every layer, by full name."""
+
+LAST_LAYERS = {"attention": ("self_attn.o_proj", "self_attn.out_proj"), "mlp": ("mlp.down_proj", "fc2")}
+"""What a sub-block ends with; zeros there make it add nothing."""
+
+
+def layer_levels(lm: LanguageModel, compressor: Compressor) -> dict[str, list[CompressedWeight]]:
+    """Every layer by itself, for compressors that need no Hessian."""
+    names = [f"{block}.{local}" for block in lm.block_names for group in lm.family.layers for local in group]
+    names += lm.ends if compressor.takes_ends else ()
+    weights = {name: lm.model.get_submodule(name).weight.detach() for name in names}
+    return {name: compressor.compress(LayerGroup((name,), (weights[name],))).levels[0] for name in names}
+
+
+def filled(lm: LanguageModel, levels: Levels, root: Path) -> Database:
+    """A database that holds `levels`."""
+    database = Database.open(root, "plain", {"model": lm.name})
+    for block, prefix in [*enumerate(lm.block_names), (OUTSIDE, None)]:
+        inside = {
+            name: weights
+            for name, weights in levels.items()
+            if (name in lm.ends if prefix is None else name.startswith(f"{prefix}."))
+        }
+        database.put(block, BlockLevels(inside, {name: [0.0] * len(weights) for name, weights in inside.items()}))
+    return database
+
+
+def assembled(lm: LanguageModel, space: Space, levels: Levels, profile: Profile) -> PreTrainedModel:
+    """A copy of the whole model with the weights of `profile` in it; dropped sub-blocks end in zeros."""
+    model = deepcopy(lm.model)
+    for unit, level in zip(space.units, profile, strict=True):
+        for name in unit.layers:
+            model.get_submodule(name).weight.data = levels[name][level].dense(torch.float32)
+        if not unit.layers and level:
+            for block in unit.blocks:
+                for kind in ("attention", "mlp") if unit.kind == "block" else (unit.kind,):
+                    _zero_last_layer(model.get_submodule(lm.block_names[block]), kind)
+    return model
+
+
+def _zero_last_layer(block: torch.nn.Module, kind: str) -> None:
+    modules = dict(block.named_modules())
+    (layer,) = [modules[path] for path in LAST_LAYERS[kind] if path in modules]
+    for parameter in layer.parameters():
+        parameter.data = torch.zeros_like(parameter)
+
+
+def logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
+    """(windows, time, vocabulary), float32."""
+    with torch.no_grad():
+        return torch.cat([model(input_ids=window, use_cache=False).logits.float() for window in tokens.split(1)])
+
+
+def kl(dense: Tensor, other: Tensor, top_k: int | None = None) -> Tensor:
+    """KL(dense ‖ other) of each token from logits (…, vocabulary), float64."""
+    dense, other = dense.double(), other.double()
+    if top_k is not None:
+        kept = dense.argsort(dim=-1, descending=True)[..., :top_k]
+        dense, other = dense.gather(-1, kept), other.gather(-1, kept)
+    p = dense.softmax(-1)
+    return (p * (p.log() - other.softmax(-1).log())).sum(-1)
+
+
+def cross_entropies(logits: Tensor, tokens: Tensor) -> Tensor:
+    """−log p of each token but the first of a window, (windows, time − 1), float64."""
+    p = logits.double().softmax(-1)
+    found = [[-p[w, t - 1, tokens[w, t]].log() for t in range(1, tokens.shape[1])] for w in range(len(tokens))]
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def judged(
+    lm: LanguageModel, space: Space, levels: Levels, profiles: Sequence[Profile], tokens: Tensor
+) -> tuple[list[float], list[float]]:
+    """Mean KL from the dense model and perplexity of each profile."""
+    dense = logits(lm.model, tokens)
+    found = [logits(assembled(lm, space, levels, profile), tokens) for profile in profiles]
+    kls = [float(kl(dense, each).mean()) for each in found]
+    return kls, [exp(float(cross_entropies(each, tokens).mean())) for each in found]

@@ -1,0 +1,275 @@
+"""Rules of the guided search, on made-up spaces with made-up tables, and as a whole on a tiny model."""
+
+import json
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from evopress.budget import Budget
+from evopress.compress.drop import Drop
+from evopress.compress.gptq import GPTQ
+from evopress.compress.sparsegpt import SparseGPT
+from evopress.data import Data
+from evopress.evaluate import Eval
+from evopress.evaluator import Evaluator, EvaluatorSettings
+from evopress.loading import ModelSource
+from evopress.pipeline import Job, run
+from evopress.profile import Profile, Space
+from evopress.search.base import Batch, Table
+from evopress.search.driver import encode, question_key
+from evopress.search.evolution import Stage
+from evopress.search.guided import Guided, proposed, spent, thawed
+from evopress.search.moves import evenly_spaced_profile
+from evopress.space import SpaceSettings
+from evopress.tracking import Tracker
+from tests.spaces import BITS3, bit_space, drop_space, linear_fitness, play, sparse_space
+from tests.tiny_models import save_tiny
+
+HALF = Budget(metric="sparsity", target=0.5)
+DROP = Budget(metric="drop", target=0.25)
+
+
+def guided(**changes) -> Guided:
+    defaults = dict(
+        rounds=2,
+        table_tokens=32,
+        dampings=[1.0, 4.0],
+        line_tokens=32,
+        generations=3,
+        offspring=4,
+        stages=[Stage(survivors=2, tokens=32), Stage(survivors=1, tokens=64)],
+    )
+    return Guided(**{**defaults, **changes})
+
+
+def flat_table(space: Space, weights: list[float], second: float = 0.1):
+    """Effects of a fitness that is linear in the levels, with some curvature for every step."""
+
+    def answer(question: Table) -> list[list[float]]:
+        assert question.kind == "switch_effects" and question.profile is not None
+        return [
+            [weight * (level - at), (second + weight) * abs(level - at)]
+            for unit, weight, at in zip(space.units, weights, question.profile, strict=True)
+            for level in range(len(unit.levels))
+        ]
+
+    return answer
+
+
+def no_raise_fits(space: Space, budget: Budget, profile: Profile) -> bool:
+    return all(
+        space.units[i].levels[level].cost - space.units[i].levels[profile[i]].cost > cap.slack(space, profile)
+        for cap in budget.caps(space)
+        for i in cap.members
+        for level in range(profile[i])
+    )
+
+
+@given(
+    st.lists(st.sampled_from([8, 16, 24, 40]), min_size=3, max_size=10),
+    st.sampled_from([(4, 3, 2), (8, 4, 2), (6, 5, 4, 3, 2)]),
+    st.sampled_from([2.2, 2.5, 3.0, 3.3]),
+    st.integers(0, 99),
+)
+@settings(deadline=None, max_examples=25)
+def test_every_profile_asked_about_holds_the_budget_and_spends_it(sizes, bits, target, seed):
+    space, budget, rng = bit_space(sizes, bits), Budget(metric="bits", target=target), Random(seed)
+    weights = [rng.random() for _ in sizes]
+    best, asked = play(guided(), space, budget, linear_fitness(weights), seed, flat_table(space, weights))
+    start = evenly_spaced_profile(space, budget)
+    for profile in {best, *(p for batch in asked if isinstance(batch, Batch) for p in batch.profiles)} - {start}:
+        assert budget.holds(space, profile)
+        assert no_raise_fits(space, budget, profile)
+
+
+@pytest.mark.parametrize(
+    ("space", "budget", "cost"),
+    [
+        (bit_space([8] * 10), Budget(metric="bits", target=2.5), 200),
+        (bit_space([8] * 10), BITS3, 240),
+        (sparse_space(5), HALF, 500),
+        (drop_space(8), DROP, 12),
+        (bit_space([8] * 10), Budget(metric="size", target="30B"), 30),
+    ],
+    ids=str,
+)
+def test_budgets_are_met_exactly(space, budget, cost):
+    space = space.priced_in_bytes() if budget.metric == "size" else space
+    rng = Random(0)
+    weights = [rng.random() for _ in space.units]
+    best, _ = play(guided(), space, budget, linear_fitness(weights), table=flat_table(space, weights))
+    assert space.cost(best) == cost
+
+
+def test_what_matters_goes_up_and_what_does_not_pays():
+    space, weights = bit_space([8] * 8), [9.0, 8.0, 7.0, 6.0, 0.4, 0.3, 0.2, 0.1]
+    best, asked = play(guided(generations=0), space, BITS3, linear_fitness(weights), table=flat_table(space, weights))
+    assert best == (0, 0, 0, 0, 2, 2, 2, 2)
+    assert [type(question) for question in asked] == [Table, Batch, Table, Batch]
+
+
+def test_true_fitness_decides_not_the_table():
+    space, weights = bit_space([8] * 8), [9.0, 8.0, 7.0, 6.0, 0.4, 0.3, 0.2, 0.1]
+    start = evenly_spaced_profile(space, BITS3)
+    best, _ = play(guided(), space, BITS3, lambda p: float(p != start), table=flat_table(space, weights))
+    assert best == start
+    best, _ = play(
+        guided(), space, BITS3, lambda p: 1.0 if p == start else float("nan"), table=flat_table(space, weights)
+    )
+    assert best == start
+
+
+def test_first_order_gains_of_downs_are_not_believed():
+    """Every unit claims to gain by going down; only the ups' claims and the curvature may count."""
+    space = bit_space([8] * 4)
+    first, second = {0: -1.0, 1: 0.0, 2: -100.0}, {0: 0.1, 1: 0.0, 2: 0.3}
+
+    def table(question):
+        return [[first[level], second[level] * (1 + unit)] for unit in range(4) for level in range(3)]
+
+    _, asked = play(guided(rounds=1, generations=0, dampings=[1.0]), space, BITS3, lambda p: 0.0, table=table)
+    assert asked[1].profiles == ((1, 1, 1, 1), (2, 2, 0, 0)) or asked[1].profiles[1] == (2, 0, 0, 2)
+    assert asked[1].profiles[1].count(2) == 2
+
+
+def test_generations_ask_what_the_stages_say_with_a_table_every_few():
+    space, weights = bit_space([8] * 8), [float(i) for i in range(8)]
+    method = guided(rounds=0, generations=3, generations_per_table=2)
+    _, asked = play(method, space, BITS3, linear_fitness(weights), table=flat_table(space, weights))
+    assert [q.num_tokens for q in asked] == [32, 32, 64, 32, 64, 32, 32, 64]
+    assert [isinstance(q, Table) for q in asked] == [True, False, False, False, False, True, False, False]
+    assert method.num_questions(space, BITS3) == len(asked)
+    parent = evenly_spaced_profile(space, BITS3)
+    assert parent not in asked[1].profiles and asked[2].profiles[0] == parent
+    assert len(set(asked[1].profiles)) == len(asked[1].profiles)
+
+
+def test_where_the_budget_leaves_no_other_profile_the_search_ends():
+    space = bit_space([8] * 4)
+    lowest = Budget(metric="bits", target=2)
+    best, asked = play(guided(), space, lowest, lambda p: 0.0, table=flat_table(space, [1.0] * 4))
+    assert best == (2, 2, 2, 2)
+    assert all(batch.profiles == ((2, 2, 2, 2),) for batch in asked if isinstance(batch, Batch))
+
+
+@given(st.lists(st.sampled_from([8, 16]), min_size=4, max_size=10), st.integers(0, 99))
+@settings(deadline=None, max_examples=15)
+def test_trade_groups_keep_their_cost_when_asked_to(sizes, seed):
+    space, rng = bit_space(sizes), Random(seed)
+    weights = [rng.random() for _ in sizes]
+    table = flat_table(space, weights)
+    best, _ = play(guided(trade="groups"), space, BITS3, linear_fitness(weights), seed, table)
+    for members in space.groups.values():
+        assert space.cost(best, members) == sum(3 * space.units[i].num_weights for i in members)
+
+
+@given(st.integers(0, 99))
+def test_only_thawed_units_move(seed):
+    space, rng = bit_space([8] * 12), Random(seed)
+    profile = evenly_spaced_profile(space, BITS3)
+    scores = [[rng.uniform(-1, 1) if level != 1 else 0.0 for level in range(3)] for _ in range(12)]
+    caps = thawed(space, BITS3.caps(space), profile, 0.4, rng)
+    child = proposed(space, caps, profile, scores)
+    assert BITS3.holds(space, child)
+    assert all(child[i] == profile[i] for i in set(range(12)) - set(caps[0].members))
+
+
+def test_what_is_left_over_goes_where_it_scores_best():
+    space = bit_space([8, 8, 16])
+    caps = Budget(metric="bits", target=2.5).caps(space)
+    assert spent(space, caps, (2, 2, 2), [[-9.0, -3.0, 0.0], [-2.0, -1.0, 0.0], [-5.0, -4.0, 0.0]]) == (0, 2, 2)
+
+
+def test_a_question_about_a_profile_is_known_by_it():
+    keys = [question_key(Table("switch_effects", 8, (1.0,), profile)) for profile in ((0, 1), (1, 0))]
+    assert keys[0] != keys[1] and keys[0]["profile"] == encode((0, 1))
+    assert "profile" not in question_key(Table("cosine", 8))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stages": [Stage(survivors=2, tokens=8)]}, "let it keep 1"),
+        ({"dampings": []}, "at least 1"),
+        ({"dampings": [-1.0]}, "greater than 0"),
+        ({"free_share": 1.5}, "less than or equal to 1"),
+        ({"trade": "size"}, "'any' or 'groups'"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(changes, message):
+    with pytest.raises(ValidationError, match=message):
+        guided(**changes)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("llama")
+    save_tiny("llama", folder)
+    return folder
+
+
+def job(folder, outputs, model, **changes) -> Job:
+    defaults = dict(
+        model=ModelSource(name="tiny", path=str(model), dtype="float32", device="cpu", max_perplexity=1e6),
+        data=Data(
+            source="pydoc", window=32, calibration_tokens=256, search_tokens=256, validation_tokens=64, test_tokens=64
+        ),
+        compress=GPTQ(bits=[2, 3, 4], group_size=32),
+        space=SpaceSettings(),
+        budget=Budget(metric="bits", target=3),
+        search=guided(generations=2),
+        evaluator=EvaluatorSettings(),
+        eval=Eval(),
+        tracker=Tracker(),
+        stages=("database", "search"),
+        seed=0,
+        folder=folder,
+        outputs=outputs,
+    )
+    return Job(**{**defaults, **changes})
+
+
+@pytest.mark.parametrize(
+    ("compress", "budget"),
+    [
+        (GPTQ(bits=[2, 3, 4], group_size=32), Budget(metric="bits", target=2.5)),
+        (GPTQ(bits=[2, 3, 4], group_size=32), Budget(metric="size", target="125KB")),
+        (SparseGPT(base=0.5, num_levels=2), HALF),
+        (Drop(), Budget(metric="drop", target=1 / 3)),
+        (Drop(granularity="block"), Budget(metric="drop", target=1 / 3)),
+    ],
+    ids=lambda value: str(value)[:24],
+)
+def test_every_kind_of_budget_on_a_model(compress, budget, tmp_path, model):
+    run(job(tmp_path / "run", tmp_path, model, compress=compress, budget=budget))
+    achieved = json.loads((tmp_path / "run" / "profile.json").read_text())["achieved"]
+    if budget.metric == "size":
+        assert 124_000 < achieved <= 125_000
+    else:
+        assert achieved == pytest.approx(float(budget.target))
+
+
+class Killed(BaseException):
+    """Like a kill: nothing in the program catches it."""
+
+
+def test_a_killed_search_resumes_to_the_same_bytes(tmp_path, model, monkeypatch):
+    run(job(tmp_path / "whole", tmp_path / "outputs", model))
+    left, evaluate = iter(range(2)), Evaluator.evaluate
+
+    def dying(self, *args):
+        if next(left, None) is None:
+            raise Killed
+        return evaluate(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluator, "evaluate", dying)
+        with pytest.raises(Killed):
+            run(job(tmp_path / "killed", tmp_path / "outputs", model))
+    assert len((tmp_path / "killed" / "search.jsonl").read_text().splitlines()) == 1 + 5  # killed after the third table
+    run(job(tmp_path / "killed", tmp_path / "outputs", model))
+    for name in ("search.jsonl", "profile.json"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

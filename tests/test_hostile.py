@@ -1,0 +1,386 @@
+"""Files made to mislead or to run code: refused by name, and nothing in them is run."""
+
+import json
+import shutil
+import struct
+from pathlib import Path
+from random import Random
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+import yaml
+from hydra import compose, initialize_config_dir
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from evopress import texts
+from evopress.compress.weights import Kept, from_tensors
+from evopress.config import CONFIG_FOLDER, UserMistake, build, with_resume
+from evopress.database import BlockLevels, Database
+from evopress.files import check_seal, is_whole, parse_json, sealed, write_checksums
+from evopress.loading import INDEX, ModelSource, load
+from evopress.profile import from_json
+from evopress.search.driver import SearchLog
+from tests.spaces import bit_space
+from tests.tiny_models import random_model, save_tiny, tokenizer
+
+pytestmark = pytest.mark.counts("hostile files")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    save_tiny("llama", folder)
+    return folder
+
+
+@pytest.fixture
+def model(saved, tmp_path) -> Path:
+    """A model with a module beside it that leaves a canary when it is imported."""
+    folder = Path(shutil.copytree(saved, tmp_path / "model"))
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')\nclass Evil: pass\n")
+    return folder
+
+
+def edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def loaded(folder: Path, **changes):
+    source = ModelSource(name="evil", path=str(folder), dtype="float32", device="cpu", **changes)
+    return load(source, folder.parent / "cache")
+
+
+CODE = {
+    "config.json": {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"}},
+    "tokenizer_config.json": {"tokenizer_class": "EvilTokenizer", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}},
+}
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_a_model_that_brings_code_is_refused_with_the_key_and_the_code_is_not_run(name, model, tmp_path):
+    edit(model / name, **CODE[name])
+    with pytest.raises(ValueError, match=r"Python code of its own, which is not run.*model\.trust_remote_code=true"):
+        loaded(model)
+    assert not (tmp_path / "canary").exists()
+
+
+def test_code_beside_a_model_that_needs_none_is_not_run(model, tmp_path):
+    edit(model / "config.json", auto_map={"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"})
+    assert loaded(model).num_blocks == 3
+    assert not (tmp_path / "canary").exists()
+
+
+def test_a_configuration_that_asks_for_an_attention_kernel_of_the_hub_is_refused(model):
+    edit(model / "config.json", attn_implementation="somebody/kernel")
+    with pytest.raises(ValueError, match=r"asks for somebody/kernel, code from the hub: set model\.attention"):
+        loaded(model)
+    assert loaded(model, attention="eager").num_blocks == 3
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors", "adapter_model.bin"])
+def test_a_pickle_is_never_opened_whatever_it_is_called(name, model, tmp_path):
+    """The pickle would leave the canary."""
+    command = f"c__builtin__\nexec\n(Vopen({str(tmp_path / 'canary')!r}, 'w')\ntR."
+    (model / "model.safetensors").unlink()
+    (model / name).write_bytes(command.encode())
+    with pytest.raises(ValueError, match=r"model\.path.*cannot be loaded.*safetensors"):
+        loaded(model)
+    assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize("where", ["../outside.safetensors", "absolute"])
+def test_an_index_cannot_take_weights_from_elsewhere(where, model, tmp_path):
+    shutil.move(model / "model.safetensors", tmp_path / "outside.safetensors")
+    name = str(tmp_path / "outside.safetensors") if where == "absolute" else where
+    (model / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": {"lm_head.weight": name}}))
+    with pytest.raises(ValueError, match=r"outside\.safetensors, which is not a file of its folder"):
+        loaded(model)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hidden_size": 10**9},
+        {"vocab_size": 10**9},
+        {"hidden_size": "64"},
+        {"num_hidden_layers": 0},
+        {"num_attention_heads": 0},
+        {"num_hidden_layers": -1},
+    ],
+    ids=str,
+)
+def test_shapes_that_are_giant_or_nonsense_are_refused(changes, model):
+    edit(model / "config.json", **changes)
+    with pytest.raises(ValueError, match="model"):
+        loaded(model)
+
+
+@pytest.mark.parametrize("number", range(12))
+def test_a_gguf_file_with_any_field_made_giant_is_refused(number, tmp_path):
+    """Counts, lengths and offsets of the header, each in turn beyond the file."""
+    string = struct.pack("<Q", 20) + b"general.architecture" + struct.pack("<I", 8) + struct.pack("<Q", 5) + b"llama"
+    header = b"GGUF" + struct.pack("<IQQ", 3, 1, 1) + string
+    tensor = struct.pack("<Q", 1) + b"w" + struct.pack("<IQQIQ", 2, 32, 32, 0, 0)
+    content = bytearray(header + tensor + bytes(4096))
+    place = 4 + 10 * number
+    content[place : place + 8] = struct.pack("<Q", 2**62)
+    (tmp_path / "model.gguf").write_bytes(content)
+    with pytest.raises(ValueError, match=r"model\.path.*cannot be loaded"):
+        loaded(tmp_path / "model.gguf")
+
+
+LINE = "a word and another one and so on "
+ENCODINGS = {
+    "utf16.txt": LINE.encode("utf-16"),
+    "latin.txt": b"caf\xe9 " * 50,
+    "overlong.txt": b"\xc0\xaf" * 50,
+    "surrogate.txt": b"\xed\xa0\x80" * 50,
+    "cut.txt": "é".encode()[:1],
+    "surrogate.jsonl": b'{"text": "\\ud800"}\n',
+    "twice.jsonl": b'{"text": "\xff"}\n',
+}
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_text_of_a_broken_encoding_is_refused_with_its_file(name, tmp_path):
+    (tmp_path / name).write_bytes(ENCODINGS[name])
+    with pytest.raises(ValueError, match=rf"data\.source: .*{name} is not (UTF-8|Unicode) text"):
+        list(texts.documents(str(tmp_path / name), "text", "train"))
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    for name, content in (("a.txt", b"word"), ("b.jsonl", b'{"text": "word"}')):
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content)
+        assert list(texts.documents(str(tmp_path / name), "text", "train")) == ["word"]
+
+
+def test_parquet_with_broken_text_or_any_flipped_bit_is_refused_or_read(tmp_path):
+    offsets = pyarrow.array([0, 2, 4], pyarrow.int32()).buffers()[1]
+    broken = pyarrow.StringArray.from_buffers(2, offsets, pyarrow.py_buffer(b"\xff\xfeab"))
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": broken}), path)
+    with pytest.raises(ValueError, match=r"data\.source: .*a\.parquet.*damaged"):
+        list(texts.documents(str(path), "text", "train"))
+    pyarrow.parquet.write_table(pyarrow.table({"text": [f"{LINE}{n}" for n in range(300)]}), path)
+    whole, rng = path.read_bytes(), Random(0)
+    refused = 0
+    for _ in range(60):
+        content = bytearray(whole)
+        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        path.write_bytes(content)
+        try:
+            list(texts.documents(str(path), "text", "train"))
+        except ValueError as error:
+            assert "data." in str(error)
+            refused += 1
+    assert refused > 10
+
+
+@pytest.fixture
+def database(tmp_path) -> Database:
+    made = Database.open(tmp_path, "evil", {"model": "x"})
+    made.put(0, BlockLevels({"layer": [Kept(torch.ones(2, 2))]}, {"layer": [0.0]}))
+    return made
+
+
+def reopened(database: Database) -> Database:
+    return Database.open(database.folder.parent, "evil", {"model": "x"})
+
+
+@pytest.mark.parametrize("key", ["fingerprint", "blocks", "format", "sha256", "identity"])
+def test_a_manifest_without_one_of_its_keys_is_refused(key, database):
+    manifest = json.loads(database.manifest_path.read_text())
+    del manifest[key]
+    database.manifest_path.write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"manifest\.json cannot be read.*delete"):
+        reopened(database)
+
+
+def test_a_key_given_twice_is_refused_in_manifest_log_and_profile(database, tmp_path):
+    text = database.manifest_path.read_text().rstrip()
+    database.manifest_path.write_text(text[:-1] + ', "format": 1}')
+    with pytest.raises(ValueError, match=r"'format' is given twice.*delete"):
+        reopened(database)
+    log = SearchLog(tmp_path / "search.jsonl", {"seed": 1})
+    log.replay()
+    log.path.write_text(log.path.read_text().replace('"seed": 1', '"seed": 1, "seed": 1'))
+    with pytest.raises(ValueError, match="'seed' is given twice"):
+        log.replay()
+    with pytest.raises(ValueError, match="'level' is given twice"):
+        from_json(bit_space([1]), '{"units": [{"unit": "layer0", "level": 0, "level": 1}]}')
+
+
+@pytest.mark.parametrize("name", ["/layer0", "../layer0", "layer0\x00", "layer0/../layer0"])
+def test_a_profile_cannot_name_anything_but_the_units(name):
+    with pytest.raises(ValueError, match="another model"):
+        from_json(bit_space([1]), json.dumps({"units": [{"unit": name, "level": 0}]}))
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"kind": "quantized", "bits": 4, "cols": 10**15},
+        {"kind": "sparse", "cols": 2**40},
+        {"kind": "dropped", "rows": 2**30, "cols": 2**30},
+        {"kind": "dropped", "rows": -1, "cols": 4},
+        {"kind": "ggml", "type": "Q4_0", "cols": 2**50},
+        {"kind": "os.system"},
+        {},
+    ],
+    ids=str,
+)
+def test_packed_weights_of_giant_or_unknown_form_are_refused(spec):
+    tensors = {
+        "codes": torch.zeros(2, 2, dtype=torch.int32),
+        "scales": torch.ones(2, 1),
+        "bitmask": torch.zeros(2, 1, dtype=torch.uint8),
+        "values": torch.zeros(0),
+    }
+    with pytest.raises(ValueError, match=r"\w"):
+        from_tensors(spec, tensors)
+
+
+def test_a_safetensors_header_that_lies_about_its_length_is_refused(tmp_path, database):
+    path = database.folder / "block-000.safetensors"
+    content = path.read_bytes()
+    for length in (2**63, len(content), 0):
+        path.write_bytes(struct.pack("<Q", length) + content[8:])
+        with pytest.raises(Exception, match=r"(?i)header|invalid"), safe_open(path, "pt"):
+            pass
+        assert reopened(database).blocks == {}
+
+
+@pytest.fixture
+def run_folder(tmp_path) -> Path:
+    """A run directory as Hydra leaves it."""
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        cfg = compose("config", [f"outputs={tmp_path}"])
+    (tmp_path / "run" / ".hydra").mkdir(parents=True)
+    OmegaConf.save(cfg, tmp_path / "run" / ".hydra" / "config.yaml")
+    return tmp_path / "run"
+
+
+def rewrite(run_folder: Path, change) -> None:
+    path = run_folder / ".hydra" / "config.yaml"
+    content = yaml.safe_load(path.read_text())
+    change(content)
+    path.write_text(yaml.safe_dump(content))
+
+
+def test_a_saved_run_is_resumed(run_folder):
+    assert f"hydra.run.dir={run_folder}" in with_resume([f"resume={run_folder}"])
+    assert build(OmegaConf.load(run_folder / ".hydra" / "config.yaml"), run_folder).seed == 0
+
+
+@pytest.mark.parametrize("key", ["hydra", "defaults"])
+def test_a_saved_run_that_steers_hydra_is_not_resumed(key, run_folder):
+    rewrite(run_folder, lambda content: content.update({key: {"callbacks": {"x": {"_target_": "os.system"}}}}))
+    with pytest.raises(SystemExit, match=f"the key {key}, which no run leaves behind: it could run code"):
+        with_resume([f"resume={run_folder}"])
+
+
+def test_a_saved_run_that_calls_itself_hydras_settings_is_not_resumed(run_folder):
+    path = run_folder / ".hydra" / "config.yaml"
+    path.write_text("# @package hydra\n" + path.read_text())
+    with pytest.raises(SystemExit, match="a @package line, which no run leaves"):
+        with_resume([f"resume={run_folder}"])
+
+
+def test_a_saved_run_that_brings_configuration_groups_is_not_resumed(run_folder):
+    (run_folder / ".hydra" / "hydra").mkdir()
+    with pytest.raises(SystemExit, match="the folder hydra, which no run leaves"):
+        with_resume([f"resume={run_folder}"])
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "a: [", "!!python/object/apply:os.system [true]"])
+def test_a_damaged_configuration_is_not_resumed(content, run_folder):
+    (run_folder / ".hydra" / "config.yaml").write_text(content)
+    with pytest.raises(SystemExit, match=r"config\.yaml is damaged"):
+        with_resume([f"resume={run_folder}"])
+
+
+@pytest.mark.parametrize("group", ["compress", "search", "tracking", "model"])
+@pytest.mark.parametrize("target", ["os.system", "subprocess.Popen", "evopress.budget.Budget", "nowhere.Class"])
+def test_a_saved_run_cannot_name_what_is_called(group, target, run_folder):
+    rewrite(run_folder, lambda content: content[group].update(_target_=target))
+    with pytest.raises(UserMistake, match=rf"{group}\._target_ is '{target}', which is no"):
+        build(OmegaConf.load(run_folder / ".hydra" / "config.yaml"), run_folder)
+
+
+@pytest.mark.parametrize("key", ["_target_", "_partial_", "_args_"])
+def test_a_saved_run_cannot_hide_a_call_inside_a_setting(key, run_folder, tmp_path):
+    call = {key: "builtins.open", "_args_": [str(tmp_path / "canary"), "w"]}
+    rewrite(run_folder, lambda content: content["search"].update(stages=[call]))
+    with pytest.raises(UserMistake, match="only one _target_ is allowed"):
+        build(OmegaConf.load(run_folder / ".hydra" / "config.yaml"), run_folder)
+    assert not (tmp_path / "canary").exists()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["blocks", "file", "0", "bytes", "sha256", "format", "fingerprint", "header"]),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(JSON, st.booleans())
+def test_any_json_is_a_manifest_with_remedy_or_refused(tmp_path_factory, value, is_sealed):
+    database = Database.open(tmp_path_factory.mktemp("fuzz"), "x", {"model": "x"})
+    database.folder.mkdir()
+    content = sealed(value) if is_sealed and isinstance(value, dict) else value
+    database.manifest_path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="delete"):
+        database.refresh()
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(JSON, min_size=1, max_size=3), st.booleans())
+def test_any_lines_are_refused_as_a_search_log(tmp_path_factory, values, is_sealed):
+    path = tmp_path_factory.mktemp("fuzz") / "search.jsonl"
+    lines = [sealed(value) if is_sealed and isinstance(value, dict) else value for value in values]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(ValueError, match=r"search\.jsonl"):
+        SearchLog(path, {"seed": 1}).replay()
+
+
+@given(st.binary(max_size=60) | st.text(max_size=60))
+def test_any_text_is_json_or_a_value_error(text):
+    try:
+        check_seal(parse_json(text))
+    except ValueError:
+        return
+    raise AssertionError("nothing that short has a checksum")
+
+
+def test_a_folder_of_cached_files_is_whole_until_any_of_them_changes(tmp_path):
+    folder = tmp_path / "model"
+    random_model("llama").save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    assert not is_whole(folder)
+    write_checksums(folder)
+    assert is_whole(folder)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    for path, content in before.items():
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        assert not is_whole(folder)
+        path.write_bytes(content)
+    (folder / "extra.py").write_text("")
+    assert not is_whole(folder)
+    (folder / "extra.py").unlink()
+    save_file({"other": torch.zeros(1)}, folder / "more.safetensors")
+    assert not is_whole(folder)
+    assert not is_whole(tmp_path / "nowhere")

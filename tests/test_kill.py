@@ -1,0 +1,169 @@
+"""A program that is killed at any moment goes on to the same bytes as one that was not."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from tests.wandb_files import wandb_records
+
+PROJECT = Path(__file__).parents[1]
+STAGES = ("database", "search", "evaluate", "export")
+KILLS = int(os.environ.get("EVOPRESS_KILLS", len(STAGES)))
+"""How often the program is killed, in the stages by turns; `make test-faults` asks for more."""
+
+PATIENCE = 300
+"""Seconds that anything may take on a busy machine."""
+
+SETTINGS = [
+    "data.calibration_tokens=8192",
+    "data.search_tokens=4096",
+    "data.validation_tokens=1024",
+    "data.test_tokens=4096",
+    "search.generations=4",
+    "export.formats=[hf,zeroed]",
+]
+
+
+def start(folder: Path, *settings: str) -> subprocess.Popen:
+    """Begin a run in `folder`, or go on with the one that is there as a user would."""
+    begun = (folder / "run" / ".hydra" / "overrides.yaml").exists()
+    own = [f"resume={folder}/run"] if begun else [f"outputs={folder}", f"hydra.run.dir={folder}/run", *SETTINGS]
+    return subprocess.Popen(
+        [sys.executable, "-m", "evopress.run", *own, *settings],
+        cwd=PROJECT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finished(folder: Path) -> str:
+    """The output of a run that is left to end."""
+    output, _ = (process := start(folder)).communicate(timeout=PATIENCE)
+    assert process.returncode == 0, output
+    return output
+
+
+def whole(folder: Path) -> dict[str, bytes]:
+    """Everything that must not depend on when a run was killed."""
+    paths = [folder / "run" / name for name in ("search.jsonl", "profile.json", "profile.txt")]
+    paths += sorted(path for path in folder.glob("run/checkpoints/**/*") if path.is_file())
+    paths += sorted(folder.glob("databases/*/*/*.safetensors")) + sorted(folder.glob("databases/*/*/manifest.json"))
+    own = str(folder).encode()
+    return {str(path.relative_to(folder)): path.read_bytes().replace(own, b"FOLDER") for path in paths}
+
+
+def measured(folder: Path) -> dict:
+    """The results without what a clock or the memory of the machine says."""
+    results = json.loads((folder / "run" / "results.json").read_text())
+    found = {name: results[name] for name in ("dense", "uniform", "searched", "tokens", "notes", "done")}
+    return {**found, "exports": {name: {**part, "folder": ""} for name, part in results["exports"].items()}}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """A run to which nothing happened, and the seconds that each of its stages took."""
+    folder = tmp_path_factory.mktemp("whole")
+    finished(folder)
+    return folder, json.loads((folder / "run" / "seconds.json").read_text())
+
+
+def stage_of(folder: Path) -> str:
+    """What a run is busy with, by the files that it has left so far."""
+    run = folder / "run"
+    results = run / "results.json"
+    if results.exists():
+        return "export" if "done" not in json.loads(results.read_text()) else "done"
+    if (run / "profile.json").exists():
+        return "evaluate"
+    if (run / "search.jsonl").exists():
+        return "search"
+    return "database" if list(folder.glob("databases/*/*/lock")) else "load"
+
+
+def progress_of(folder: Path) -> int:
+    """Blocks in the database and lines in the search log."""
+    blocks = len(list(folder.glob("databases/*/*/block-*.safetensors")))
+    record = folder / "run" / "search.jsonl"
+    return blocks + (record.read_bytes().count(b"\n") if record.exists() else 0)
+
+
+def wait_until(process: subprocess.Popen, condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def killed_in(stage: str, folder: Path, seconds: dict[str, float], rng: Random) -> str:
+    """Kill the run at a random moment after it reached `stage`; returns the stage that it was in when it died.
+
+    That is `done` where it was faster on its way to the end than the one whose `seconds` are known.
+
+    Database and search first make some random progress; a random part of the time that the stage takes follows.
+    """
+    process = start(folder)
+    wait_until(process, lambda: stage_of(folder) == stage)
+    most_steps, longest = {"database": (7, 0.1), "search": (9, 0.1), "evaluate": (1, 0.6), "export": (1, 2.0)}[stage]
+    steps = progress_of(folder) + rng.randrange(most_steps)
+    wait_until(process, lambda: progress_of(folder) >= steps or stage_of(folder) != stage)
+    time.sleep(rng.uniform(0, longest) * seconds[stage])
+    process.kill()
+    output, _ = process.communicate()
+    assert process.returncode in (-signal.SIGKILL, 0), output
+    return stage_of(folder)
+
+
+@pytest.mark.counts("kills survived")
+@pytest.mark.parametrize("part", range(-(-KILLS // len(STAGES))))
+def test_runs_killed_in_every_stage_end_in_the_same_bytes(part, uninterrupted, tmp_path, record_property):
+    """One run per part, killed once on its way through each stage."""
+    folder, seconds = uninterrupted
+    rng = Random(part)
+    kills: list[str] = []
+    for stage in STAGES:
+        if stage not in kills and "done" not in kills:  # a kill that came late may have met a later stage
+            kills.append(killed_in(stage, tmp_path, seconds, rng))
+    finished(tmp_path)
+    expected, found = whole(folder), whole(tmp_path)
+    assert found.keys() == expected.keys()
+    assert [name for name in expected if found[name] != expected[name]] == []
+    assert measured(tmp_path) == measured(folder)
+    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
+    unfinished = ("databases/*/*/.*.tmp", "run/.*.tmp", "run/checkpoints/.*")
+    assert [path for pattern in unfinished for path in tmp_path.glob(pattern)] == []
+    record_property("kills", [stage for stage in kills if stage != "done"])
+
+
+@pytest.mark.counts("faults")
+def test_ctrl_c_while_the_libraries_load_ends_without_a_traceback(tmp_path):
+    process = start(tmp_path)
+    wait_until(process, lambda: (tmp_path / "run" / ".hydra" / "overrides.yaml").exists())
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130 and "Traceback" not in output, output
+
+
+@pytest.mark.counts("faults")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_says_how_to_go_on_and_closes_the_tracker(number, tmp_path):
+    process = start(tmp_path, "tracking=wandb", "tracking.mode=offline")
+    wait_until(process, lambda: (tmp_path / "run" / "search.jsonl").exists())
+    os.killpg(process.pid, number)  # as Ctrl-C reaches W&B's own process too
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130, output
+    assert f"resume={tmp_path}/run" in output
+    assert "Traceback" not in output
+    (closed,) = [record.exit for record in wandb_records(tmp_path / "run") if record.HasField("exit")]
+    assert closed.exit_code == 1

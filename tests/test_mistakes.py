@@ -1,0 +1,263 @@
+"""One table of users' mistakes: each ends in one message with what is wrong, what would be right, and the key.
+
+A word `@name` in a command is a circumstance that the test brings about, see `CIRCUMSTANCES`.
+"""
+
+import json
+import shutil
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import wandb
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from evopress.config import CONFIG_FOLDER, UserMistake, build, suggestions
+from evopress.files import alone_in
+from evopress.pipeline import run
+from tests.tiny_models import VOCABULARY, tokenizer
+
+SMALL = [
+    "data.calibration_tokens=512",
+    "data.search_tokens=512",
+    "data.validation_tokens=512",
+    "data.test_tokens=512",
+    "search.generations=1",
+]
+
+MISTAKES = [
+    # names
+    ("search.generatons=3", "did you mean search.generations?"),
+    ("compres.bits=[2]", "did you mean compress.bits?"),
+    ("modle=tiny", "did you mean model?"),
+    ("+compress.bit=[2]", "compress.bit is not a setting; did you mean bits?"),
+    ("+model.family.block=x", "model.family.block"),
+    ("model=nosuch", "Could not find 'model/nosuch'"),
+    ("budget=2bit", "Could not find 'budget/2bit'"),
+    ("compress=awq", "Could not find 'compress/awq'"),
+    ("search=annealing", "Could not find 'search/annealing'"),
+    # types and ranges
+    ("seed=abc", "seed is 'abc': it must be an integer"),
+    ("seed=1.5", "seed is 1.5: it must be an integer"),
+    ("data.window=abc", "data.window is 'abc': input should be a valid integer"),
+    ("data.window=1", "data.window is 1: input should be greater than or equal to 2"),
+    ("data.calibration_tokens=0", "data.calibration_tokens is 0: input should be greater than 0"),
+    ("data.search_tokens=-5", "data.search_tokens is -5: input should be greater than 0"),
+    ("data.bos=maybe", "data.bos is 'maybe': input should be a valid boolean"),
+    ("budget.target=abc", "budget.target is 'abc': it must be a number, or a size such as 80MB"),
+    ("budget.target=-1", "-1 is outside 0 to 32 for budget.metric=bits"),
+    ("budget.target=nan", "nan is outside 0 to 32"),
+    ("budget.metric=bit", "budget.metric is 'bit'"),
+    ("budget=sparsity50 budget.target=50", "50 is outside 0 to 1 for budget.metric=sparsity"),
+    ("budget=size budget.target=80XB", "'80XB' is not a size: write for example 80MB"),
+    ("budget=size", "budget.target: Missing mandatory value"),
+    ("compress.bits=[1]", "must be different widths from 2 to 8: change compress.bits"),
+    ("compress.bits=[3,3]", "must be different widths from 2 to 8: change compress.bits"),
+    ("compress.bits=[]", "must be different widths from 2 to 8: change compress.bits"),
+    ("compress.bits=three", "compress.bits"),
+    ("compress.group_size=0", "compress.group_size is 0: input should be greater than 0"),
+    ("compress.damp=-1", "compress.damp is -1: input should be greater than 0"),
+    ("compress.propagate_bits=1", "compress.propagate_bits is 1: input should be greater than or equal to 2"),
+    ("compress.scale_dtype=int8", "compress.scale_dtype is 'int8': input should be 'float16', 'bfloat16' or 'float32'"),
+    ("compress=sparsegpt compress.base=2", "compress.base is 2: it must be a share from 0 to 1"),
+    ("compress=sparsegpt compress.num_levels=0", "compress.num_levels is 0: input should be greater than 0"),
+    ("compress=drop compress.granularity=layer", "compress.granularity is 'layer'"),
+    ("search=evolution search.offspring=0", "search.offspring is 0"),
+    ("search=evolution search.offspring=8", "search.stages must keep fewer and fewer of the 8 offspring"),
+    ("search=evolution search.population=2", "the last of search.stages keeps 1 candidates but search.population is 2"),
+    ("search=evolution search.stages=[]", "search.stages is []"),
+    ("search=dp search.errors=both", "search.errors is 'both'"),
+    ("search=random search.candidates=0", "search.candidates is 0"),
+    ("search=owl search.multiples=[]", "search.multiples is []"),
+    ("search=profile", "search.path: Missing mandatory value"),
+    ("evaluator.fitness=mse", "evaluator.fitness is 'mse'"),
+    ("evaluator.cache_gb=0", "evaluator.cache_gb is 0"),
+    ("eval.limit=0", "eval.limit is 0"),
+    ("eval.num_fewshot=-1", "eval.num_fewshot is -1"),
+    ("space.trade=all", "space.trade is 'all'"),
+    ("space.tie=vllm", "space.tie is 'vllm'"),
+    ("export.formats=[onnx]", "export.formats"),
+    ("model.device=tpu9", "model.device is 'tpu9': use auto, cpu, cuda"),
+    ("model.name=a/b", "model.name is 'a/b': it names a folder"),
+    ("model.dtype=int4", "model.dtype is 'int4'"),
+    ("model.max_perplexity=0", "model.max_perplexity is 0"),
+    ("tracking=wandb tracking.mode=sometimes", "tracking.mode is 'sometimes'"),
+    ("stages=[serach]", "stages names 'serach': use some of plan, database, search, evaluate"),
+    # what does not fit together
+    ("budget=sparsity50", "budget.metric is sparsity but this compressor counts bits: use budget=3bit or budget=size"),
+    ("compress=sparsegpt budget=3bit", "use budget=sparsity50"),
+    ("compress=drop budget=3bit", "use budget=drop25"),
+    ("budget.target=1", "budget.target is 1 bits but the smallest level is 2: raise budget.target to at least 2"),
+    ("budget=size budget.target=100KB", "the most compressed profile has"),
+    ("compress=drop search=owl", "search=owl allots sparsity: use it with budget=sparsity50"),
+    ("search=shortgpt", "this search scores what can be dropped: use it with compress=drop"),
+    ("compress=drop search=dp", "use search.errors=measured"),
+    ("compress=drop search=brute_force search.max_profiles=3", "search.max_profiles"),
+    ("compress=drop compress.keep_mlp=[99]", "compress.keep_mlp names block 99, but blocks are 0 to 7"),
+    (
+        "compress.group_size=10",
+        "compress.group_size is 10, and neither it nor a smaller one of 128, 64, 32, 16 divides",
+    ),
+    ("compress=drop export.formats=[gguf]", "gguf"),
+    # files and text
+    ("data.source=/nowhere.txt", "data.source is '/nowhere.txt', which is neither pydoc, wikitext2"),
+    ("data.test_source=/nowhere.txt", "data.test_source is '/nowhere.txt'"),
+    ("data=text", "data.source: Missing mandatory value"),
+    ("data=text data.source={empty}", "empty.txt has about 0 tokens, too few for"),
+    ("data=text data.source={binary}", "is not UTF-8"),
+    ("data=text data.source={table}", "data.text_column"),
+    ("data=text data.source={folder}", "a folder without .txt, .jsonl, .parquet files"),
+    ("data=text data.source={picture}", "text files end in .txt, .jsonl, .parquet"),
+    ("data.calibration_tokens=100000000", "pydoc has about"),
+    ("data.bos=true model=hf model.name=x model.path={nobos}", "model.path"),
+    (
+        "model=hf model.name=x model.path=/nowhere",
+        "model.path is '/nowhere', which is neither a folder nor a .gguf file",
+    ),
+    ("model=hf model.name=x model.path={folder}", "model.path"),
+    ("model=hf model.name=x", "model.path: Missing mandatory value"),
+    ("model.package=no_such_package", "model.package is 'no_such_package', which is not installed"),
+    ("model.path=assets/none", "model.path is 'assets/none', which the package evopress does not hold"),
+    ("model.gguf_file=x.gguf", "model.gguf_file is 'x.gguf', which is not in"),
+    ("model.device=cuda", "model.device is 'cuda' but there is no usable GPU: set model.device=cpu"),
+    ("model.max_perplexity=2", "which is not below 2"),
+    ("search=profile search.path=/nowhere.txt", "search.path '/nowhere.txt' is not a file"),
+    ("search=profile search.path={notes}", "is not `layer name: level`"),
+    ("search=profile search.path={broken}", "this is not a profile"),
+    ("eval.include_path=/nowhere", "eval.include_path is '/nowhere', which is not a folder"),
+    ("eval.tasks=[pairz] eval.include_path={tasks}", "eval.tasks names 'pairz'"),
+    ("eval.datasets=[/nowhere.txt]", "eval.datasets"),
+    ("data=text data.source={torn}", "torn.parquet is not a parquet file, or is damaged"),
+    ("data=text data.source={surrogate}", "surrogate.jsonl is not Unicode text"),
+    # models
+    ("model=hf model.name=x model.path={gpt2}", "its parts are not where one of"),
+    ("model=hf model.name=x model.path={no_blocks}", "set model.family, for example"),
+    ("model=hf model.name=x model.path={code}", "Python code of its own, which is not run"),
+    ("model=hf model.name=x model.path={code}", "read the code and set model.trust_remote_code=true"),
+    ("model=hf model.name=x model.path={pickled}", "cannot be loaded as a causal language model with safetensors"),
+    # the machine
+    ("outputs=/sys/evopress", "/sys/evopress"),
+    ("outputs={notes}", "notes.txt"),
+    ("@offline data=wikitext2", "data.source is 'wikitext2' but Salesforce/wikitext cannot be read from the hub"),
+    ("@offline data=wikitext2", "check the network, or use data=pydoc, or data=text data.source=FILE"),
+    ("@offline eval.datasets=[c4]", "allenai/c4 cannot be read from the hub"),
+    ("@offline model=mistral7b", "give a hub id that can be reached from here, a folder, or a .gguf file"),
+    ("@outage tracking=wandb tracking.mode=offline", "W&B failed (the service is down); nothing more is sent"),
+    ("@busy", "another process runs in"),
+]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Files that are not what they should be, by the name that the table gives them."""
+    root = tmp_path_factory.mktemp("files")
+    (root / "empty.txt").write_text("")
+    (root / "binary.txt").write_bytes(b"\xff\xfe\x00words\x80")
+    pyarrow.parquet.write_table(pyarrow.table({"words": ["a", "b"]}), root / "table.parquet")
+    (root / "picture.png").write_bytes(b"\x89PNG")
+    (root / "notes.txt").write_text("to do: nothing at all\n")
+    (root / "broken.json").write_text('{"units": [')
+    (root / "torn.parquet").write_bytes((root / "table.parquet").read_bytes()[:100])
+    (root / "surrogate.jsonl").write_text('{"text": "\\ud800"}')
+    for name, family, changes in (
+        ("gpt2", "gpt2", {"n_embd": 32, "n_layer": 1, "n_head": 2, "vocab_size": VOCABULARY}),
+        ("no_blocks", "llama", {"num_hidden_layers": 0, "hidden_size": 32, "intermediate_size": 32}),
+    ):
+        config = AutoConfig.for_model(family, **{"vocab_size": VOCABULARY, "num_attention_heads": 2, **changes})
+        AutoModelForCausalLM.from_config(config).save_pretrained(root / name)
+        tokenizer().save_pretrained(root / name)
+    for name in ("folder", "nobos", "tasks", "code", "pickled"):
+        (root / name).mkdir()
+    (root / "nobos" / "config.json").write_text(json.dumps({"model_type": "no_such_type"}))
+    (root / "code" / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}))
+    shutil.copytree(root / "no_blocks", root / "pickled", dirs_exist_ok=True)
+    (root / "pickled" / "model.safetensors").rename(root / "pickled" / "pytorch_model.bin")
+    (root / "tasks" / "pairs.yaml").write_text("task: pairs\ndataset_path: json\noutput_type: multiple_choice\n")
+    return {path.stem: str(path) for path in root.iterdir()}
+
+
+def message_of(overrides: list[str], folder: Path) -> str:
+    """What the user is told, whichever stage tells it."""
+    try:
+        with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+            cfg = compose("config", [*small_for(overrides), *overrides], return_hydra_config=True)
+            HydraConfig.instance().set_config(cfg)
+            OmegaConf.set_struct(cfg, False)
+            del cfg["hydra"]
+            if not any(override.startswith("outputs=") for override in overrides):
+                cfg.outputs = str(folder / "outputs")
+            job = build(cfg, folder / "run")
+        run(job)
+    except HydraException as error:
+        return "\n".join([str(error), *suggestions(overrides)])
+    except (UserMistake, ValueError, OSError) as error:
+        return str(error)
+    return "nothing was said"
+
+
+@contextmanager
+def offline(monkeypatch, folder):
+    """A machine without a network."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    yield
+
+
+@contextmanager
+def outage(monkeypatch, folder):
+    """W&B takes two metrics, and then no more."""
+    left = iter(range(2))
+    real = wandb.Run.log
+
+    def failing(self, *args, **kwargs):
+        if next(left, None) is None:
+            raise wandb.errors.CommError("the service is down")
+        real(self, *args, **kwargs)
+
+    monkeypatch.setattr("wandb.Run.log", failing)
+    yield
+
+
+@contextmanager
+def busy(monkeypatch, folder):
+    """The run directory is in use."""
+    (folder / "run").mkdir()
+    with alone_in(folder / "run"):
+        yield
+
+
+CIRCUMSTANCES = {"@offline": offline, "@outage": outage, "@busy": busy}
+
+
+def small_for(overrides: list[str]) -> list[str]:
+    named = {override.partition("=")[0] for override in overrides}
+    takes_generations = not any(override.startswith("search=") for override in overrides)
+    return [
+        setting
+        for setting in SMALL
+        if setting.partition("=")[0] not in named and (takes_generations or not setting.startswith("search."))
+    ]
+
+
+@pytest.mark.counts("bad inputs")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("command", "expected"), MISTAKES, ids=[command for command, _ in MISTAKES])
+def test_a_mistake_is_told_in_one_message_with_its_key(command, expected, files, tmp_path, monkeypatch, caplog):
+    words = [part.format(**files) if "{" in part else part for part in command.split(" ")]
+    with ExitStack() as stack:
+        for word in CIRCUMSTANCES.keys() & set(words):
+            stack.enter_context(CIRCUMSTANCES[word](monkeypatch, tmp_path))
+        told = message_of([word for word in words if not word.startswith("@")], tmp_path)
+    assert expected in told + caplog.text
+    if "@outage" in words:
+        assert told == "nothing was said" and caplog.text.count("W&B failed") == 1
+
+
+def test_the_table_is_long_enough():
+    assert len({command for command, _ in MISTAKES}) >= 60

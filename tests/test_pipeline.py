@@ -1,0 +1,216 @@
+"""The whole job on tiny random models of every family: load, database, search, evaluate, resume."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from evopress.budget import Budget
+from evopress.compress.drop import Drop
+from evopress.compress.gptq import GPTQ
+from evopress.compress.sparsegpt import SparseGPT
+from evopress.data import Data
+from evopress.evaluate import Eval
+from evopress.evaluator import Evaluator, EvaluatorSettings
+from evopress.loading import ModelSource
+from evopress.pipeline import Job, run
+from evopress.search.evolution import Evolution, Stage
+from evopress.space import SpaceSettings
+from evopress.tracking import Tracker
+from tests.tiny_models import FAMILIES, save_tiny
+
+SEARCH = Evolution(
+    generations=3,
+    offspring=4,
+    stages=[Stage(survivors=2, tokens=32), Stage(survivors=1, tokens=64)],
+    initial_candidates=4,
+    initial_tokens=32,
+)
+
+
+@pytest.fixture(scope="session")
+def model_folders(tmp_path_factory):
+    made: dict[str, Path] = {}
+
+    def folder(family: str) -> Path:
+        if family not in made:
+            made[family] = tmp_path_factory.mktemp(family)
+            save_tiny(family, made[family])
+        return made[family]
+
+    return folder
+
+
+def job(folder: Path, outputs: Path, model: Path, **changes) -> Job:
+    settings = dict(
+        model=ModelSource(name="tiny", path=str(model), dtype="float32", device="cpu", max_perplexity=1e6),
+        data=Data(
+            source="pydoc", window=32, calibration_tokens=256, search_tokens=256, validation_tokens=64, test_tokens=128
+        ),
+        compress=GPTQ(bits=[2, 3, 4], group_size=32),
+        space=SpaceSettings(),
+        budget=Budget(metric="bits", target=3),
+        search=SEARCH,
+        evaluator=EvaluatorSettings(),
+        eval=Eval(),
+        tracker=Tracker(),
+        seed=0,
+        folder=folder,
+        outputs=outputs,
+    )
+    return Job(**{**settings, **changes})
+
+
+def results(folder: Path) -> dict:
+    return json.loads((folder / "results.json").read_text())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_goes_through_the_whole_job(family, tmp_path, model_folders):
+    run(job(tmp_path / "run", tmp_path, model_folders(family)))
+    found = results(tmp_path / "run")
+    assert found["budget"] == {"metric": "bits", "target": 3.0, "achieved": 3.0}
+    assert found["dense"]["kl"]["pydoc"] == pytest.approx(0, abs=1e-6)
+    assert found["uniform"]["kl"]["pydoc"] > 0
+    assert found["searched"]["bits_per_weight"] == 3.0
+    assert found["searched"]["size_bytes"] < found["dense"]["size_bytes"]
+    lines = (tmp_path / "run" / "profile.txt").read_text().splitlines()
+    assert {line.rpartition(": ")[2] for line in lines} <= {"2", "3", "4"}
+
+
+@pytest.mark.parametrize(
+    ("compress", "budget"),
+    [
+        (SparseGPT(base=0.5, num_levels=2), Budget(metric="sparsity", target=0.5)),
+        (Drop(), Budget(metric="drop", target=1 / 3)),
+        (Drop(granularity="block"), Budget(metric="drop", target=1 / 3)),
+        (GPTQ(bits=[2, 4, 8], group_size=32), Budget(metric="bits", target=3)),
+        (GPTQ(bits=[2, 3, 4], group_size=32), Budget(metric="bits", target=2.5)),
+        (GPTQ(bits=[2, 3, 4], group_size=32), Budget(metric="size", target="125KB")),
+    ],
+    ids=lambda value: str(value)[:24],
+)
+def test_every_budget_is_met_exactly_or_as_nearly_as_levels_allow(compress, budget, tmp_path, model_folders):
+    run(job(tmp_path / "run", tmp_path, model_folders("llama"), compress=compress, budget=budget))
+    found = results(tmp_path / "run")
+    if budget.metric == "size":
+        assert 124_000 < found["budget"]["achieved"] <= 125_000
+        assert found["searched"]["size_bytes"] == found["budget"]["achieved"]
+    else:
+        assert found["budget"]["achieved"] == pytest.approx(float(budget.target))
+
+
+def test_a_job_without_search_stops_after_the_database(tmp_path, model_folders):
+    assert run(job(tmp_path / "run", tmp_path, model_folders("llama"), stages=("database",))) is None
+    assert list(tmp_path.glob("databases/tiny/*/manifest.json"))
+    assert not (tmp_path / "run" / "profile.json").exists()
+
+
+def test_another_budget_builds_no_second_database(tmp_path, model_folders):
+    model = model_folders("llama")
+    run(job(tmp_path / "a", tmp_path, model))
+    (manifest,) = tmp_path.glob("databases/tiny/*/manifest.json")
+    written = manifest.stat().st_mtime_ns
+    run(job(tmp_path / "b", tmp_path, model, budget=Budget(metric="bits", target=2.5)))
+    assert list(tmp_path.glob("databases/tiny/*/manifest.json")) == [manifest]
+    assert manifest.stat().st_mtime_ns == written
+
+
+class Killed(BaseException):
+    """Like a kill: nothing in the program catches it."""
+
+
+@pytest.mark.parametrize("evaluations", [1, 4])
+def test_a_killed_run_resumes_to_the_same_bytes(evaluations, tmp_path, model_folders, monkeypatch):
+    model = model_folders("llama")
+    run(job(tmp_path / "whole", tmp_path / "outputs", model))
+    left = iter(range(evaluations))
+    evaluate = Evaluator.evaluate
+
+    def dying(self, *args):
+        if next(left, None) is None:
+            raise Killed
+        return evaluate(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluator, "evaluate", dying)
+        with pytest.raises(Killed):
+            run(job(tmp_path / "killed", tmp_path / "outputs2", model))
+    run(job(tmp_path / "killed", tmp_path / "outputs2", model))
+    for name in ("search.jsonl", "profile.json", "profile.txt"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_killed_database_build_resumes_to_the_same_bytes(tmp_path, model_folders, monkeypatch):
+    model = model_folders("llama")
+    run(job(tmp_path / "a", tmp_path / "whole", model, stages=("database",)))
+    compress, left = GPTQ.compress, iter(range(6))  # four groups to a block
+
+    def dying(self, group):
+        if next(left, None) is None:
+            raise Killed
+        return compress(self, group)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GPTQ, "compress", dying)
+        with pytest.raises(Killed):
+            run(job(tmp_path / "b", tmp_path / "killed", model, stages=("database",)))
+    (folder,) = (tmp_path / "killed" / "databases" / "tiny").iterdir()
+    assert [path.name for path in sorted(folder.glob("*.safetensors"))] == ["block-000.safetensors"]
+    run(job(tmp_path / "b", tmp_path / "killed", model, stages=("database",)))
+    (whole,) = (tmp_path / "whole" / "databases" / "tiny").iterdir()
+    assert folder.name == whole.name
+    for path in whole.iterdir():
+        assert (folder / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_finished_run_is_not_searched_again(tmp_path, model_folders, monkeypatch):
+    model = model_folders("llama")
+    run(job(tmp_path / "run", tmp_path, model))
+    written = (tmp_path / "run" / "results.json").read_bytes()
+    monkeypatch.setattr(Evaluator, "evaluate", None)
+    monkeypatch.setattr("evopress.pipeline.compare", None)
+    run(job(tmp_path / "run", tmp_path, model))
+    assert (tmp_path / "run" / "results.json").read_bytes() == written
+
+
+def test_another_evaluation_of_a_finished_search_is_made(tmp_path, model_folders, monkeypatch):
+    model = model_folders("llama")
+    run(job(tmp_path / "run", tmp_path, model))
+    monkeypatch.setattr(Evaluator, "evaluate", None)
+    run(job(tmp_path / "run", tmp_path, model, eval=Eval(datasets=["pydoc"])))
+    assert results(tmp_path / "run")["done"]["eval"]["datasets"] == ["pydoc"]
+
+
+def test_a_run_directory_of_other_settings_is_refused(tmp_path, model_folders):
+    model = model_folders("llama")
+    run(job(tmp_path / "run", tmp_path, model))
+    with pytest.raises(ValueError, match=r"other settings \(seed\)"):
+        run(job(tmp_path / "run", tmp_path, model, seed=1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"budget": Budget(metric="bits", target=1)}, "raise budget.target to at least 2"),
+        ({"budget": Budget(metric="sparsity", target=0.5)}, "use budget=3bit or budget=size"),
+        ({"compress": Drop()}, "use budget=drop25"),
+        ({"stages": ("serach",)}, "stages names 'serach'"),
+        ({"eval": Eval(include_path="nowhere")}, "eval.include_path"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_before_anything_is_loaded(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        run(job(tmp_path / "run", tmp_path, tmp_path / "no-such-model", **changes))
+
+
+def test_a_budget_out_of_reach_is_refused_before_the_database_is_built(tmp_path, model_folders):
+    with pytest.raises(ValueError, match="most compressed profile"):
+        run(job(tmp_path / "run", tmp_path, model_folders("llama"), budget=Budget(metric="size", target="10KB")))
+    assert not (tmp_path / "databases").exists()
+
+
+def test_the_profile_text_names_every_layer_once(tmp_path, model_folders):
+    profile = run(job(tmp_path / "run", tmp_path, model_folders("llama")))
+    names = [line.rpartition(":")[0] for line in (tmp_path / "run" / "profile.txt").read_text().splitlines()]
+    assert len(names) == len(set(names)) == len(profile)

@@ -1,0 +1,93 @@
+"""The program as a user starts it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[1]
+SMALL = [
+    "data.calibration_tokens=1024",
+    "data.search_tokens=2048",
+    "data.validation_tokens=1024",
+    "data.test_tokens=1024",
+    "search.generations=2",
+]
+
+
+def start(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "evopress.run", *arguments],
+        cwd=PROJECT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_the_shortest_command_compresses_and_resumes(tmp_path):
+    done = start(f"outputs={tmp_path}", f"hydra.run.dir={tmp_path}/run", *SMALL)
+    assert done.returncode == 0, done.stderr
+    for row in ("dense", "uniform", "searched"):
+        assert f"\n{row} " in done.stdout
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["budget"]["achieved"] == 3
+    assert results["model"] == "tiny" and results["compress"] == "gptq"
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) > 4
+    profile = (tmp_path / "run" / "profile.json").read_bytes()
+    log = (tmp_path / "run" / "search.jsonl").read_bytes()
+    (tmp_path / "run" / "profile.json").unlink()
+    (tmp_path / "run" / "search.jsonl").write_bytes(log[: len(log) * 2 // 3])
+    again = start(f"resume={tmp_path}/run")
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "run" / "profile.json").read_bytes() == profile
+    assert (tmp_path / "run" / "search.jsonl").read_bytes() == log
+    assert "is complete" in again.stdout
+
+
+def test_a_sweep_over_budgets_builds_one_database(tmp_path):
+    done = start("-m", "budget=2.5bit,3bit,4bit", f"outputs={tmp_path}", f"hydra.sweep.dir={tmp_path}/sweep", *SMALL)
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("databases/tiny/*"))) == 1
+    assert done.stdout.count("building database") == 1
+    achieved = {json.loads(path.read_text())["budget"]["achieved"] for path in tmp_path.glob("sweep/*/results.json")}
+    assert achieved == {2.5, 3.0, 4.0}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["budget.target=1"], "raise budget.target to at least 2"),
+        (["search.generatons=3"], "did you mean search.generations?"),
+        (["resume=nowhere"], "resume=nowhere is not a run directory"),
+    ],
+)
+def test_a_mistake_ends_in_one_message_without_traceback(arguments, message, tmp_path):
+    done = start(*arguments, f"outputs={tmp_path}", f"hydra.run.dir={tmp_path}/run")
+    assert done.returncode != 0
+    assert message in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_an_interrupt_that_a_library_makes_an_error_of_its_own_still_is_one(tmp_path):
+    program = """
+import os, signal
+import evopress.pipeline, evopress.run
+
+def run(job):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except KeyboardInterrupt as error:
+        raise ValueError("a library's own words") from error
+
+evopress.pipeline.run = run
+evopress.run.main()
+"""
+    command = [sys.executable, "-c", program, f"hydra.run.dir={tmp_path}/run"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 130, done.stdout + done.stderr
+    assert f"resume={tmp_path}/run" in done.stdout
