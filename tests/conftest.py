@@ -1,8 +1,11 @@
-"""Counts what the program survived, for the lines that `make test-faults` ends with."""
+"""The same examples in every run; and counts what the program survived, for the line `make test-faults` ends with."""
 
 from collections import Counter
 
+import hypothesis
 import pytest
+
+hypothesis.settings.load_profile("ci")
 
 KINDS = ("kills survived", "faults", "bad inputs", "numerics", "hostile files")
 """Arguments of the marker `counts`."""

@@ -79,9 +79,11 @@ class SearchLog:
         if torn:
             os.truncate(self.path, sum(len(line) + 1 for line in lines))
         try:
-            recorded, *answers = (check_seal(parse_json(line)) for line in lines)
-            recorded = recorded["header"]
-        except (ValueError, KeyError, TypeError) as error:
+            first, *answers = (check_seal(parse_json(line)) for line in lines)
+            recorded = first.get("header")
+            if not isinstance(recorded, dict):
+                raise ValueError("its first line has no header")
+        except ValueError as error:
             raise ValueError(f"{self.path} is damaged ({error}): delete it to search again from the start") from error
         differing = [
             key for key in {**recorded, **self.header} if recorded.get(key) != json.loads(head)["header"].get(key)
