@@ -16,7 +16,7 @@ import hashlib
 import json
 import logging
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,18 +61,18 @@ class Database:
 
     folder: Path
     identity: Identity
-    num_blocks: int | None = None
-    """How many blocks there are when it is complete."""
+    expected: tuple[int, ...] = ()
+    """The blocks that it has when it is complete; for `inspect`, which knows no model."""
     blocks: dict[int, dict] = field(default_factory=dict)
     """What the manifest says of each finished block."""
 
     @classmethod
-    def open(cls, root: Path, name: str, identity: Identity, num_blocks: int | None = None) -> "Database":
+    def open(cls, root: Path, name: str, identity: Identity, expected: Iterable[int] = ()) -> "Database":
         """The database of `identity` below `root`, new or with what is finished of it.
 
         A damaged block counts as missing. Raises ValueError when the folder holds something else.
         """
-        database = cls(root / f"{name}-{fingerprint(identity)[:12]}", dict(identity), num_blocks)
+        database = cls(root / f"{name}-{fingerprint(identity)[:12]}", dict(identity), tuple(expected))
         database.refresh()
         return database
 
@@ -148,7 +148,7 @@ class Database:
             "format": FORMAT,
             "fingerprint": fingerprint(self.identity),
             "identity": self.identity,
-            "num_blocks": self.num_blocks,
+            "expected": self.expected,
             "blocks": {str(block): self.blocks[block] for block in sorted(self.blocks)},
         }
         write_atomically(self.manifest_path, json.dumps(sealed(manifest), indent=1, sort_keys=True))

@@ -19,7 +19,7 @@ from evopress.clock import Clock
 from evopress.comparison import compare, describe
 from evopress.compress.base import Compressor
 from evopress.compress.drop import Drop
-from evopress.compress.sequential import build
+from evopress.compress.sequential import build, wanted
 from evopress.data import Splits
 from evopress.database import Database, DecodedLevels, fingerprint
 from evopress.evaluator import Evaluator, EvaluatorSettings
@@ -181,7 +181,7 @@ def open_database(job: Job, compressor: Compressor, lm: LanguageModel, splits: S
         "calibration": splits.hashes["calibration"],
         "compressor": {"name": name, **asdict(compressor)},  # type: ignore[call-overload]
     }
-    return Database.open(job.outputs / "databases" / job.model.name, name, identity, lm.num_blocks)
+    return Database.open(job.outputs / "databases" / job.model.name, name, identity, wanted(lm, compressor))
 
 
 def find_profile(job: Job, bench: Workbench) -> Profile:

@@ -104,7 +104,7 @@ def test_all_types_at_once_are_each_type_alone():
         alone = GGUF(types=(name,)).compress(of)
         for layer in range(2):
             assert torch.equal(together.levels[layer][index].data, alone.levels[layer][0].data)
-            assert together.errors[layer][index] == pytest.approx(alone.errors[layer][0])
+            assert together.errors[layer][index] == pytest.approx(alone.errors[layer][0], rel=1e-4)  # float32 sums
 
 
 def test_errors_are_the_share_of_output_energy_lost():

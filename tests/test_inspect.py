@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from evopress.compress.weights import QuantizedWeight
-from evopress.database import BlockLevels, Database
+from evopress.database import OUTSIDE, BlockLevels, Database
 from evopress.files import sealed
 from evopress.inspect import Unknown, inspect
 from evopress.inspect.__main__ import main
@@ -27,7 +27,7 @@ def quantized(bits: int) -> QuantizedWeight:
 
 @pytest.fixture
 def database(tmp_path) -> Path:
-    made = Database.open(tmp_path / "databases", "rtn", IDENTITY)
+    made = Database.open(tmp_path / "databases", "rtn", IDENTITY, expected=range(3))
     for block in range(3):
         levels = {f"model.layers.{block}.{kind}": [quantized(4), quantized(2)] for kind in ("q", "o")}
         made.put(block, BlockLevels(levels, {layer: [0.1, 0.2] for layer in levels}, ("a note",)))
@@ -79,7 +79,7 @@ def test_a_whole_database_is_whole(database, capsys):
     assert (finding.kind, finding.state) == ("database", "whole")
     assert finding.facts["compressor"] == "rtn bits=[4, 2]"
     assert finding.facts["layers"] == "6 at 2 levels"
-    assert finding.facts["blocks"].startswith("3, ")
+    assert finding.facts["blocks"].startswith("3 of 3, ")
     assert "a note" in finding.facts["notes"]
     assert main([str(database / "manifest.json")]) == 0
     assert "whole" in capsys.readouterr().out
@@ -102,14 +102,15 @@ def test_a_block_of_another_length_and_a_missing_one_are_found(database):
     assert "block 2" in second and "missing" in second
 
 
-def test_a_database_with_a_gap_or_fewer_blocks_than_its_model_is_unfinished(database):
-    rewrite(database, {"num_blocks": 5})
-    assert "blocks 3, 4 are missing" in the_one(database).unfinished
+def test_a_database_that_lacks_what_its_model_has_is_unfinished(database):
+    rewrite(database, {"expected": [0, 1, 2, 3, OUTSIDE]})
+    assert "block 3, embeddings and head missing" in the_one(database).unfinished
+    assert the_one(database).facts["blocks"].startswith("3 of 4, ")
     manifest = json.loads((database / "manifest.json").read_text())
     del manifest["blocks"]["1"]
-    rewrite(database, manifest | {"num_blocks": None})
+    rewrite(database, manifest | {"expected": [0, 1, 2]})
     assert (the_one(database).state, the_one(database).damages) == ("unfinished", [])
-    assert "blocks 1 are missing" in the_one(database).unfinished
+    assert "block 1 missing" in the_one(database).unfinished
 
 
 @pytest.mark.parametrize(

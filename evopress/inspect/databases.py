@@ -1,14 +1,13 @@
 """Whether a level database is what its manifest says."""
 
 import json
-import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from evopress.database import FORMAT, fingerprint
+from evopress.database import FORMAT, OUTSIDE, fingerprint
 from evopress.files import sha256_of
 from evopress.inspect.finding import Finding, in_words, read_object
 from evopress.report.style import megabytes
@@ -39,17 +38,18 @@ def inspect_database(folder: Path) -> Finding:
     entries = {name: entry if isinstance(entry, dict) else {} for name, entry in blocks.items()}
     for name, entry in entries.items():
         layers.update(_verified_block(folder, name, entry, finding))
-    expected = manifest.get("num_blocks")
-    last = max((int(name) for name in entries if re.fullmatch("[0-9]{1,6}", name)), default=-1)
-    missing = [name for name in map(str, range(max(last + 1, expected or 0))) if name not in entries]
+    expected = [str(block) for block in found] if isinstance(found := manifest.get("expected"), list) else []
+    missing = [_named(block) for block in expected if block not in entries]
     if missing:
-        finding.unfinished = f"blocks {', '.join(missing)} are missing; the next run with these settings builds them"
+        finding.unfinished = f"{', '.join(missing)} missing; the next run with these settings goes on from there"
     stored = sum(entry["bytes"] for entry in entries.values() if isinstance(entry.get("bytes"), int))
-    of = f" of {expected}" if expected else ""
+    inside = [block for block in entries if block != str(OUTSIDE)]
+    of = f" of {len(expected) - (str(OUTSIDE) in expected)}" if expected else ""
+    ends = f" and {_named(str(OUTSIDE))}" if str(OUTSIDE) in entries else ""
     finding.facts |= {
         "compressor": in_words(identity.get("compressor")),
         "model": f"{str(identity.get('model'))[:12]}, {identity.get('dtype')}",
-        "blocks": f"{len(entries)}{of}, {megabytes(stored)} MB",
+        "blocks": f"{len(inside)}{of}{ends}, {megabytes(stored)} MB",
         "layers": f"{len(layers)} at {' or '.join(map(str, sorted(set(layers.values()))))} levels"
         if layers
         else "none",
@@ -59,22 +59,26 @@ def inspect_database(folder: Path) -> Finding:
     return finding
 
 
+def _named(block: str) -> str:
+    return "embeddings and head" if block == str(OUTSIDE) else f"block {block}"
+
+
 def _verified_block(folder: Path, name: str, entry: Mapping, finding: Finding) -> Mapping[str, int]:
     """Number of levels per layer of one block; adds what is wrong to the finding."""
     remedy = "the next run with these settings builds it again"
     file = entry.get("file")
     if not isinstance(file, str) or Path(file).name != file:
-        finding.damages.append(f"block {name}: its entry in manifest.json cannot be read; {remedy}")
+        finding.damages.append(f"{_named(name)}: its entry in manifest.json cannot be read; {remedy}")
         return {}
     path = folder / file
     if not path.is_file():
-        finding.damages.append(f"block {name}: {path.name} is missing; {remedy}")
+        finding.damages.append(f"{_named(name)}: {path.name} is missing; {remedy}")
     elif path.stat().st_size != entry.get("bytes"):
         finding.damages.append(
-            f"block {name}: {path.name} has {path.stat().st_size} bytes, not {entry.get('bytes')}; {remedy}"
+            f"{_named(name)}: {path.name} has {path.stat().st_size} bytes, not {entry.get('bytes')}; {remedy}"
         )
     elif sha256_of(path) != entry.get("sha256"):
-        finding.damages.append(f"block {name}: {path.name} has another SHA-256 than the manifest says; {remedy}")
+        finding.damages.append(f"{_named(name)}: {path.name} has another SHA-256 than the manifest says; {remedy}")
     else:
         return _levels(path, finding)
     return {}
