@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from evopress import memory, processes
+from evopress import interruption, memory, processes
 from evopress.files import read_if_whole, sealed, write_json
 
 
@@ -23,6 +23,7 @@ class Clock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
+        interruption.heed()
         started = time.monotonic()
         memory.start_peak()
         try:

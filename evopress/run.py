@@ -2,9 +2,7 @@
 
 import logging
 import os
-import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import hydra
@@ -13,6 +11,7 @@ from hydra.errors import CompactHydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from evopress import interruption
 from evopress.config import CONFIG_FOLDER, UserMistake, build, suggestions, with_one_voice, with_resume
 
 log = logging.getLogger(__name__)
@@ -20,17 +19,18 @@ log = logging.getLogger(__name__)
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name="config")
 def compress(cfg: DictConfig) -> None:
-    interrupted = _interruptible()
+    interruption.listen()  # main did already, but not in the workers of a sweep's launcher
     folder = Path(cfg.resume or HydraConfig.get().runtime.output_dir)
     try:
         from evopress import processes
         from evopress.pipeline import run  # takes seconds, which a misspelled key need not cost
 
+        interruption.heed()
         processes.join()
         folder = processes.from_first(lambda: folder)
         run(build(cfg, folder))
     except (Exception, KeyboardInterrupt) as error:
-        if interrupted():
+        if interruption.came():
             log.warning("interrupted; go on with: python -m evopress.run resume=%s", folder)
         elif isinstance(error, OSError):
             log.error("%s; once that is mended, go on with: python -m evopress.run resume=%s", error, folder)
@@ -39,26 +39,11 @@ def compress(cfg: DictConfig) -> None:
         else:
             raise
         log.debug("where it was raised:", exc_info=True)
-        sys.exit(130 if interrupted() else 2)
-
-
-def _interruptible() -> Callable[[], bool]:
-    """Let SIGTERM and Ctrl-C raise KeyboardInterrupt; what is returned tells whether one came.
-
-    The exception itself does not: raised inside a library's C code, it may come out as that library's own error.
-    """
-    received = []
-
-    def interrupt(number: int, frame: object) -> None:
-        received.append(number)
-        raise KeyboardInterrupt
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupt)
-    return lambda: bool(received)
+        sys.exit(130 if interruption.came() else 2)
 
 
 def main() -> None:
+    interruption.listen()
     sys.argv[1:] = with_one_voice(with_resume(sys.argv[1:]))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here; Hydra would print a traceback of a folder it cannot make
     logging.raiseExceptions = False  # nor is there one of a log that a full disk does not take

@@ -12,11 +12,12 @@ from evopress.compress.magnitude import Magnitude
 from evopress.compress.rtn import RTN
 from evopress.database import DecodedLevels
 from evopress.evaluator import Evaluator, EvaluatorSettings
+from evopress.loading import named
 from evopress.models import LanguageModel
 from evopress.profile import Profile, Space
 from evopress.space import SpaceSettings, applied, drop_space, layer_space
 from tests import plain
-from tests.tiny_models import FAMILIES, NUM_BLOCKS, SLIDING_WINDOW, tiny, token_windows
+from tests.tiny_models import FAMILIES, NUM_BLOCKS, SLIDING_WINDOW, random_model, tiny, token_windows, tokenizer
 
 CLOSE = {"rel": 2e-4, "abs": 2e-6}
 """float32 on both sides, in products of other shapes."""
@@ -260,3 +261,15 @@ def test_layers_without_a_database_are_refused(case):
 def test_settings_out_of_range_are_refused(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         EvaluatorSettings(**change)
+
+
+@pytest.mark.parametrize("limits", LIMITS)
+def test_the_dense_model_is_at_no_distance_from_itself_whatever_the_precision(limits):
+    lm = named(random_model("llama").to(torch.bfloat16), tokenizer(), "tiny")
+    evaluator = Evaluator(lm, drop_space(lm, Drop()), None, LIMITS[limits])
+    profiles = [None, evaluator.space.uniform(0)]
+    for compared in (
+        evaluator.compare(profiles, token_windows(3, 20)),
+        evaluator.compare([None], token_windows(5, 20)),
+    ):
+        assert [each.mean_kl for each in compared] == [0.0] * len(compared)

@@ -91,3 +91,27 @@ evopress.run.main()
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 130, done.stdout + done.stderr
     assert f"resume={tmp_path}/run" in done.stdout
+
+
+@pytest.mark.parametrize("place", ["load_model", "build", "search"])
+def test_an_interrupt_that_a_library_swallows_ends_the_run_at_the_next_step(place, tmp_path):
+    program = f"""
+import os, signal
+import evopress.pipeline, evopress.run
+real = evopress.pipeline.{place}
+
+def swallowing(*args, **kwargs):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except BaseException:
+        pass
+    return real(*args, **kwargs)
+
+evopress.pipeline.{place} = swallowing
+evopress.run.main()
+"""
+    command = [sys.executable, "-c", program, f"outputs={tmp_path}", f"hydra.run.dir={tmp_path}/run"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 130, done.stdout + done.stderr
+    assert f"resume={tmp_path}/run" in done.stdout
+    assert not (tmp_path / "run" / "profile.json").exists()

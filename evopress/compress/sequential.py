@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from evopress import processes
+from evopress import interruption, processes
 from evopress.compress.base import Compressor, LayerGroup, LayerShape, Solved
 from evopress.compress.weights import CompressedWeight, from_tensors
 from evopress.database import OUTSIDE, BlockLevels, Database
@@ -88,6 +88,7 @@ def _build_missing(
     pending: Future | None = None
     with ThreadPoolExecutor(max_workers=1) as writer:
         for step in progress(range(last + 1), desc="database", unit="block"):
+            interruption.heed()
             block = steps[step]
             solved = _solve(lm, compressor, stream, block) if block in missing else None
             finished = _whole_block(solved) if solved is not None else None

@@ -19,7 +19,7 @@ from random import Random
 
 from tqdm import tqdm
 
-from evopress import processes
+from evopress import interruption, processes
 from evopress.budget import Budget
 from evopress.files import check_seal, naming, parse_json, sealed
 from evopress.profile import Profile, Space
@@ -115,6 +115,7 @@ def search(
         try:
             question = next(run)
             while True:
+                interruption.heed()
                 started = time.monotonic()
                 replayed = number < len(known)
                 if replayed:
