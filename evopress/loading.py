@@ -45,7 +45,8 @@ class ModelSource:
     `path` is a hub id, a local folder or a .gguf file; with `package`, it is relative to that package's folder.
     `gguf_file` names a GGUF file inside a hub repository or folder. `dtype: auto` is bfloat16 where the device computes
     in it natively, else float32. `attention: auto` is what transformers prefers for the model. `family` names the parts
-    of a model that is none of the known families. A dense model with a perplexity of `max_perplexity` or more is
+    of a model that is none of the known families. With `offload` the blocks rest in the machine's memory, mapped from
+    their files, and visit the device one by one. A dense model with a perplexity of `max_perplexity` or more is
     refused; None is that of a uniform guess over the vocabulary.
     """
 
@@ -57,6 +58,7 @@ class ModelSource:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
     attention: str = "auto"
+    offload: bool = False
     trust_remote_code: bool = False
     family: FamilySettings | None = None  # type: ignore[valid-type]
     max_perplexity: float | None = Field(default=None, gt=0)
@@ -104,8 +106,10 @@ def load(source: ModelSource, cache: Path) -> LanguageModel:
             **options,
         )
     dense: PreTrainedModel = _plain(model) if place.gguf_file else model
-    dense.to(device)  # type: ignore[arg-type]
-    return named(dense, tokenizer, source.name, source.family)
+    lm = _with_parts(dense, tokenizer, source.name, source.family)
+    lm.to(device, offload=source.offload)
+    _check(lm)
+    return lm
 
 
 def _refuse_code_and_other_folders(source: ModelSource, place: _Place) -> None:
@@ -141,16 +145,26 @@ def named(
 
     Raises ValueError when they are not known.
     """
+    lm = _with_parts(model, tokenizer, name, family)
+    _check(lm)
+    return lm
+
+
+def _with_parts(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, family: Family | None
+) -> LanguageModel:
     model.eval().requires_grad_(False)
     unpack(model, model.config.model_type)
     family = with_experts(family, model) if family else None
     if family is not None and missing_parts(model, family):
         raise ValueError(f"model.family names {missing_parts(model, family)[0]!r}, which the model does not have")
-    lm = LanguageModel(model, tokenizer, family or family_of(model, model.config.model_type), name)
+    return LanguageModel(model, tokenizer, family or family_of(model, model.config.model_type), name)
+
+
+def _check(lm: LanguageModel) -> None:
     check_weights(lm)
     check_layers(lm)
     check_parts(lm)
-    return lm
 
 
 def _locate(source: ModelSource) -> _Place:

@@ -3,8 +3,8 @@
 import hashlib
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from evopress.experts import Expert
 from evopress.families import Family
+from evopress.offload import StandIn, Visit, rests_elsewhere
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ class LanguageModel:
     tokenizer: PreTrainedTokenizerBase
     family: Family
     name: str
+    _visit: Visit = field(default_factory=Visit, compare=False, repr=False)
 
     @cached_property
     def blocks(self) -> list[Module]:
@@ -57,7 +59,8 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        """Where it computes. Blocks may rest elsewhere."""
+        return self._embeddings.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -137,7 +140,12 @@ class LanguageModel:
 
     def _record(self, tokens: Int[Tensor, "batch time"]) -> tuple[Tensor, list[Kwargs]]:
         calls: list[tuple[Tensor, Kwargs]] = []
-        with self._blocks_swapped([_Recorder(block, calls) for block in self.blocks]), torch.no_grad():
+
+        def record(hidden: Tensor, **kwargs: object) -> Tensor:
+            calls.append((hidden, kwargs))
+            return hidden
+
+        with self._blocks_swapped([StandIn(block, record) for block in self.blocks]), torch.no_grad():
             self.model.base_model(input_ids=tokens, use_cache=False)  # without the head, whose logits are large
         return calls[0][0], [kwargs for _, kwargs in calls]
 
@@ -166,11 +174,34 @@ class LanguageModel:
         """
         if len(dropped) == len(SUBBLOCKS):
             return hidden
-        block = self.blocks[index]
         parameters = {f"{local}.weight": weight for local, weight in (weights or {}).items()}
-        with self._silenced(block, dropped):
-            output = functional_call(block, parameters, (hidden,), kwargs) if parameters else block(hidden, **kwargs)
+        with self._silenced(self.blocks[index], dropped):
+            output = self._call_block(index, hidden, kwargs, parameters)
         return output[0] if isinstance(output, tuple) else output
+
+    def _call_block(self, index: int, hidden: Tensor, kwargs: Kwargs, parameters: Mapping[str, Tensor]) -> Any:
+        """What a block itself returns, with `parameters` in place of its own, and what rests elsewhere brought here."""
+        block = self.blocks[index]
+        visiting = self._visit.of(index, block, hidden.device, parameters)
+        if not parameters and not visiting:
+            return block(hidden, **kwargs)
+        return functional_call(block, {**visiting, **parameters}, (hidden,), kwargs)
+
+    def to(self, device: torch.device, *, offload: bool) -> None:
+        """Move the model, or with `offload` what is no block, to the device that computes."""
+        with self._blocks_swapped([]) if offload else nullcontext():
+            self.model.to(device)  # type: ignore[arg-type]
+
+    @contextmanager
+    def whole(self) -> Iterator[PreTrainedModel]:
+        """While open, the model itself can be called, though blocks may rest elsewhere."""
+
+        def visitor(index: int) -> StandIn:
+            return StandIn(self.blocks[index], lambda hidden, **kwargs: self._call_block(index, hidden, kwargs, {}))
+
+        at_home = not any(rests_elsewhere(tensor, self.device) for tensor in self.model.parameters())
+        with nullcontext() if at_home else self._blocks_swapped([visitor(index) for index in range(self.num_blocks)]):
+            yield self.model
 
     @contextmanager
     def _silenced(self, block: Module, dropped: frozenset[str]) -> Iterator[None]:
@@ -221,32 +252,17 @@ class LanguageModel:
         silenced = [self._silenced(self.blocks[block], parts) for block, parts in dropped.items()]
         try:
             for name, weight in weights.items():
-                self.model.get_submodule(name).weight = torch.nn.Parameter(weight, requires_grad=False)
+                at_rest = weight.to(real[name].device)
+                self.model.get_submodule(name).weight = torch.nn.Parameter(at_rest, requires_grad=False)
             for context in silenced:
                 context.__enter__()
-            yield self.model
+            with self.whole() as model:
+                yield model
         finally:
             for context in silenced:
                 context.__exit__(None, None, None)
             for name, weight in real.items():
                 self.model.get_submodule(name).weight = weight
-
-
-class _Recorder(Module):
-    """Stands in for a block: notes what it is called with and passes the hidden states on."""
-
-    def __init__(self, block: Module, calls: list[tuple[Tensor, Kwargs]]):
-        super().__init__()
-        self._attributes = {name: value for name, value in vars(block).items() if not name.startswith("_")}
-        self._calls = calls
-
-    def __getattr__(self, name: str) -> Any:
-        attributes = self.__dict__.get("_attributes", {})
-        return attributes[name] if name in attributes else super().__getattr__(name)
-
-    def forward(self, hidden: Tensor, **kwargs: object) -> Tensor:
-        self._calls.append((hidden, kwargs))
-        return hidden
 
 
 def silent(part: str) -> Module:
@@ -277,7 +293,8 @@ def check_parts(lm: LanguageModel) -> None:
         for block in range(lm.num_blocks):
             hidden = lm.run_block(block, hidden, kwargs[block])
         parts = lm.logits(lm.final_norm(hidden)).float()
-        whole = lm.model(input_ids=tokens, use_cache=False).logits.float()
+        with lm.whole() as model:
+            whole = model(input_ids=tokens, use_cache=False).logits.float()
     if not bool(whole.isfinite().all()):
         raise ValueError(
             f"the logits of {lm.name} are NaN or infinite: check model.path, or load it with model.dtype=float32"

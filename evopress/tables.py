@@ -40,7 +40,7 @@ def outliers(lm: LanguageModel, tokens: Int[Tensor, "batch time"], multiples: tu
             hidden = lm.run_block(block, hidden, kwargs[block])
         scores = torch.cat(
             [
-                (lm.linear(block, local).weight.float().abs() * power.sqrt()).flatten()
+                (lm.linear(block, local).weight.to(lm.device, torch.float32).abs() * power.sqrt()).flatten()
                 for group, power in powers.items()
                 for local in group
             ]

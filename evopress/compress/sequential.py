@@ -189,7 +189,9 @@ def _solve(lm: LanguageModel, compressor: Compressor, stream: _Stream | None, bl
     hessians = stream.hessians(block) if stream else {}
     solved = {}
     for names in processes.share(_groups(lm, block)):
-        weights = tuple(lm.model.get_submodule(name).get_parameter("weight").float() for name in names)
+        weights = tuple(
+            lm.model.get_submodule(name).get_parameter("weight").to(lm.device, torch.float32) for name in names
+        )
         hessian, notes = _calibrated(names, hessians.pop(names), stream.num_tokens) if stream else (None, ())
         if hessian is not None and names == (lm.embeddings_name,) != (lm.ends[-1],):
             hessian, notes = torch.eye(len(hessian), device=lm.device), ()
