@@ -53,8 +53,8 @@ class EvaluatorSettings:
     """What a profile is judged by, and how much memory that may take.
 
     `fitness`: KL from the dense model (`kl`), KL over its `top_k` most likely tokens (`topk_kl`), or `perplexity`.
-    `cache_gb` limits the decoded level weights, `states_gb` the hidden states; `batch_tokens` go through a block, and
-    `head_tokens` through the head, at once.
+    `cache_gb` limits the decoded level weights, `states_gb` the hidden states; those of more calibration tokens lie in
+    a file. `batch_tokens` go through a block, and `head_tokens` through the head, at once.
     """
 
     fitness: Fitness = "kl"

@@ -1,13 +1,22 @@
-"""Blocks that rest in the machine's memory, or in files mapped into it, and visit the device one at a time."""
+"""What does not fit on the device: blocks that visit it one at a time, and tensors that live in a file."""
 
+import logging
+import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from itertools import chain
+from math import prod
+from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module
+
+from evopress.files import naming
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -30,6 +39,23 @@ class Visit:
             if name not in self.tensors:
                 self.tensors[name] = tensor.to(device, non_blocking=True)
         return {name: self.tensors[name] for name, _ in wanted}
+
+
+def room_for(
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, *, limit_bytes: float, folder: Path
+) -> Tensor:
+    """A tensor to be filled: on the device, or above the limit in a file of `folder` that is mapped into memory.
+
+    The system keeps of the file in memory what there is room for. It has no name, so it goes with the process. Its
+    space is taken at once: a disk that is too full is an OSError here, where a write later on would end the process.
+    """
+    size = prod(shape) * dtype.itemsize
+    if size <= limit_bytes:
+        return torch.empty(shape, dtype=dtype, device=device)
+    log.info("hidden states, %.1f GB, are in a file in %s (evaluator.states_gb)", size / 1e9, folder)
+    with naming(folder), NamedTemporaryFile(dir=folder, prefix=".states-", suffix=".tmp") as file:
+        os.posix_fallocate(file.fileno(), 0, size)
+        return torch.from_file(file.name, shared=True, size=prod(shape), dtype=dtype).view(shape)
 
 
 def rests_elsewhere(tensor: Tensor, device: torch.device) -> bool:

@@ -167,9 +167,17 @@ def prepare(job: Job, lm: LanguageModel, splits: Splits) -> Workbench:
     for target in job.targets or (job.budget.target,):  # one out of reach is an error before hours of work, not after
         evenly_spaced_profile(space, replace(job.budget, target=target))
     database = open_database(job, compressor, lm, splits)
-    build(lm, compressor, splits.calibration, database, batch_tokens=job.evaluator.batch_tokens)
-    weights = DecodedLevels(database, limit_bytes=int(job.evaluator.cache_gb * 1e9), dtype=lm.dtype, device=lm.device)
-    evaluator = Evaluator(lm, space, weights, job.evaluator)
+    settings = job.evaluator
+    build(
+        lm,
+        compressor,
+        splits.calibration,
+        database,
+        batch_tokens=settings.batch_tokens,
+        states_gb=settings.states_gb,
+    )
+    weights = DecodedLevels(database, limit_bytes=int(settings.cache_gb * 1e9), dtype=lm.dtype, device=lm.device)
+    evaluator = Evaluator(lm, space, weights, settings)
     return Workbench(lm, splits, space, evaluator, database, identity | {"database": fingerprint(database.identity)})
 
 

@@ -69,11 +69,15 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the run takes. `database_bytes` are those of the levels, without the headers of the files."""
+    """What the run takes. `database_bytes` are those of the levels, without the headers of the files.
+
+    `states_bytes` are those of hidden states that lie in files while the database is built, all processes together.
+    """
 
     num_weights: int
     num_units: int
     database_bytes: int
+    states_bytes: int
     stages: tuple[StagePlan, ...]
 
 
@@ -88,6 +92,7 @@ def plan(job: "Job") -> Plan:
         num_weights=sum(parameter.numel() for parameter in lm.model.parameters()),
         num_units=len(space),
         database_bytes=_level_bytes(space),
+        states_bytes=stages.spilled_bytes,
         stages=(stages.database(), *stages.search_and_evaluate()),
     )
 
@@ -107,7 +112,8 @@ def plan_text(found: Plan, job: "Job") -> str:
     rate, free, disk = operations_per_second(device), free_bytes(device), shutil.disk_usage(_existing(job.outputs)).free
     lines = [
         f"{job.model.name}: {found.num_weights:,} weights, {found.num_units} units",
-        f"database of levels: {_size(found.database_bytes)} on disk, {_size(disk)} are free at {job.outputs}",
+        f"disk: {_size(found.database_bytes)} for the database of levels, {_size(found.states_bytes)} for hidden "
+        f"states while it is built; {_size(disk)} are free at {job.outputs}",
         f"memory of {device}: {_size(free)} are free for each of {processes.world_size()} processes",
         f"time: at {rate / 1e9:,.0f} billion operations per second, half of what a float32 product reaches on {device}",
         "",
@@ -131,10 +137,11 @@ def plan_text(found: Plan, job: "Job") -> str:
 def advice(found: Plan, *, free_memory: int, free_disk: int) -> list[str]:
     """One line for each thing that does not fit, with the settings to change."""
     lines = []
-    if found.database_bytes > free_disk:
+    if found.database_bytes + found.states_bytes > free_disk:
         lines.append(
-            f"The database takes {_size(found.database_bytes)} but {_size(free_disk)} are free: "
-            f"set outputs to a larger disk, or take fewer levels (compress.bits, compress.num_levels)."
+            f"The database takes {_size(found.database_bytes)} and hidden states {_size(found.states_bytes)}, but "
+            f"{_size(free_disk)} are free: set outputs to a larger disk, take fewer levels (compress.bits, "
+            f"compress.num_levels), or lower data.calibration_tokens."
         )
     for stage in found.stages:
         if stage.memory_bytes > free_memory:
@@ -212,7 +219,7 @@ class _Stages:
         lanes = max(
             rows * cols * max(1, min(num_levels, MAX_ELEMENTS // (rows * cols))) for rows, cols in self._groups()
         )
-        states = tokens // processes.world_size() * self.lm.hidden_size * self.dtype.itemsize
+        states = min(self.state_bytes, int(self.job.evaluator.states_gb * 1e9))
         block = _level_bytes(self.space) // self.lm.num_blocks
         return StagePlan(
             "database",
@@ -220,12 +227,26 @@ class _Stages:
             operations,
             (
                 *self._memory(),
-                Amount("hidden states of the calibration tokens", states, "lower data.calibration_tokens"),
+                Amount("hidden states of the calibration tokens", states, "lower evaluator.states_gb"),
                 Amount("Hessians and factors", hessians + factors, "they depend on the model only"),
                 Amount("levels being solved", 9 * lanes, "take fewer levels in compress.bits"),
                 Amount("levels being written", 2 * block, "take fewer levels in compress.bits"),
             ),
         )
+
+    @property
+    def spilled_bytes(self) -> int:
+        """What of that lies in files, of all processes."""
+        compress = self.job.compress
+        is_spilled = self.state_bytes > self.job.evaluator.states_gb * 1e9
+        needs_states = not isinstance(compress, Drop) and compress.needs_hessian
+        return self.state_bytes * processes.world_size() * (is_spilled and needs_states)
+
+    @property
+    def state_bytes(self) -> int:
+        """Hidden states of this process's calibration tokens; in a file where they exceed `evaluator.states_gb`."""
+        tokens = self.job.data.num_windows("calibration") * self.job.data.window
+        return tokens // processes.world_size() * self.lm.hidden_size * self.dtype.itemsize
 
     def search_and_evaluate(self) -> tuple[StagePlan, StagePlan]:
         searching, seen = rehearsed(self.job, self.lm.num_blocks, self.space)
@@ -249,14 +270,22 @@ class _Stages:
 
     def _memory(self) -> tuple[Amount, ...]:
         """What is held in every stage."""
-        weights = sum(parameter.numel() for parameter in self.lm.model.parameters()) * self.dtype.itemsize
+        weights = self._resident_weights() * self.dtype.itemsize
         widest = max(max(shape) for shape in self._groups())
         at_once = max(self.job.data.window, self.job.evaluator.batch_tokens)
         return (
             Amount("the libraries", LIBRARIES_BYTES, "they take the same for every model"),
-            Amount("the model's weights", weights, "set model.dtype=bfloat16, or a larger model.device"),
+            Amount("the model's weights", weights, "set model.offload=true or model.dtype=bfloat16"),
             Amount("a batch in a block", 4 * at_once * widest * self.dtype.itemsize, "lower evaluator.batch_tokens"),
         )
+
+    def _resident_weights(self) -> int:
+        """Of the model, or of all but its blocks and one of them."""
+        weights = sum(parameter.numel() for parameter in self.lm.model.parameters())
+        if not (isinstance(self.job.model, ModelSource) and self.job.model.offload):
+            return weights
+        of_blocks = [sum(parameter.numel() for parameter in block.parameters()) for block in self.lm.blocks]
+        return weights - sum(of_blocks) + max(of_blocks)
 
     def _evaluator(self, seen: set[tuple[int, int]]) -> tuple[Amount, ...]:
         settings, hidden = self.job.evaluator, self.lm.hidden_size * self.dtype.itemsize

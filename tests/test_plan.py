@@ -110,8 +110,14 @@ def test_what_does_not_fit_is_said_with_the_setting_to_change(tmp_path):
     (disk,) = advice(found, free_memory=2**50, free_disk=found.database_bytes - 1)
     assert "set outputs to a larger disk" in disk
     large = settings.data.__class__(**{**vars(settings.data), "calibration_tokens": 10**9})
-    (memory,) = advice(plan(replace(settings, data=large)), free_memory=2 * 10**9, free_disk=2**50)
-    assert memory.startswith("The database stage takes") and "lower data.calibration_tokens" in memory
+    found = plan(replace(settings, data=large, evaluator=EvaluatorSettings(states_gb=1000)))
+    (memory,) = advice(found, free_memory=2 * 10**9, free_disk=2**50)
+    assert memory.startswith("The database stage takes") and "lower evaluator.states_gb" in memory
+    found = plan(replace(settings, data=large))
+    assert advice(found, free_memory=6 * 10**9, free_disk=2**50) == []
+    assert found.states_bytes == 10**9 * 64 * 4
+    (disk,) = advice(found, free_memory=6 * 10**9, free_disk=found.states_bytes)
+    assert "hidden states" in disk and "lower data.calibration_tokens" in disk
 
 
 def test_the_stage_prints_the_plan_and_loads_nothing(tmp_path, caplog):

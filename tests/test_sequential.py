@@ -44,6 +44,16 @@ def watched(lives: int = 10**6) -> tuple[GPTQ, list[LayerGroup]]:
     return Watched(bits=BITS.bits, group_size=BITS.group_size, propagate_bits=BITS.propagate_bits), groups
 
 
+def test_hidden_states_that_lie_in_a_file_give_the_same_bytes_and_leave_nothing(tmp_path):
+    for folder, states_gb in (("memory", 1.0), ("file", 1e-6)):
+        build(tiny("opt"), BITS, WINDOWS, database_in(tmp_path / folder), batch_tokens=60, states_gb=states_gb)
+    names = [sorted(path.name for path in database_in(tmp_path / x).folder.iterdir()) for x in ("memory", "file")]
+    assert names[0] == names[1] and not any("states" in name for name in names[0])
+    for name in names[0]:
+        of_both = [(database_in(tmp_path / x).folder / name).read_bytes() for x in ("memory", "file")]
+        assert of_both[0] == of_both[1]
+
+
 def database_in(root: Path) -> Database:
     return Database.open(root, "test", {"model": "tiny"})
 

@@ -25,6 +25,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from math import inf
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -36,6 +38,7 @@ from evopress.compress.weights import CompressedWeight, from_tensors
 from evopress.database import OUTSIDE, BlockLevels, Database
 from evopress.linalg import RunningHessian, towards_identity
 from evopress.models import LanguageModel
+from evopress.offload import room_for
 from evopress.progress import progress
 
 log = logging.getLogger(__name__)
@@ -50,10 +53,19 @@ CHUNKS = 16
 """Parts of the calibration windows whose Hessians are summed apart; as many processes at most share the windows."""
 
 
-def build(lm: LanguageModel, compressor: Compressor, windows: Tensor, database: Database, *, batch_tokens: int) -> None:
+def build(
+    lm: LanguageModel,
+    compressor: Compressor,
+    windows: Tensor,
+    database: Database,
+    *,
+    batch_tokens: int,
+    states_gb: float = inf,
+) -> None:
     """Complete `database` from calibration `windows` (windows, time), `batch_tokens` at a time.
 
-    Waits for another process that builds the same database, and then finds it complete.
+    Hidden states of more than `states_gb` are kept in a file beside the database. Waits for another process that builds
+    the same database, and then finds it complete.
     """
     with database.lock() if processes.is_first() else nullcontext():
         processes.barrier()  # the first process holds the lock for all
@@ -62,7 +74,7 @@ def build(lm: LanguageModel, compressor: Compressor, windows: Tensor, database: 
             log.info("database %s is complete", database.folder)
             return
         log.info("building database %s, %d of %d blocks done", database.folder, len(database.blocks), lm.num_blocks)
-        _build_missing(lm, compressor, windows, database, batch_tokens)
+        _build_missing(lm, compressor, windows, database, batch_tokens, states_gb)
         processes.barrier()
         database.refresh()  # what the first process wrote is news to the others
     for note in database.notes[:NOTES_SHOWN]:
@@ -78,13 +90,13 @@ def wanted(lm: LanguageModel, compressor: Compressor) -> tuple[int, ...]:
 
 @torch.no_grad()
 def _build_missing(
-    lm: LanguageModel, compressor: Compressor, windows: Tensor, database: Database, batch_tokens: int
+    lm: LanguageModel, compressor: Compressor, windows: Tensor, database: Database, batch_tokens: int, states_gb: float
 ) -> None:
     """The write of a block overlaps the solves of the next."""
     steps = wanted(lm, compressor)
     missing = processes.from_first(lambda: set(steps) - database.blocks.keys())
     last = max(step for step, block in enumerate(steps) if block in missing)
-    stream = _Stream(lm, windows, batch_tokens) if compressor.needs_hessian else None
+    stream = _Stream(lm, windows, batch_tokens, states_gb, database.folder) if compressor.needs_hessian else None
     pending: Future | None = None
     with ThreadPoolExecutor(max_workers=1) as writer:
         for step in progress(range(last + 1), desc="database", unit="block"):
@@ -106,16 +118,19 @@ def _build_missing(
 class _Stream:
     """The hidden states of this process's calibration windows on their way through the model."""
 
-    def __init__(self, lm: LanguageModel, windows: Tensor, batch_tokens: int):
+    def __init__(self, lm: LanguageModel, windows: Tensor, batch_tokens: int, states_gb: float, folder: Path):
         self.lm = lm
         batches = windows.split(max(1, batch_tokens // windows.shape[1]))
         self.num_tokens = windows.numel()
         self.num_chunks = min(CHUNKS, len(batches))
-        self.hidden = {
-            chunk: [lm.embed(part.to(lm.device))[0] for part in processes.share_of(batches, chunk, self.num_chunks)]
-            for chunk in range(processes.rank(), self.num_chunks, processes.world_size())
-        }
-        self.kwargs = lm.embed(windows[:1].to(lm.device))[1]
+        chunks = range(processes.rank(), self.num_chunks, processes.world_size())
+        own = [(chunk, part) for chunk in chunks for part in processes.share_of(batches, chunk, self.num_chunks)]
+        first, self.kwargs = lm.embed(windows[:1].to(lm.device))
+        shape = (sum(len(part) for _, part in own), *first.shape[1:])
+        states = room_for(shape, first.dtype, lm.device, limit_bytes=states_gb * 1e9, folder=folder)
+        self.hidden: dict[int, list[Tensor]] = {chunk: [] for chunk in chunks}
+        for (chunk, part), place in zip(own, states.split([len(part) for _, part in own]), strict=True):
+            self.hidden[chunk].append(place.copy_(lm.embed(part.to(lm.device))[0]))
 
     def hessians(self, block: int) -> dict[Group, RunningHessian]:
         """Run a dense block; one Hessian (cols, cols) over the windows of all processes per group that is ours.
@@ -129,11 +144,11 @@ class _Stream:
             batches = self.hidden.get(first + processes.rank(), [])
             if block == OUTSIDE:
                 for hidden in batches:
-                    running[groups[-1]].update(self.lm.final_norm(hidden).flatten(0, -2))
+                    running[groups[-1]].update(self.lm.final_norm(hidden.to(self.lm.device)).flatten(0, -2))
             else:
                 with _watching(self.lm, running):
                     for hidden in batches:
-                        self.lm.run_block(block, hidden, self.kwargs[block])
+                        self.lm.run_block(block, hidden.to(self.lm.device), self.kwargs[block])
             _deliver(running, totals)
         return totals
 
@@ -143,8 +158,8 @@ class _Stream:
     def advance(self, block: int, weights: Mapping[str, Tensor]) -> None:
         """Replace the hidden states by the outputs of the block with `weights`."""
         for batches in self.hidden.values():
-            for index, hidden in enumerate(batches):
-                batches[index] = self.lm.run_block(block, hidden, self.kwargs[block], weights)
+            for hidden in batches:
+                hidden.copy_(self.lm.run_block(block, hidden.to(self.lm.device), self.kwargs[block], weights))
 
 
 @contextmanager
