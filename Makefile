@@ -38,7 +38,7 @@ engines: .engines/vllm/ready .engines/llama/ready ## vLLM and llama.cpp, each in
 
 .engines/llama/ready:
 	$(PYTHON) -m venv $(@D)
-	CMAKE_ARGS="-DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF" $(@D)/bin/pip install --quiet llama-cpp-python==0.3.36 numpy
+	CMAKE_ARGS="-DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF" $(@D)/bin/pip install --quiet --no-cache-dir llama-cpp-python==0.3.36 numpy
 	touch $@
 
 test-engines: $(VENV)/ready engines ## exports of SmolLM2 in vLLM and llama.cpp themselves

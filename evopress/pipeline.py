@@ -26,11 +26,12 @@ from evopress.evaluator import Evaluator, EvaluatorSettings
 from evopress.export import Searched, export, fixed_bytes
 from evopress.export import check as check_export
 from evopress.files import alone_in, read_if_whole, sealed, write_atomically, write_json
+from evopress.forecast import plan_text
 from evopress.job import Job, name_of
 from evopress.loading import ModelSource
 from evopress.loading import load as load_model
 from evopress.models import LanguageModel
-from evopress.plan import plan, plan_text
+from evopress.plan import plan
 from evopress.profile import Profile, Space, from_json, to_json, to_text
 from evopress.report import write_report
 from evopress.results import Candidate, as_table

@@ -11,29 +11,21 @@ in the blocks and the head, and for each group of layers rows × cols of them th
     memory          weights, and the largest of what the stages hold besides them, by the terms of `_memory`
 """
 
-import os
-import shutil
-from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
-from random import Random
-from time import perf_counter
 from typing import TYPE_CHECKING
 
 import torch
 from transformers import AutoModelForCausalLM
 
-from evopress import curvature, processes
+from evopress import processes
 from evopress.compress.drop import Drop
 from evopress.compress.sweep import MAX_ELEMENTS
 from evopress.experts import unpack
 from evopress.families import expert_of, family_of, with_experts
 from evopress.loading import ModelSource, config_of, device_of, dtype_of
 from evopress.models import LanguageModel
-from evopress.profile import Profile, Space
-from evopress.search.base import Answer, Batch, Question, Table
-from evopress.search.moves import evenly_spaced_profile
+from evopress.profile import Space
+from evopress.rehearsal import rehearsed
 from evopress.space import drop_space, layer_space
 
 if TYPE_CHECKING:
@@ -54,12 +46,16 @@ class Amount:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """`tokens` go through the model, in full-forward equivalents; `operations` are floating point, of all processes."""
+    """`tokens` go through the model, in full-forward equivalents.
+
+    Floating-point operations are those of all processes: `operations` in the model's type, `solving` in float32.
+    """
 
     name: str
     tokens: float
     operations: float
     memory: tuple[Amount, ...]
+    solving: float = 0.0
 
     @property
     def memory_bytes(self) -> int:
@@ -106,75 +102,6 @@ def without_weights(source: ModelSource) -> LanguageModel:
     return LanguageModel(model, None, family, source.name)  # type: ignore[arg-type]
 
 
-def plan_text(found: Plan, job: "Job") -> str:
-    """The plan as a table, with what does not fit and the setting to change."""
-    device = device_of(job.model) if isinstance(job.model, ModelSource) else job.model.device
-    rate, free, disk = operations_per_second(device), free_bytes(device), shutil.disk_usage(_existing(job.outputs)).free
-    lines = [
-        f"{job.model.name}: {found.num_weights:,} weights, {found.num_units} units",
-        f"disk: {_size(found.database_bytes)} for the database of levels, {_size(found.states_bytes)} for hidden "
-        f"states while it is built; {_size(disk)} are free at {job.outputs}",
-        f"memory of {device}: {_size(free)} are free for each of {processes.world_size()} processes",
-        f"time: at {rate / 1e9:,.0f} billion operations per second, half of what a float32 product reaches on {device}",
-        "",
-        f"{'stage':10}{'tokens':>16}{'tokens/s':>12}{'hours':>10}{'peak memory':>14}",
-        "-" * 62,
-    ]
-    for stage in found.stages:
-        seconds = stage.operations / rate / processes.world_size()
-        speed = stage.tokens / seconds if seconds else 0.0
-        lines.append(
-            f"{stage.name:10}{stage.tokens:16,.0f}{speed:12,.0f}{seconds / 3600:10.2f}{_size(stage.memory_bytes):>14}"
-        )
-    for stage in found.stages:
-        lines.append("")
-        lines += [
-            f"{stage.name:10}{_size(part.bytes):>10}  {part.what}  ({part.key})" for part in stage.memory if part.bytes
-        ]
-    return "\n".join([*lines, "", *(advice(found, free_memory=free, free_disk=disk) or ["Everything fits."])])
-
-
-def advice(found: Plan, *, free_memory: int, free_disk: int) -> list[str]:
-    """One line for each thing that does not fit, with the settings to change."""
-    lines = []
-    if found.database_bytes + found.states_bytes > free_disk:
-        lines.append(
-            f"The database takes {_size(found.database_bytes)} and hidden states {_size(found.states_bytes)}, but "
-            f"{_size(free_disk)} are free: set outputs to a larger disk, take fewer levels (compress.bits, "
-            f"compress.num_levels), or lower data.calibration_tokens."
-        )
-    for stage in found.stages:
-        if stage.memory_bytes > free_memory:
-            largest = max(stage.memory, key=lambda amount: amount.bytes)
-            lines.append(
-                f"The {stage.name} stage takes {_size(stage.memory_bytes)} of memory but {_size(free_memory)} are "
-                f"free, most of it for {largest.what}: {largest.key}."
-            )
-    return lines
-
-
-def operations_per_second(device: torch.device) -> float:
-    """Measured on a product of two matrices, float32; a model reaches about half of it, which is what this gives."""
-    matrix = torch.ones(1024, 1024, device=device)
-    matrix @ matrix
-    started = perf_counter()
-    for _ in range(4):
-        product = matrix @ matrix
-    float(product[0, 0])  # waits for the device
-    return 0.5 * 4 * 2 * 1024**3 / (perf_counter() - started)
-
-
-def free_bytes(device: torch.device) -> int:
-    """Free memory of the device, or this process's share of the machine's for the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    with suppress(OSError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024 // processes.world_size()
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // processes.world_size()
-
-
 @dataclass(frozen=True)
 class _Stages:
     """The stages of one job, with what they share."""
@@ -209,11 +136,11 @@ class _Stages:
         compress = self.job.compress
         if isinstance(compress, Drop) or not compress.needs_hessian:
             return StagePlan("database", 0, 0, self._memory())
-        operations = 4.0 * self._in_blocks * tokens
+        solving = 0.0
         num_levels = max(len(unit.levels) for unit in self.space.units)
         for (rows, cols), (first, *_) in zip(self._groups(), self.lm.layer_groups, strict=True):
             of_group = 2.0 * self._share(first) * tokens * cols**2 + 2.0 * cols**3 + 2.0 * num_levels * rows * cols**2
-            operations += self.lm.num_blocks * of_group
+            solving += self.lm.num_blocks * of_group
         hessians = 8 * sum(cols**2 for _, cols in self._groups())  # of the chunk at hand, and their sum
         factors = 12 * max(cols**2 for _, cols in self._groups())
         lanes = max(
@@ -224,7 +151,7 @@ class _Stages:
         return StagePlan(
             "database",
             2.0 * tokens,
-            operations,
+            4.0 * self._in_blocks * tokens,
             (
                 *self._memory(),
                 Amount("hidden states of the calibration tokens", states, "lower evaluator.states_gb"),
@@ -232,6 +159,7 @@ class _Stages:
                 Amount("levels being solved", 9 * lanes, "take fewer levels in compress.bits"),
                 Amount("levels being written", 2 * block, "take fewer levels in compress.bits"),
             ),
+            solving,
         )
 
     @property
@@ -302,62 +230,6 @@ class _Stages:
         )
 
 
-def rehearsed(job: "Job", num_blocks: int, space: Space) -> tuple[float, set[tuple[int, int]]]:
-    """Token equivalents of the search, run on random answers, and each (unit, level) that it looks at.
-
-    The tokens of the dense model are included, the levels of the evenly spaced profile too.
-    """
-    rng = Random(job.seed)
-    run = job.search.run(space, job.budget, Random(job.seed))
-    pool = job.data.num_windows("search") * job.data.window
-    total = 0.0
-    seen = set(enumerate(evenly_spaced_profile(space, job.budget)))
-    try:
-        question = next(run)
-        while True:
-            total += min(question.num_tokens, pool) * _passes(question, num_blocks, space)
-            seen |= _levels_of(question, space)
-            question = run.send(_some_answer(question, num_blocks, space, rng))
-    except StopIteration as stop:
-        return total, seen | set(enumerate(stop.value))
-
-
-def _levels_of(question: Question, space: Space) -> set[tuple[int, int]]:
-    if isinstance(question, Batch):
-        return {choice for profile in question.profiles for choice in enumerate(profile)}
-    if question.kind == "switch_effects":
-        return {(index, level) for index, unit in enumerate(space.units) for level in range(len(unit.levels))}
-    return set()
-
-
-def _passes(question: Question, num_blocks: int, space: Space) -> float:
-    """Runs through the whole model that a question takes on its tokens."""
-    if isinstance(question, Batch):
-        return 1 + _distinct_blocks(question.profiles, num_blocks, space) / num_blocks
-    if question.kind == "switch_effects":
-        return curvature.token_equivalents(space, 1, int(question.arguments[0]))
-    return 0.0 if question.kind == "layer_error" else 1.0
-
-
-def _distinct_blocks(profiles: Sequence[Profile], num_blocks: int, space: Space) -> int:
-    """Blocks to be run when profiles that agree up to a block share its run."""
-    last = [unit.blocks[0] if unit.blocks else num_blocks for unit in space.units]
-    ends = [max((index + 1 for index, at in enumerate(last) if at <= block), default=0) for block in range(num_blocks)]
-    return sum(len({profile[:end] for profile in profiles}) for end in ends)
-
-
-def _some_answer(question: Question, num_blocks: int, space: Space, rng: Random) -> Answer:
-    if isinstance(question, Batch):
-        return [rng.random() for _ in question.profiles]
-    assert isinstance(question, Table)
-    if question.kind == "switch_effects":
-        return [[rng.random(), rng.random()] for unit in space.units for _ in unit.levels]
-    if question.kind == "layer_error":
-        return [[rng.random() for _ in unit.levels] for unit in space.units]
-    num_rows = num_blocks if question.kind == "outliers" else len(space)
-    return [[rng.random() for _ in question.arguments] for _ in range(num_rows)]
-
-
 def _space(job: "Job", lm: LanguageModel) -> Space:
     if isinstance(job.compress, Drop):
         return drop_space(lm, job.compress, job.space)
@@ -367,11 +239,3 @@ def _space(job: "Job", lm: LanguageModel) -> Space:
 
 def _level_bytes(space: Space) -> int:
     return sum(level.size_bytes for unit in space.units if unit.layers for level in unit.levels)
-
-
-def _existing(folder: Path) -> Path:
-    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-
-
-def _size(number: float) -> str:
-    return f"{number / 1e9:,.1f} GB" if number >= 1e9 else f"{number / 1e6:,.1f} MB"

@@ -12,9 +12,10 @@ from evopress.compress.sparsegpt import SparseGPT
 from evopress.data import Data
 from evopress.evaluate import Eval
 from evopress.evaluator import EvaluatorSettings
+from evopress.forecast import advice, plan_text
 from evopress.loading import ModelSource, load
 from evopress.pipeline import Job, run
-from evopress.plan import advice, plan, plan_text, without_weights
+from evopress.plan import plan, without_weights
 from evopress.search.evolution import Evolution, Stage
 from evopress.search.guided import Guided
 from evopress.search.uniform import Uniform
