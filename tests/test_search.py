@@ -103,6 +103,25 @@ def test_fractional_targets_lower_evenly_spaced_units_and_no_more_than_needed():
     assert max(gaps) - min(gaps) <= 1
 
 
+@pytest.mark.parametrize("target", [2.1, 2.37, 2.6, 2.95, 3.4, 4.9, 6.2])
+def test_with_units_of_unequal_size_what_is_saved_grows_evenly_and_nothing_is_left_that_would_fit(target):
+    sizes = [40, 12, 96, 48]
+    space, budget = bit_space(sizes * 15, (8, 4, 2)), Budget(metric="bits", target=target)
+    profile = evenly_spaced_profile(space, budget)
+    levels = sorted(set(profile))
+    assert len(levels) == 2 and levels[1] == levels[0] + 1
+    (cap,) = budget.caps(space)
+    slack = cap.slack(space, profile)
+    widths = (8, 4, 2)
+    gain = widths[levels[0]] - widths[levels[1]]
+    assert 0 <= slack < min(size * gain for size, level in zip(sizes * 15, profile, strict=True) if level == levels[1])
+    saved = due = 0.0
+    for size, level in zip(sizes * 15, profile, strict=True):
+        saved += size * gain * (level == levels[1])
+        due += size * (widths[levels[0]] - target)
+        assert abs(saved - due) <= 2 * max(sizes) * gain
+
+
 def test_drop_profiles_drop_as_many_attentions_as_mlps():
     space, budget = drop_space(10), Budget(metric="drop", target=0.25)
     for seed in range(20):

@@ -44,8 +44,8 @@ def random_profile(space: Space, budget: Budget, rng: Random) -> Profile:
 def evenly_spaced_profile(space: Space, budget: Budget) -> Profile:
     """The uniform profile where it spends the budget, else the next thing to it.
 
-    That is the lowest uniform profile above the budget with, under each cap, the fewest units one level lower that make
-    the cap hold, spaced evenly through the model. Nothing in it is random.
+    That is the lowest uniform profile above the budget with, under each cap, units one level lower that make the cap
+    hold, spaced evenly through the model. Nothing in it is random.
     """
     uniform = uniform_profile(space, budget)
     if uniform:
@@ -116,14 +116,32 @@ def _lowest_above(space: Space, budget: Budget) -> Profile:
 
 
 def _lower_evenly(space: Space, cap: Cap, levels: list[int]) -> None:
-    """Lower evenly spaced members of `cap` in place: the fewest that make it hold (all of them, if not enough)."""
-    members = [i for i in cap.members if levels[i] < len(space.units[i].levels) - 1]
-    for count in range(len(members) + 1):
-        chosen = {members[(2 * j + 1) * len(members) // (2 * count)] for j in range(count)}
-        lowered = tuple(level + (index in chosen) for index, level in enumerate(levels))
-        if cap.slack(space, lowered) >= 0 or count == len(members):
-            levels[:] = lowered
-            return
+    """Lower members of `cap` in place until it holds, so that what is saved grows evenly through the model.
+
+    A member is lowered where more than half of what it saves is due. What that leaves over or open, with members of
+    unequal size, is spent on the largest that fits again, or saved at the smallest.
+    """
+    saving = {
+        i: _raise_cost(space, levels[i] + 1, i) for i in cap.members if levels[i] < len(space.units[i].levels) - 1
+    }
+    needed, total = -cap.slack(space, tuple(levels)), sum(saving.values())
+    passed = saved = 0
+    lowered = set()
+    for i in saving:
+        passed += saving[i]
+        if 2 * needed * passed > (2 * saved + saving[i]) * total:
+            lowered.add(i)
+            saved += saving[i]
+    for i in sorted(saving, key=lambda i: saving[i]):
+        if saved < needed and i not in lowered:
+            lowered.add(i)
+            saved += saving[i]
+    for i in sorted(saving, key=lambda i: -saving[i]):
+        if i in lowered and saved - saving[i] >= needed:
+            lowered.remove(i)
+            saved -= saving[i]
+    for i in lowered:
+        levels[i] += 1
 
 
 def _lower_until_it_holds(space: Space, cap: Cap, levels: list[int], candidates: list[int], rng: Random) -> set[int]:
