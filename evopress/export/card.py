@@ -39,11 +39,21 @@ def card(form: Format, searched: Searched, found: Verification, facts: Facts, fo
 
 def _what_was_done(facts: Facts) -> str:
     budget = facts.get("budget")
-    target = f" to {budget['achieved']:g} {budget['metric']}" if isinstance(budget, Mapping) else ""
+    target = f" to {_amount(budget['metric'], budget['achieved'])}" if isinstance(budget, Mapping) else ""
     method = f" with {facts['compress']}" if "compress" in facts else ""
     search = f"; levels chosen by {facts['search']}" if "search" in facts else ""
     seed = f", seed {facts['seed']}" if "seed" in facts else ""
     return f"Compressed{method}{target}{search}{seed}."
+
+
+def _amount(metric: str, achieved: float) -> str:
+    words = {
+        "bits": f"{achieved:g} bits per weight",
+        "sparsity": f"{achieved:.1%} of the weights zero",
+        "drop": f"{achieved:.1%} of the depth dropped",
+        "size": f"{achieved / 1e6:.2f} MB",
+    }
+    return words.get(metric, f"{achieved:g} {metric}")
 
 
 def _honest_words(searched: Searched) -> str:
