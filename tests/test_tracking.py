@@ -89,7 +89,10 @@ def test_wandb_offline_run_holds_config_metrics_and_summary(tmp_path, offline):
         for item in record.summary.update
     }
     assert summary["searched/kl/pydoc"] == 0.125
-    assert any(record.HasField("artifact") or record.HasField("request") for record in records)
+    artifacts = [record.artifact for record in records if record.HasField("artifact")]
+    (artifact,) = [artifact for artifact in artifacts if artifact.type == "result"]
+    (stored,) = [entry for entry in artifact.manifest.contents if entry.path == "profile.json"]
+    assert Path(stored.local_path).read_text() == "{}"
 
 
 @pytest.mark.counts("faults")

@@ -212,7 +212,7 @@ def main() -> None:
         ]
         ratios[f"SparseGPT of {name}, 9 levels"] = solve_ratio(sparse, singles, group)
     with tempfile.TemporaryDirectory() as folder:
-        database = Database.open(Path(folder), "gptq", {"bench": 1}, lm.num_blocks)
+        database = Database.open(Path(folder), "gptq", {"bench": 1})
         spent = _once(lambda: build(lm, gptq, splits.calibration, database, batch_tokens=4096))
         weights = DecodedLevels(database, limit_bytes=4 * 10**9, dtype=lm.dtype, device=lm.device)
         space = layer_space(lm, gptq, SpaceSettings())
