@@ -1,5 +1,6 @@
 """What the README says exists, and what it lists runs: on a tiny random model, with little text and short searches."""
 
+import importlib.util
 import json
 import os
 import re
@@ -265,3 +266,14 @@ def test_the_project_speaks_of_itself_alone():
             continue
         found = [word for word in words if word in path.read_text()]
         assert not found, f"{path} mentions {found}"
+
+
+def test_the_table_of_the_comparison_is_that_of_its_records():
+    folder = ROOT / "experiments" / "compare"
+    spec = importlib.util.spec_from_file_location("collect", folder / "collect.py")
+    assert spec is not None and spec.loader is not None
+    collect = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(collect)
+    rows = json.loads((folder / "results.json").read_text())
+    assert len(rows) > 30
+    assert collect.table(rows) in (folder / "README.md").read_text()
