@@ -49,8 +49,8 @@ def counted_compress(self, group):
         print(" ".join(group.names), file=file)
     return compress(self, group)
 
-def counted_stream(self, lm, windows, batch_tokens):
-    stream(self, lm, windows, batch_tokens)
+def counted_stream(self, *arguments):
+    stream(self, *arguments)
     number = sum(len(batch) for batches in self.hidden.values() for batch in batches)
     (folder / f"windows-{rank}").write_text(str(number))
 
