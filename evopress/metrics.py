@@ -15,6 +15,9 @@ Head = Callable[[Tensor], Tensor]
 
 Fitness = Literal["kl", "perplexity", "topk_kl"]
 
+CACHED_ELEMENTS = 2**19
+"""Logits in float32 that are worked on at once on a CPU: 2 MB."""
+
 
 @dataclass(frozen=True)
 class Divergence:
@@ -78,9 +81,9 @@ def divergences(
     cross_entropy = torch.zeros(len(students), dtype=torch.float64, device=teacher.device)
     for start in range(0, len(targets), chunk_tokens):
         span = slice(start, start + chunk_tokens)
-        reference = _Reference(head(flat_teacher[span]).float().log_softmax(-1), top_k)
+        reference = _Reference(head(flat_teacher[span]), top_k)
         for index, (student, own) in enumerate(zip(flat_students, heads, strict=True)):
-            kl[index, span], of_chunk = reference.compare(own(student[span]).float(), targets[span])
+            kl[index, span], of_chunk = reference.compare(own(student[span]), targets[span])
             cross_entropy[index] += of_chunk
     num_tokens, num_targets = tokens.numel(), tokens.numel() - tokens.shape[0]
     return [
@@ -90,23 +93,44 @@ def divergences(
 
 
 class _Reference:
-    """The teacher's distribution on one chunk, ready to be compared with."""
+    """The teacher's distribution on one chunk, ready to be compared with.
 
-    def __init__(self, log_p: Float[Tensor, "tokens vocabulary"], top_k: int | None):
+    On a CPU a chunk is worked off in slices whose temporaries stay in the cache, which saves two fifths of
+    the time. Fewer than 8 tokens at once would cost more in calls than the cache gives.
+    """
+
+    def __init__(self, logits: Float[Tensor, "tokens vocabulary"], top_k: int | None):
+        rows = max(8, CACHED_ELEMENTS // logits.shape[-1])
+        self.num_rows = rows if logits.device.type == "cpu" else len(logits)
+        self.parts = [_Distribution(part, top_k) for part in logits.split(self.num_rows)]
+
+    def compare(
+        self, logits: Float[Tensor, "tokens vocabulary"], targets: Int[Tensor, " tokens"]
+    ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, ""]]:
+        """KL of each token, and the cross-entropy summed over the chunk; targets of -1 are left out of the latter."""
+        slices = zip(self.parts, logits.split(self.num_rows), targets.split(self.num_rows), strict=True)
+        pairs = [part.compare(of_part, next_tokens) for part, of_part, next_tokens in slices]
+        return torch.cat([kl for kl, _ in pairs]), -torch.cat([target for _, target in pairs]).sum(dtype=torch.float64)
+
+
+class _Distribution:
+    """p = softmax of the teacher's logits on a few tokens, and its logarithm; float32."""
+
+    def __init__(self, logits: Float[Tensor, "tokens vocabulary"], top_k: int | None):
+        log_p = logits.float().log_softmax(-1)
         self.kept = None if top_k is None else log_p.topk(min(top_k, log_p.shape[-1]), dim=-1).indices
         self.log_p = log_p if self.kept is None else log_p.gather(-1, self.kept).log_softmax(-1)
         self.p = self.log_p.exp()
 
     def compare(
         self, logits: Float[Tensor, "tokens vocabulary"], targets: Int[Tensor, " tokens"]
-    ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, ""]]:
-        """KL of each token, and the cross-entropy summed over the chunk; targets of -1 are left out of the latter."""
-        log_q = logits.log_softmax(-1)
+    ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " tokens"]]:
+        """KL of each token, and log q of the token that follows, 0 where there is none."""
+        log_q = logits.float().log_softmax(-1)
         target_log_q = log_q.gather(-1, targets.clamp(min=0)[:, None])[:, 0]
         if self.kept is not None:
             log_q = log_q.gather(-1, self.kept).log_softmax(-1)
-        kl = (self.p * (self.log_p - log_q)).sum(-1)
-        return kl, -(target_log_q * (targets >= 0)).sum(dtype=torch.float64)
+        return (self.p * (self.log_p - log_q)).sum(-1), target_log_q * (targets >= 0)
 
 
 def _next_tokens(tokens: Int[Tensor, "batch time"]) -> Int[Tensor, "batch time"]:
