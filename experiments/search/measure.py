@@ -31,7 +31,7 @@ class Found:
 
     profile: Profile
     token_equivalents: float
-    kl_search: float
+    kl_search: float | None
     label: str
 
 
@@ -48,9 +48,14 @@ def history(log: Path) -> Iterator[Found]:
         yield Found(decode(asked["profiles"][best]), spent, asked["answer"][best], asked["label"])
 
 
-def standing(log: Path, mark: float) -> Found | None:
-    """The last of the history within `mark` token equivalents."""
-    return next((found for found in reversed(list(history(log))) if found.token_equivalents <= mark), None)
+def standing(run: Path, mark: float) -> Found | None:
+    """Where a run stood within `mark` token equivalents; once it is done, its result."""
+    results = run / "results.json"
+    done = json.loads(results.read_text()) if results.exists() else None
+    if done and done["tokens"]["search"] <= mark:
+        return Found(tuple(done["done"]["profile"]), done["tokens"]["search"], None, "end")
+    passed = [found for found in history(run / "search.jsonl") if found.token_equivalents <= mark]
+    return passed[-1] if passed else None
 
 
 def overrides_of(run: Path) -> list[str]:
@@ -71,10 +76,7 @@ def main() -> None:
     lm = load_model(job.model, job.outputs / "cache")
     bench = prepare(job, lm, texts.load(job.data, lm.tokenizer, job.outputs / "cache"))
     rows: list[tuple[Path, Found]] = [
-        (run, found)
-        for run in args.runs
-        for found in dict.fromkeys(standing(run / "search.jsonl", mark) for mark in args.at)
-        if found
+        (run, found) for run in args.runs for found in dict.fromkeys(standing(run, mark) for mark in args.at) if found
     ]
     results = [bench.evaluator.compare([found.profile], bench.splits.test)[0] for _, found in rows]
     records = []
