@@ -101,7 +101,7 @@ class Guided(Search):
         return 2 * self.rounds + tables + self.generations * len(self.stages)
 
     def starting_at(self, profile: Profile) -> "Guided":
-        return replace(self, start=profile, rounds=max(1, self.rounds // 2), generations=self.generations // 2)
+        return replace(self, start=profile, rounds=-(-self.rounds // 3), generations=self.generations // 3)
 
     def run(self, space: Space, budget: Budget, rng: Random) -> SearchRun:
         if _is_depth(space):

@@ -76,7 +76,7 @@ class Swaps(Search):
         return profile
 
     def starting_at(self, profile: Profile) -> "Swaps":
-        return replace(self, start=profile, rounds=max(1, self.rounds // 2))
+        return replace(self, start=profile, rounds=-(-self.rounds // 3))
 
     def _effects(self, space: Space, profile: Profile, label: str) -> Generator[Question, Answer, dict[int, float]]:
         """Change of fitness when one unit alone changes sides, of those that can."""

@@ -14,6 +14,7 @@ common=(model=smollm2 data=text "data.source=$TEXT/wikitext2_valid.txt" "data.te
   data.test_tokens=8192)
 algorithm1=(search=evolution search.offspring=16 'search.stages=[{survivors:4,tokens:512},{survivors:1,tokens:2048}]'
   search.generations=16 search.initial_candidates=16 search.initial_tokens=512)
+wide=(search.rounds=3 search.table_tokens=4096 search.line_tokens=8192 search.generations=0)
 
 run() { # task, name, seed, then options
   local folder="outputs/studies/search/${1// /-}/$2-$3"
@@ -34,6 +35,7 @@ for seed in ${SEEDS:-0 1 2}; do
     run "$task" "$guided" "$seed" "${setting[@]}" "search=$guided"
     run "$task" evolution "$seed" "${setting[@]}" "${algorithm1[@]}"
     run "$task" random "$seed" "${setting[@]}" search=random search.candidates=96 search.tokens=1024
+    [[ "$task" != *bit ]] || run "$task" guided-wide "$seed" "${setting[@]}" search=guided "${wide[@]}"
     [ "$seed" = 0 ] || continue
     run "$task" dp 0 "${setting[@]}" search=dp search.errors=measured search.tokens=512
   done
