@@ -46,7 +46,7 @@ class Answers:
         if question.num_tokens > pool.numel() and not self.has_warned:
             texts.warn_if_small(pool, question.num_tokens)
             self.has_warned = True
-        tokens = texts.minibatch(pool, question.num_tokens, rng)
+        tokens = texts.minibatch(pool, question.num_tokens, rng, question.excerpt)
         evaluator = self.bench.evaluator
         if isinstance(question, Table):
             if question.kind == "switch_effects":

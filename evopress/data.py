@@ -110,14 +110,17 @@ def set_name(source: str) -> str:
     return source if source == "pydoc" or source in texts.HUB else Path(source).stem
 
 
-def minibatch(windows: Windows, num_tokens: int, rng: Random) -> Windows:
+def minibatch(windows: Windows, num_tokens: int, rng: Random, excerpt: int | None = None) -> Windows:
     """Random windows without repetition, `num_tokens` in all, rounded up to whole windows.
 
-    Fewer tokens than a window are the start of one window; more than there are, all windows.
+    Fewer tokens than a window are the start of one window; more than there are, all windows. With `excerpt`, so many
+    neighbouring tokens from a random place of each window stand for it, so that the same tokens come from more texts.
     """
-    length = min(windows.shape[1], num_tokens)
+    length = min(windows.shape[1], num_tokens, excerpt or num_tokens)
     count = min(len(windows), ceil(num_tokens / length))
-    return windows[rng.sample(range(len(windows)), count), :length]
+    chosen = windows[rng.sample(range(len(windows)), count)]
+    start = rng.randint(0, windows.shape[1] - length) if excerpt else 0
+    return chosen[:, start : start + length]
 
 
 def warn_if_small(windows: Windows, num_tokens: int) -> None:

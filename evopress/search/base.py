@@ -17,13 +17,15 @@ class Batch:
     """Asks for the fitness of `profiles`, lower is better, all on the same `num_tokens` fresh search tokens.
 
     `label` says where the search stands ("generation 3/50, stage 1/2"). `fitness` overrides the run's own for methods
-    that are defined by another. The answer is one float per profile.
+    that are defined by another. With `excerpt`, so many tokens of a window stand for it: more texts for the same cost.
+    The answer is one float per profile.
     """
 
     profiles: tuple[Profile, ...]
     num_tokens: int
     label: str = ""
     fitness: Fitness | None = None
+    excerpt: int | None = None
 
 
 TableKind = Literal["layer_error", "outliers", "cosine", "relative_change", "switch_effects"]
@@ -40,12 +42,15 @@ class Table:
     - `relative_change`: [unit][i], ‖after − before‖ / ‖after‖ of the same two; infinite where there are not so many.
     - `switch_effects`: [switch][2], a row for each level of each unit in turn: how the KL would change to first and to
       second order if the unit alone left `profile` for that level. `arguments[0]` is the number of draws.
+
+    `excerpt` is that of `Batch`.
     """
 
     kind: TableKind
     num_tokens: int
     arguments: tuple[float, ...] = ()
     profile: Profile | None = None
+    excerpt: int | None = None
 
 
 Question = Batch | Table

@@ -148,15 +148,16 @@ def decode(text: str) -> Profile:
 
 def question_key(question: Question) -> dict[str, object]:
     """What identifies a question, as JSON."""
+    excerpt = {} if question.excerpt is None else {"excerpt": question.excerpt}
     if isinstance(question, Batch):
-        return {
+        return excerpt | {
             "ask": "batch",
             "label": question.label,
             "fitness": question.fitness,
             "tokens": question.num_tokens,
             "profiles": [encode(profile) for profile in question.profiles],
         }
-    key: dict[str, object] = {
+    key: dict[str, object] = excerpt | {
         "ask": question.kind,
         "tokens": question.num_tokens,
         "arguments": list(question.arguments),

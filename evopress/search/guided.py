@@ -74,6 +74,7 @@ class Guided(Search):
     """
 
     rounds: int = Field(ge=0)
+    excerpt: int | None = Field(default=None, gt=0)
     table_tokens: int = Field(gt=0)
     draws: int = Field(default=1, gt=0)
     dampings: list[Annotated[float, Field(gt=0)]] = Field(min_length=1)
@@ -130,7 +131,7 @@ class Guided(Search):
         )
 
     def _table(self, space: Space, profile: Profile) -> Generator[Question, Answer, Effects]:
-        rows = yield from rows_of(Table("switch_effects", self.table_tokens, (float(self.draws),), profile))
+        rows = yield from rows_of(Table("switch_effects", self.table_tokens, (float(self.draws),), profile, self.excerpt))
         flat = iter(rows)
         by_unit = [[next(flat) for _ in unit.levels] for unit in space.units]
         first, second = ([[row[order] for row in unit] for unit in by_unit] for order in (0, 1))
@@ -149,7 +150,7 @@ class Guided(Search):
         profile = tables[-1].profile
         holds = all(cap.slack(space, profile) >= 0 for cap in caps)
         candidates = [profile] * holds + self._path(space, caps, tables)
-        fitness = yield from fitness_of(Batch(tuple(candidates), self.line_tokens, label))
+        fitness = yield from fitness_of(Batch(tuple(candidates), self.line_tokens, label, excerpt=self.excerpt))
         check_numbers(fitness)
         return best_first(candidates, fitness)[0]
 
@@ -171,8 +172,8 @@ class Guided(Search):
         for number, stage in enumerate(self.stages, start=1):
             if number == len(self.stages):
                 candidates = [parent, *candidates]
-            batch = Batch(tuple(candidates), stage.tokens, f"{label}, stage {number}/{len(self.stages)}")
-            fitness = yield from fitness_of(batch)
+            stage_label = f"{label}, stage {number}/{len(self.stages)}"
+            fitness = yield from fitness_of(Batch(tuple(candidates), stage.tokens, stage_label, excerpt=self.excerpt))
             candidates = best_first(candidates, fitness)[: stage.survivors]
         check_numbers(fitness)
         return candidates[0]
