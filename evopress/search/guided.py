@@ -234,7 +234,7 @@ def spent(space: Space, caps: tuple[Cap, ...], profile: Profile, scores: Scores)
             slack = cap.slack(space, tuple(levels))
             fitting = [
                 ((scores[unit][level] - scores[unit][levels[unit]]) / extra, unit, level)
-                for unit in cap.members
+                for unit in space.traders(levels, cap.members)
                 for level, option in enumerate(space.units[unit].levels)
                 for extra in [option.cost - space.units[unit].levels[levels[unit]].cost]
                 if 0 < extra <= slack
@@ -248,4 +248,4 @@ def spent(space: Space, caps: tuple[Cap, ...], profile: Profile, scores: Scores)
 
 def _is_depth(space: Space) -> bool:
     """Whether units are kept or dropped."""
-    return any(not unit.layers for unit in space.units)
+    return not any(unit.layers for unit in space.units)
