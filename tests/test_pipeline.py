@@ -1,17 +1,21 @@
 """The whole job on tiny random models of every family: load, database, search, evaluate, resume."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from evopress.budget import Budget
 from evopress.compress.drop import Drop
+from evopress.compress.gguf import GGUF
 from evopress.compress.gptq import GPTQ
+from evopress.compress.rtn import RTN
 from evopress.compress.sparsegpt import SparseGPT
 from evopress.data import Data
 from evopress.evaluate import Eval
 from evopress.evaluator import Evaluator, EvaluatorSettings
+from evopress.inspect.profiles import inspect_profile
 from evopress.loading import ModelSource
 from evopress.pipeline import Job, run
 from evopress.search.evolution import Evolution, Stage
@@ -26,6 +30,9 @@ SEARCH = Evolution(
     initial_candidates=4,
     initial_tokens=32,
 )
+
+
+JOINT = SpaceSettings(trade="any", drops="subblock")
 
 
 @pytest.fixture(scope="session")
@@ -100,6 +107,49 @@ def test_every_budget_is_met_exactly_or_as_nearly_as_levels_allow(compress, budg
         assert found["budget"]["achieved"] == pytest.approx(float(budget.target))
 
 
+@pytest.mark.parametrize(
+    ("compress", "budget", "drops"),
+    [
+        (GPTQ(bits=[2, 3, 4], group_size=32), Budget(metric="bits", target=2.5), "subblock"),
+        (GPTQ(bits=[2, 3, 4], group_size=32), Budget(metric="bits", target=1.5), "block"),
+        (RTN(bits=(2, 3, 4), group_size=32), Budget(metric="size", target="125KB"), "subblock"),
+        (GGUF(types=["Q4_0", "Q8_0"]), Budget(metric="size", target="100KB"), "subblock"),
+        (SparseGPT(base=0.5, num_levels=2), Budget(metric="sparsity", target=0.5), "subblock"),
+    ],
+    ids=lambda value: str(value)[:24],
+)
+def test_levels_and_drops_together_meet_the_budget_and_are_told_everywhere(
+    compress, budget, drops, tmp_path, model_folders
+):
+    space = SpaceSettings(trade="any", drops=drops)
+    settings = dict(
+        compress=compress, budget=budget, space=space, search=replace(SEARCH, maximize=True)
+    )  # the worst drops
+    folder = tmp_path / "run"
+    profile = run(job(folder, tmp_path, model_folders("llama"), **settings))
+    found, told = results(folder), json.loads((folder / "profile.json").read_text())
+    dropped = [unit["unit"] for unit in told["units"] if unit["label"] == "dropped" and "proj" not in unit["unit"]]
+    assert dropped
+    assert sum(unit["cost"] for unit in told["units"]) == told["cost"]
+    stored = sum(unit["size_bytes"] for unit in told["units"])
+    if budget.metric == "size":
+        limit = int(budget.target[:-2]) * 1000
+        assert 0.96 * limit < found["budget"]["achieved"] <= limit
+        assert found["searched"]["size_bytes"] == found["budget"]["achieved"]
+    elif budget.metric == "bits":
+        assert budget.target - 0.06 < found["budget"]["achieved"] <= budget.target
+        assert found["searched"]["bits_per_weight"] == pytest.approx(found["budget"]["achieved"])
+    else:
+        assert found["budget"]["achieved"] >= budget.target
+    weights = found["searched"]["bits_per_weight_with_scales"] * 3 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128) / 8
+    assert compress.takes_ends or stored == pytest.approx(weights)
+    lines = [line.rpartition(": ") for line in (folder / "profile.txt").read_text().splitlines()]
+    assert {name for name, _, value in lines if name in dropped and value == "1"} == set(dropped)
+    assert "dropped" in (folder / "report.html").read_text() and not inspect_profile(folder / "profile.json").damages
+    again = run(job(tmp_path / "again", tmp_path, model_folders("llama"), **settings))
+    assert again == profile
+
+
 def test_a_job_without_search_stops_after_the_database(tmp_path, model_folders):
     assert run(job(tmp_path / "run", tmp_path, model_folders("llama"), stages=("database",))) is None
     assert list(tmp_path.glob("databases/tiny/*/manifest.json"))
@@ -120,10 +170,11 @@ class Killed(BaseException):
     """Like a kill: nothing in the program catches it."""
 
 
+@pytest.mark.parametrize("space", [SpaceSettings(), JOINT], ids=["levels", "joint"])
 @pytest.mark.parametrize("evaluations", [1, 4])
-def test_a_killed_run_resumes_to_the_same_bytes(evaluations, tmp_path, model_folders, monkeypatch):
+def test_a_killed_run_resumes_to_the_same_bytes(evaluations, space, tmp_path, model_folders, monkeypatch):
     model = model_folders("llama")
-    run(job(tmp_path / "whole", tmp_path / "outputs", model))
+    run(job(tmp_path / "whole", tmp_path / "outputs", model, space=space))
     left = iter(range(evaluations))
     evaluate = Evaluator.evaluate
 
@@ -135,8 +186,8 @@ def test_a_killed_run_resumes_to_the_same_bytes(evaluations, tmp_path, model_fol
     with monkeypatch.context() as patch:
         patch.setattr(Evaluator, "evaluate", dying)
         with pytest.raises(Killed):
-            run(job(tmp_path / "killed", tmp_path / "outputs2", model))
-    run(job(tmp_path / "killed", tmp_path / "outputs2", model))
+            run(job(tmp_path / "killed", tmp_path / "outputs2", model, space=space))
+    run(job(tmp_path / "killed", tmp_path / "outputs2", model, space=space))
     for name in ("search.jsonl", "profile.json", "profile.txt"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
@@ -195,6 +246,7 @@ def test_a_run_directory_of_other_settings_is_refused(tmp_path, model_folders):
         ({"budget": Budget(metric="bits", target=1)}, "raise budget.target to at least 2"),
         ({"budget": Budget(metric="sparsity", target=0.5)}, "use budget=3bit or budget=size"),
         ({"compress": Drop()}, "use budget=drop25"),
+        ({"compress": Drop(), "space": JOINT}, "set space.drops=none"),
         ({"stages": ("serach",)}, "stages names 'serach'"),
         ({"eval": Eval(include_path="nowhere")}, "eval.include_path"),
     ],
