@@ -1,6 +1,7 @@
 """Levels and drops in one space: what a drop frees is spent, what is inside it has no effect, the budget is exact."""
 
 from itertools import product
+from math import inf
 from random import Random
 
 import pytest
@@ -11,8 +12,11 @@ from evopress.budget import Budget, Cap
 from evopress.compress.rtn import RTN
 from evopress.profile import Profile, Space, from_json, from_text, to_json, to_text
 from evopress.search.additive import Additive, error_table, knapsack, switches
+from evopress.search.base import Batch, Table
 from evopress.search.evolution import Evolution, Stage
 from evopress.search.greedy import Greedy
+from evopress.search.guided import Guided
+from evopress.search.joint import drop_effects
 from evopress.search.moves import (
     dropped,
     evenly_spaced_profile,
@@ -163,6 +167,37 @@ EVOLUTION = Evolution(
 )
 
 
+GUIDED = Guided(
+    rounds=2,
+    table_tokens=2,
+    dampings=[1.0, 4.0],
+    line_tokens=1,
+    generations=3,
+    offspring=4,
+    stages=[Stage(survivors=2, tokens=1), Stage(survivors=1, tokens=2)],
+)
+USELESS = {0, 4 * 7}
+"""Sub-blocks of LARGE that may go without loss."""
+
+
+def loss(profile: Profile) -> float:
+    """Additive: what the levels of what is kept lose, and a constant for each drop."""
+    lost = [LARGE.units[i].num_weights * (4 - LARGE.level(i, profile).value) for i in LARGE.traders(profile, range(48))]
+    return sum(lost) + sum(0 if i in USELESS else 500 for i in dropped_in(LARGE, profile))
+
+
+def table_of_levels(question: Table) -> list[list[float]]:
+    """What a table would say of `loss`: nothing of drops, and nothing inside what is dropped."""
+    assert question.profile is not None and not any(question.profile[i] > 1 for i in LARGE.children)
+    live = LARGE.traders(question.profile, range(len(LARGE)))
+    effects = [
+        LARGE.units[i].num_weights * (level - question.profile[i]) if i in live else 0
+        for i, unit in enumerate(LARGE.units)
+        for level in range(len(unit.levels))
+    ]
+    return [[min(0.0, effect), max(0.0, effect)] for effect in effects]
+
+
 @pytest.mark.parametrize(
     "method",
     [
@@ -170,25 +205,33 @@ EVOLUTION = Evolution(
         RandomSearch(candidates=200, tokens=1),
         Additive(errors="measured", tokens=1),
         Greedy(tokens=1),
+        GUIDED,
     ],
     ids=lambda method: type(method).__name__,
 )
 @pytest.mark.parametrize("target", [1.3, 2.5, 3.0])
 def test_every_search_of_levels_finds_that_two_sub_blocks_are_of_no_use(method, target):
-    useless = {0, 4 * 7}
-
-    def fitness(profile):
-        lost = [
-            LARGE.units[i].num_weights * (4 - LARGE.level(i, profile).value) for i in LARGE.traders(profile, range(48))
-        ]
-        return sum(lost) + sum(0 if i in useless else 500 for i in dropped_in(LARGE, profile))
-
     budget = Budget(metric="bits", target=target)
-    best, _ = play(method, LARGE, budget, fitness)
-    start = evenly_spaced_profile(LARGE, budget)
+    best, asked = play(method, LARGE, budget, loss, table=table_of_levels)
     assert budget.holds(LARGE, best)
+    assert method.num_questions(LARGE, budget) in (None, len(asked))
+    tried = [p for q in asked if isinstance(q, Batch) and "drops" not in q.label for p in q.profiles]
+    assert isinstance(method, Additive | Greedy) or all(budget.holds(LARGE, profile) for profile in tried)
     if not isinstance(method, RandomSearch):
-        assert fitness(best) < fitness(start) and useless & set(dropped_in(LARGE, best))
+        assert loss(best) < loss(evenly_spaced_profile(LARGE, budget)) and USELESS & set(dropped_in(LARGE, best))
+
+
+def test_effects_of_drops_are_measured_where_the_search_stands():
+    profile = dropped(LARGE, LARGE.uniform(1), 4)
+    asking = drop_effects(LARGE, profile, 8)
+    batch = next(asking)
+    assert isinstance(batch, Batch) and batch.num_tokens == 8 and len(set(batch.profiles)) == 13
+    with pytest.raises(StopIteration) as stop:
+        asking.send([loss(each) for each in batch.profiles])
+    rows = stop.value.value
+    assert rows[0] == [0.0, -48.0] and rows[8] == [0.0, 452.0] and rows[4] == [-452.0, 0.0]
+    assert [rows[i] for i in LARGE.children[4]] == [[inf, 0.0, inf]] * 3
+    assert set(rows) == {*LARGE.children, *LARGE.children[4]}
 
 
 @pytest.mark.parametrize("profile", [(0,) * 12, (1, 0, 0, 0, 2, 1, *(0, 1, 1, 0, 1, 2)), (1, 0, 0, 1, 0, 0) * 2])

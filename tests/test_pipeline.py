@@ -19,6 +19,7 @@ from evopress.inspect.profiles import inspect_profile
 from evopress.loading import ModelSource
 from evopress.pipeline import Job, run
 from evopress.search.evolution import Evolution, Stage
+from evopress.search.guided import Guided
 from evopress.space import SpaceSettings
 from evopress.tracking import Tracker
 from tests.tiny_models import FAMILIES, save_tiny
@@ -148,6 +149,27 @@ def test_levels_and_drops_together_meet_the_budget_and_are_told_everywhere(
     assert "dropped" in (folder / "report.html").read_text() and not inspect_profile(folder / "profile.json").damages
     again = run(job(tmp_path / "again", tmp_path, model_folders("llama"), **settings))
     assert again == profile
+
+
+@pytest.mark.parametrize("drops", ["subblock", "block"])
+def test_a_guided_search_of_levels_and_drops_goes_through_the_whole_job(drops, tmp_path, model_folders):
+    guided = Guided(
+        rounds=2,
+        table_tokens=64,
+        dampings=[1.0, 4.0],
+        line_tokens=64,
+        generations=2,
+        offspring=4,
+        stages=[Stage(survivors=1, tokens=64)],
+    )
+    settings = dict(search=guided, space=SpaceSettings(trade="any", drops=drops))
+    settings["budget"] = Budget(metric="size", target="105KB")
+    found = [
+        run(job(tmp_path / name, tmp_path, model_folders("llama"), stages=stages, **settings))
+        for name, stages in (("a", ("plan", "database", "search", "evaluate")), ("b", ("database", "search")))
+    ]
+    assert found[0] == found[1]
+    assert 100_000 < results(tmp_path / "a")["budget"]["achieved"] <= 105_000
 
 
 def test_a_job_without_search_stops_after_the_database(tmp_path, model_folders):
