@@ -174,6 +174,7 @@ def to_json(space: Space, profile: Profile, **facts: object) -> str:
     """The profile with its units, levels and costs; `facts` (budget, seed, fingerprints, …) go on top."""
     units = [
         {"unit": unit.name, "level": level, "label": chosen.label, "cost": chosen.cost, "size_bytes": chosen.size_bytes}
+        | ({"inside": unit.parent} if unit.parent else {})
         for index, (unit, level) in enumerate(zip(space.units, profile, strict=True))
         for chosen in [space.level(index, profile)]
     ]

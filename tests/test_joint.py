@@ -1,5 +1,6 @@
 """Levels and drops in one space: what a drop frees is spent, what is inside it has no effect, the budget is exact."""
 
+import json
 from itertools import product
 from math import inf
 from random import Random
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from evopress.budget import Budget, Cap
 from evopress.compress.rtn import RTN
 from evopress.profile import Profile, Space, from_json, from_text, to_json, to_text
+from evopress.report.collect import choices_of
 from evopress.search.additive import Additive, error_table, knapsack, switches
 from evopress.search.base import Batch, Table
 from evopress.search.evolution import Evolution, Stage
@@ -250,6 +252,9 @@ def test_a_file_says_what_is_dropped_and_costs_add_up():
     ]
     text = to_json(SMALL, profile)
     assert text.count('"dropped"') == 3
+    shown = choices_of(json.loads(text))
+    assert [choice.label for choice in shown] == ["dropped", "dropped", "2bit", "3bit", *["3bit"] * 4]
+    assert min(choice.kept for choice in shown) == shown[0].kept == 0
     assert from_text(SMALL, to_text(SMALL, SMALL.uniform(2)).replace("blocks.0.mlp: 0\n", "")) == SMALL.uniform(2)
     with pytest.raises(ValueError, match=r"blocks.0.mlp.layer0 needs exactly one level"):
         from_text(SMALL, to_text(SMALL, profile).replace("blocks.0.mlp.layer0: 2\n", ""))
