@@ -18,6 +18,7 @@ from evopress.evaluator import Evaluator, EvaluatorSettings
 from evopress.inspect.profiles import inspect_profile
 from evopress.loading import ModelSource
 from evopress.pipeline import Job, run
+from evopress.search.additive import Additive
 from evopress.search.evolution import Evolution, Stage
 from evopress.search.guided import Guided
 from evopress.space import SpaceSettings
@@ -170,6 +171,36 @@ def test_a_guided_search_of_levels_and_drops_goes_through_the_whole_job(drops, t
     ]
     assert found[0] == found[1]
     assert 100_000 < results(tmp_path / "a")["budget"]["achieved"] <= 105_000
+
+
+@pytest.mark.parametrize(
+    "compress", [RTN(bits=(2, 3, 4), group_size=32), GGUF(types=["Q4_0", "Q8_0"])], ids=["rtn", "gguf"]
+)
+def test_layer_errors_count_a_drop_as_all_of_its_layers_at_zero(compress, tmp_path, model_folders):
+    settings = dict(compress=compress, search=Additive(errors="layer", tokens=32), space=JOINT)
+    profile = run(
+        job(
+            tmp_path / "run", tmp_path, model_folders("llama"), budget=Budget(metric="size", target="100KB"), **settings
+        )
+    )
+    assert profile and results(tmp_path / "run")["budget"]["achieved"] <= 100_000
+
+
+def test_many_budgets_start_from_the_drops_of_their_neighbour(tmp_path, model_folders):
+    search = Guided(
+        rounds=1,
+        table_tokens=32,
+        dampings=[1.0],
+        line_tokens=32,
+        generations=0,
+        offspring=1,
+        stages=[Stage(survivors=1, tokens=32)],
+    )
+    settings = dict(search=search, space=JOINT, targets=(3.0, 2.0, 1.0))
+    run(job(tmp_path / "run", tmp_path, model_folders("llama"), **settings))
+    rows = (tmp_path / "run" / "front.csv").read_text().splitlines()
+    achieved = [float(row.split(",")[1]) for row in rows[1:]]
+    assert all(0.9 * target < found <= target for target, found in zip((3, 2, 1), achieved, strict=True))
 
 
 def test_a_job_without_search_stops_after_the_database(tmp_path, model_folders):

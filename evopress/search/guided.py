@@ -49,7 +49,7 @@ from evopress.search.base import (
     rows_of,
 )
 from evopress.search.evolution import Stage
-from evopress.search.joint import drop_effects, without_drops
+from evopress.search.joint import drop_effects, ways, without_drops
 from evopress.search.moves import distinct, evenly_spaced_profile
 from evopress.search.swaps import Swaps
 
@@ -146,8 +146,7 @@ class Guided(Search):
     def _path(self, space: Space, caps: tuple[Cap, ...], tables: list[Effects]) -> list[Profile]:
         """The way that the last table points out from its profile, from bold to timid."""
         profile, found = tables[-1].profile, []
-        ways = dict.fromkeys((caps, without_drops(space, caps, profile)))  # one where nothing may be dropped
-        for damping, way in product(self.dampings, ways):
+        for damping, way in product(self.dampings, ways(space, caps, profile)):
             scores = self._scores(space, tables, damping)
             found.append(spent(space, way, proposed(space, way, profile, scores), scores))
         return [profile for profile in dict.fromkeys(found) if profile != tables[-1].profile]

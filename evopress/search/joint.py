@@ -41,6 +41,17 @@ def _changed(space: Space, profile: Profile, index: int) -> Profile:
     return restored(space, profile, index, like=nearest)
 
 
+def ways(space: Space, caps: tuple[Cap, ...], profile: Profile) -> list[tuple[Cap, ...]]:
+    """The caps, and those that leave drops as they are in `profile`, if that is another way and levels alone can go it.
+
+    Without anything that may be dropped both are the same.
+    """
+    frozen = without_drops(space, caps, profile)
+    movable = {index for cap in frozen for index in cap.members}
+    lowest = [len(u.levels) - 1 if i in movable else profile[i] for i, u in enumerate(space.units)]
+    return [caps] if frozen == caps or any(cap.slack(space, lowest) < 0 for cap in frozen) else [caps, frozen]
+
+
 def without_drops(space: Space, caps: tuple[Cap, ...], profile: Profile) -> tuple[Cap, ...]:
     """The caps on the units whose levels may trade while what is dropped in `profile` stays as it is."""
     return tuple(Cap(tuple(space.traders(profile, cap.members)), cap.max_cost) for cap in caps)
