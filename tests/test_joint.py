@@ -261,7 +261,7 @@ def test_a_file_says_what_is_dropped_and_costs_add_up():
 
 
 @pytest.mark.parametrize("drops", ["subblock", "block"])
-@pytest.mark.parametrize("family", ["llama", "phi3", "opt"])
+@pytest.mark.parametrize("family", ["llama", "phi3", "opt", "mixtral"])
 def test_every_layer_of_a_block_sits_in_what_may_be_dropped_of_it(family, drops):
     lm = tiny(family)
     plain = layer_space(lm, RTN(bits=(4, 3, 2), group_size=32), SpaceSettings(trade="any"))

@@ -3,9 +3,9 @@
 # skipped:
 #
 #   TEXT=folder with wikitext2_valid.txt and wikitext2_test.txt
-#   SEEDS="0 1 2" bash experiments/joint/measure.sh guided evolution drops
+#   SEEDS="0 1 2" TASKS="3-bit 2.5-bit 2.25-bit" bash experiments/joint/measure.sh guided evolution drops
 #
-# then: python experiments/search/measure.py --task "2.5 bit" -- outputs/studies/joint/2.5-bit/*
+# then: python experiments/joint/collect.py
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 : "${TEXT:?set TEXT to the folder with wikitext2_valid.txt and wikitext2_test.txt}"
@@ -23,8 +23,9 @@ run() { # bytes, name, seed, then options
 }
 
 for seed in ${SEEDS:-0 1 2}; do
-  for task in 2.5-bit 2.25-bit; do
+  for task in ${TASKS:-3-bit 2.5-bit 2.25-bit}; do
     case "$task" in # what evenly spread widths take
+    3-bit) bytes=100446336B ;;
     2.5-bit) bytes=93707136B ;;
     2.25-bit) bytes=90337536B ;;
     esac
@@ -39,7 +40,7 @@ for seed in ${SEEDS:-0 1 2}; do
         run "$bytes" joint-evolution "$seed" "${algorithm1[@]}" space=joint
         ;;
       drops) # every layer at 3 bits, and sub-blocks dropped down to the same bytes
-        run "$bytes" drops-evolution "$seed" "${algorithm1[@]}" space=joint compress.bits=[3]
+        run "$bytes" drops-guided "$seed" search=guided search.rounds=4 search.generations=0 space=joint compress.bits=[3]
         ;;
       *) echo "unknown method: $method" >&2; exit 2 ;;
       esac
