@@ -1,6 +1,7 @@
 """How much a compressed model may cost, in exact integers."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil, floor
@@ -24,7 +25,7 @@ class Cap:
     members: tuple[int, ...]
     max_cost: int
 
-    def slack(self, space: Space, profile: Profile) -> int:
+    def slack(self, space: Space, profile: Sequence[int]) -> int:
         """Cost that is left; negative when the cap is broken."""
         return self.max_cost - space.cost(profile, self.members)
 

@@ -59,15 +59,15 @@ def _measure(bench: Workbench, profiles: Mapping[str, Profile | None], tokens: T
 def _candidate(job: Job, bench: Workbench, profile: Profile | None) -> Candidate:
     if profile is None:
         return dense_candidate(dense_bytes(bench.lm))
+    left = [
+        (unit.num_weights, unit.levels[profile[index]].value)
+        for index, unit in enumerate(bench.space.units)
+        if not bench.space.is_gone(index, profile)
+    ]
     if job.compress.metric == "bits":
-        bits = sum(
-            unit.levels[level].value * unit.num_weights for unit, level in zip(bench.space.units, profile, strict=True)
-        )
+        bits = sum(value * num_weights for num_weights, value in left)
     else:
-        bits = 16 * sum(
-            unit.num_weights * (1 - unit.levels[level].value)
-            for unit, level in zip(bench.space.units, profile, strict=True)
-        )
+        bits = 16 * sum(num_weights * (1 - value) for num_weights, value in left)
     return compressed_candidate(bench.space, profile, bits / bench.space.num_weights)
 
 

@@ -44,7 +44,9 @@ PART_TOKENS = 512
 class Effects:
     """Effects of all switches, for each level of each unit in turn; zero where a unit is at that level already.
 
-    `second` is the half of a square, so not negative. Both are (switches,), in nats per token.
+    Zero as well for what may be dropped besides the levels of its layers, as a drop is too large a step to foretell so,
+    and for layers in a dropped one. `second` is the half of a square, so not negative. Both are (switches,), in nats
+    per token.
     """
 
     first: Float[Tensor, " switches"]
@@ -124,7 +126,7 @@ class _Pass:
         samples = states[-1].new_zeros(starts[-1], 1 + draws, self.tokens.numel(), dtype=torch.float32)
         for block in reversed(range(self.lm.num_blocks)):
             members = [i for i, unit in enumerate(self.space.units) if block in unit.blocks]
-            step = self._layers if all(self.space.units[i].layers for i in members) else self._subblocks
+            step = self._layers if any(self.space.units[i].layers for i in members) else self._subblocks
             gradients, found = step(block, choices[block], states[block], gradients, kwargs[block])
             for (index, level), values in found.items():
                 samples[starts[index] + level] += values
@@ -227,7 +229,7 @@ class _Pass:
         state = state.detach().requires_grad_()
         with torch.enable_grad(), _watched(self.lm, block) as seen:
             output = self.lm.run_block(block, state, kwargs, current, choice.dropped)
-        names = list(seen)
+        names = [name for name in seen if name in current]  # others run for a sub-block that is dropped
         backs = [
             torch.autograd.grad(output, [state, *(seen[name][1] for name in names)], gradient, retain_graph=True)
             for gradient in gradients
@@ -236,7 +238,7 @@ class _Pass:
         found: dict[tuple[int, int], Tensor] = {}
         for index, local in self._members(block):
             for level in range(len(self.space.units[index].levels)):
-                if level != self.profile[index] and local in seen:  # an expert may see no token
+                if level != self.profile[index] and local in slopes:  # an expert may see no token
                     change = seen[local][0] @ (self._weight(block, local, level) - current[local]).T
                     values = self._at_all_tokens(block, local, (slopes[local] * change).sum(-1).float().flatten(1))
                     found[index, level] = found.get((index, level), torch.zeros_like(values)) + values

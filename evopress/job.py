@@ -52,8 +52,16 @@ class Job:
         unknown = set(self.stages) - {"plan", *STAGES}
         if unknown:
             raise ValueError(f"stages names {min(unknown)!r}: use some of plan, {', '.join(STAGES)}")
+        if isinstance(self.compress, Drop) and self.space.drops != "none":
+            raise ValueError(
+                f"space.drops={self.space.drops} is for compressors of layers, and compress=drop drops without it: set "
+                "space.drops=none, or for levels and drops together compress=gptq or the like"
+            )
+        low, high = self.compress.span
+        if self.space.drops != "none":  # with everything dropped no weight is left
+            low, high = (0.0, high) if self.compress.metric == "bits" else (low, 1.0)
         for target in self.targets or (self.budget.target,):
-            replace(self.budget, target=target).check(self.compress.metric, self.compress.span)
+            replace(self.budget, target=target).check(self.compress.metric, (low, high))
         check_export(self.export, self.compress, self.space)
         check_tasks(self.eval)
 

@@ -1,7 +1,7 @@
 """What can be chosen, and a choice: units, their levels, the space they span, and profiles over it."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -29,6 +29,13 @@ class Level:
     size_bytes: int
 
 
+KEPT = Level(label="kept", value=0, cost=0, size_bytes=0)
+"""Of a parent, whose weights are those of the units inside it."""
+
+DROPPED = Level(label="dropped", value=1, cost=0, size_bytes=0)
+"""Of a parent, and of everything inside it then."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Unit:
     """What receives one level: a layer, several layers tied together, or an attention or MLP sub-block.
@@ -36,6 +43,9 @@ class Unit:
     `layers` are full module names; a unit without layers is a sub-block (or several) that is kept or dropped. `kind` is
     what units of different blocks have in common ("self_attn.q_proj", "attention"). Units with the same `group` may
     trade levels. `blocks` are the indices of the decoder blocks that the unit lies in.
+
+    `parent` names the unit, `KEPT` or `DROPPED`, that this one sits in. While that is dropped, this one costs nothing
+    and its level has no effect.
     """
 
     name: str
@@ -45,6 +55,7 @@ class Unit:
     num_weights: int
     levels: tuple[Level, ...]
     group: str = "all"
+    parent: str | None = None
 
 
 @dataclass(frozen=True)
@@ -69,17 +80,49 @@ class Space:
             members.setdefault(unit.group, []).append(index)
         return {group: tuple(indices) for group, indices in members.items()}
 
+    @cached_property
+    def parents(self) -> tuple[int | None, ...]:
+        """The index of the unit that each one sits in."""
+        index_of = {unit.name: index for index, unit in enumerate(self.units)}
+        return tuple(None if unit.parent is None else index_of[unit.parent] for unit in self.units)
+
+    @cached_property
+    def children(self) -> dict[int, tuple[int, ...]]:
+        """Indices of the units inside each parent, by its own index."""
+        found: dict[int, tuple[int, ...]] = {}
+        for index, parent in enumerate(self.parents):
+            if parent is not None:
+                found[parent] = (*found.get(parent, ()), index)
+        return found
+
+    def is_gone(self, index: int, profile: Sequence[int]) -> bool:
+        """Whether the unit sits in a dropped one."""
+        parent = self.parents[index]
+        return parent is not None and profile[parent] > 0
+
+    def canonical(self, profile: Profile) -> Profile:
+        """The one of all profiles of the same model whose units inside dropped ones are at level 0."""
+        if not self.children:
+            return profile
+        return tuple(0 if self.is_gone(index, profile) else level for index, level in enumerate(profile))
+
+    def traders(self, profile: Sequence[int], members: Iterable[int]) -> list[int]:
+        """Those of `members` whose level has a price of its own: neither parents nor inside a dropped one."""
+        return [index for index in members if index not in self.children and not self.is_gone(index, profile)]
+
     def uniform(self, level: int) -> Profile:
-        """Every unit at `level`, or at its last level where it has fewer."""
-        return tuple(min(level, len(unit.levels) - 1) for unit in self.units)
+        """Every unit at `level`, or at its last level where it has fewer; parents are kept."""
+        return tuple(
+            0 if index in self.children else min(level, len(unit.levels) - 1) for index, unit in enumerate(self.units)
+        )
 
-    def level(self, index: int, profile: Profile) -> Level:
-        return self.units[index].levels[profile[index]]
+    def level(self, index: int, profile: Sequence[int]) -> Level:
+        return DROPPED if self.is_gone(index, profile) else self.units[index].levels[profile[index]]
 
-    def cost(self, profile: Profile, members: Iterable[int] | None = None) -> int:
+    def cost(self, profile: Sequence[int], members: Iterable[int] | None = None) -> int:
         """Sum of the level costs of `members` (default: all units)."""
         indices = range(len(self.units)) if members is None else members
-        return sum(self.units[index].levels[profile[index]].cost for index in indices)
+        return sum(self.level(index, profile).cost for index in indices)
 
     def size_bytes(self, profile: Profile) -> int:
         """Bytes of the whole model in a file: levels and everything that is not compressed."""
@@ -112,14 +155,18 @@ class Space:
 
 
 def to_text(space: Space, profile: Profile) -> str:
-    """The form of the paper's authors: `layer name: level` lines, or a line per block with what is dropped of it."""
+    """The form of the paper's authors: `layer name: level` lines, or a line per block with what is dropped of it.
+
+    A parent has a line of its own, `name: 1` where it is dropped, and then none for what is inside it.
+    """
     if _is_depth(space):
         dropped = _dropped_parts(space, profile)
         return "".join(f"{'+'.join(part for part in PARTS if part in parts) or 'none'}\n" for parts in dropped)
     return "".join(
-        f"{layer}: {unit.levels[level].value:g}\n"
-        for unit, level in zip(space.units, profile, strict=True)
-        for layer in unit.layers
+        f"{name}: {space.level(index, profile).value:g}\n"
+        for index, unit in enumerate(space.units)
+        if not space.is_gone(index, profile)
+        for name in _lines_of(unit)
     )
 
 
@@ -127,8 +174,9 @@ def to_json(space: Space, profile: Profile, **facts: object) -> str:
     """The profile with its units, levels and costs; `facts` (budget, seed, fingerprints, …) go on top."""
     units = [
         {"unit": unit.name, "level": level, "label": chosen.label, "cost": chosen.cost, "size_bytes": chosen.size_bytes}
-        for unit, level in zip(space.units, profile, strict=True)
-        for chosen in [unit.levels[level]]
+        | ({"inside": unit.parent} if unit.parent else {})
+        for index, (unit, level) in enumerate(zip(space.units, profile, strict=True))
+        for chosen in [space.level(index, profile)]
     ]
     return json.dumps({**facts, "cost": space.cost(profile), "units": units}, indent=1) + "\n"
 
@@ -149,7 +197,8 @@ def from_text(space: Space, text: str, zero: Profile | None = None) -> Profile:
     """Read what `to_text` wrote, or a file of the paper's authors.
 
     Their sparsities are whole steps from the target (-1 is a level denser); `zero` is the profile that these count
-    from. Raises ValueError for a line, layer or level that is unknown, missing or given twice.
+    from. A parent without a line is kept. Raises ValueError for a line, layer or level that is unknown, missing or
+    given twice.
     """
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
     return _depth_from(space, lines) if _is_depth(space) else _layers_from(space, lines, zero)
@@ -165,20 +214,31 @@ def _layers_from(space: Space, lines: list[tuple[int, str]], zero: Profile | Non
             values[name.strip()] = float(value)
         except ValueError as error:
             raise ValueError(f"line {number}, {line[:100]!r}, is not `layer name: level` ({error})") from error
-    unknown = values.keys() - {layer for unit in space.units for layer in unit.layers}
+    unknown = values.keys() - {name for unit in space.units for name in _lines_of(unit)}
     if unknown:
         raise ValueError(f"the model has no layer {min(unknown)!r}")
-    given = [_value_of(unit, values) for unit in space.units]
-    if zero is not None and all(value.is_integer() for value in given):
-        profile = tuple(level + int(step) for level, step in zip(zero, given, strict=True))
-        space.check(profile)
-        return profile
-    return tuple(_level_of(unit, value) for unit, value in zip(space.units, given, strict=True))
+    dropped = {unit.name for unit in space.units if not unit.layers and values.get(unit.name)}
+    silent = [not unit.layers or unit.parent in dropped for unit in space.units]
+    given = [
+        None if may_lack and values.keys().isdisjoint(_lines_of(unit)) else _value_of(unit, values)
+        for unit, may_lack in zip(space.units, silent, strict=True)
+    ]
+    if zero is not None and all(value is None or value.is_integer() for value in given):
+        profile = tuple(level + int(step or 0) for level, step in zip(zero, given, strict=True))
+    else:
+        profile = tuple(0 if v is None else _level_of(unit, v) for unit, v in zip(space.units, given, strict=True))
+    space.check(profile)
+    return space.canonical(profile)
+
+
+def _lines_of(unit: Unit) -> tuple[str, ...]:
+    return unit.layers or (unit.name,)
 
 
 def _value_of(unit: Unit, values: Mapping[str, float]) -> float:
-    found = {values[layer] for layer in unit.layers if layer in values}
-    missing = [layer for layer in unit.layers if layer not in values]
+    names = _lines_of(unit)
+    found = {values[name] for name in names if name in values}
+    missing = [name for name in names if name not in values]
     if missing or len(found) != 1:
         raise ValueError(f"{unit.name} needs exactly one level, the profile gives {sorted(found) or 'none'}")
     return found.pop()
@@ -192,7 +252,7 @@ def _level_of(unit: Unit, value: float) -> int:
 
 
 def _is_depth(space: Space) -> bool:
-    return any(not unit.layers for unit in space.units)
+    return not any(unit.layers for unit in space.units)
 
 
 def _parts_of(unit: Unit) -> frozenset[str]:
@@ -245,4 +305,4 @@ def _by_name(space: Space, named: Mapping[str, object]) -> Profile:
             raise ValueError(f"the level of {unit.name} must be an integer, not {str(level)[:50]!r}")
         profile.append(level)
     space.check(tuple(profile))
-    return tuple(profile)
+    return space.canonical(tuple(profile))

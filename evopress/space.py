@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, model_validator
 from pydantic.dataclasses import dataclass as checked_dataclass
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -17,7 +17,7 @@ from evopress.compress.drop import SUBBLOCKS, BlockShape, Drop
 from evopress.database import OUTSIDE, DecodedLevels
 from evopress.families import Groups, expert_of
 from evopress.models import LanguageModel
-from evopress.profile import Level, Profile, Space, Unit
+from evopress.profile import DROPPED, KEPT, Level, Profile, Space, Unit
 
 FILE_WEIGHT_BYTES = 2
 """What an uncompressed weight takes in a checkpoint: bfloat16 or float16."""
@@ -32,10 +32,23 @@ class SpaceSettings:
     `tie`: with `engine`, layers that inference engines fuse (q, k, v; gate, up; all experts of a block) are one unit,
     and where halves of blocks are dropped the attention of the first block stays, as an engine has to meet an attention
     first; with `expert`, the layers of each expert are one unit.
+
+    `drops`: what may be dropped as a whole besides the levels of its layers: attentions and MLPs one by one
+    (`subblock`), or both of a block together (`block`).
     """
 
     trade: Literal["size", "kind", "any"] = "size"
     tie: Literal["none", "expert", "engine"] = "none"
+    drops: Literal["none", "subblock", "block"] = "none"
+
+    @model_validator(mode="after")
+    def _what_a_drop_frees_goes_anywhere(self) -> "SpaceSettings":
+        if self.drops != "none" and self.trade != "any":
+            raise ValueError(
+                f"space.drops={self.drops} frees bytes for layers of all sizes, which may not trade with "
+                f"space.trade={self.trade}: set space.trade=any, or take space=joint"
+            )
+        return self
 
 
 @dataclass(frozen=True)
@@ -58,7 +71,7 @@ def layer_space(lm: LanguageModel, compressor: Compressor, settings: SpaceSettin
     """One unit per linear layer of each block, or per group of layers when tied.
 
     Embeddings and head are units as well where the compressor takes them: the first and the last, or, where they share
-    one weight, one unit that stands first. They lie in no block.
+    one weight, one unit that stands first. They lie in no block. What may be dropped stands before what is inside it.
     """
     groups = _tied(lm.layer_groups, settings.tie)
     units = [
@@ -66,6 +79,8 @@ def layer_space(lm: LanguageModel, compressor: Compressor, settings: SpaceSettin
         for block in range(lm.num_blocks)
         for local, group in groups.items()
     ]
+    if settings.drops != "none":
+        units = _with_parents(lm, units, settings.drops, settings)
     if compressor.takes_ends:
         first, *last = [_layer_unit(lm, compressor, name, (), (name,), name) for name in lm.ends]
         units = [first, *units, *last]
@@ -117,8 +132,35 @@ def _layer_unit(
     )
 
 
+def _with_parents(
+    lm: LanguageModel, units: list[Unit], granularity: Literal["subblock", "block"], settings: SpaceSettings
+) -> list[Unit]:
+    """The units of all blocks, each inside one that may be dropped."""
+    parents = [
+        replace(unit, num_weights=0, levels=(KEPT, DROPPED)[: len(unit.levels)])
+        for unit in _droppable(lm, Drop(granularity=granularity), settings)
+    ]
+    found: list[Unit] = []
+    for block in range(lm.num_blocks):
+        around = [parent for parent in parents if block in parent.blocks]
+        parent_of = {
+            lm.layer_name(block, local): parent.name
+            for parent in around
+            for part in parts_of(parent)
+            for local in lm.layers_of(part)
+        }
+        found += around
+        found += [replace(unit, parent=parent_of[unit.layers[0]]) for unit in units if block in unit.blocks]
+    return found
+
+
 def drop_space(lm: LanguageModel, drop: Drop, settings: SpaceSettings | None = None) -> Space:
     """One unit per attention and MLP, per block, or per pair of blocks. Attentions trade with attentions only."""
+    units = _droppable(lm, drop, settings)
+    return Space(tuple(units), _fixed_bytes(lm, units))
+
+
+def _droppable(lm: LanguageModel, drop: Drop, settings: SpaceSettings | None) -> list[Unit]:
     if settings and settings.tie == "engine" and drop.granularity == "subblock":
         drop = replace(drop, keep_attention=sorted({0, *drop.keep_attention}))
 
@@ -129,8 +171,12 @@ def drop_space(lm: LanguageModel, drop: Drop, settings: SpaceSettings | None = N
         BlockShape(name, num_weights(block, "attention"), num_weights(block, "mlp"))
         for block, name in enumerate(lm.block_names)
     ]
-    units = drop.units(shapes)
-    return Space(tuple(units), _fixed_bytes(lm, units))
+    return drop.units(shapes)
+
+
+def parts_of(unit: Unit) -> tuple[str, ...]:
+    """Which sub-blocks a unit without layers is, of each of its blocks."""
+    return SUBBLOCKS if unit.kind == "block" else (unit.kind,)
 
 
 def _fixed_bytes(lm: LanguageModel, units: Iterable[Unit]) -> int:
@@ -145,7 +191,7 @@ def dense_bytes(lm: LanguageModel) -> int:
 
 
 def by_block(space: Space, lm: LanguageModel, profile: Profile | None) -> list[BlockChoice]:
-    """What every block is run with under `profile`; None is the dense model."""
+    """What every block is run with under `profile`; None is the dense model. Nothing is chosen for what is dropped."""
     choices = [BlockChoice() for _ in range(lm.num_blocks)]
     if profile is None:
         return choices
@@ -157,12 +203,17 @@ def by_block(space: Space, lm: LanguageModel, profile: Profile | None) -> list[B
 
 def _choice(space: Space, lm: LanguageModel, block: int, members: list[int], profile: Profile) -> BlockChoice:
     prefix = len(lm.block_names[block]) + 1
-    levels = [(layer[prefix:], profile[i]) for i in members for layer in space.units[i].layers]
+    levels = [
+        (layer[prefix:], profile[i])
+        for i in members
+        if not space.is_gone(i, profile)
+        for layer in space.units[i].layers
+    ]
     dropped = [
         subblock
         for i in members
         if not space.units[i].layers and profile[i] > 0
-        for subblock in (SUBBLOCKS if space.units[i].kind == "block" else (space.units[i].kind,))
+        for subblock in parts_of(space.units[i])
     ]
     return BlockChoice(tuple(levels), frozenset(dropped))
 

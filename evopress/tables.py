@@ -18,10 +18,15 @@ Rows = list[list[float]]
 
 
 def layer_errors(space: Space, database: Database) -> Rows:
-    """[unit][level]: the compressor's normalised errors, summed over the layers of a unit."""
+    """[unit][level]: the compressor's normalised errors, summed over the layers of a unit.
+
+    A dropped parent has those of its layers if they were all zero: each would lose all of its output, an error of one.
+    """
     return [
-        [sum(of_level) for of_level in zip(*(database.errors(block, layer) for layer in unit.layers), strict=True)]
-        for unit in space.units
+        [0.0, float(sum(len(space.units[child].layers) for child in space.children[index]))][: len(unit.levels)]
+        if index in space.children
+        else [sum(of_level) for of_level in zip(*(database.errors(block, layer) for layer in unit.layers), strict=True)]
+        for index, unit in enumerate(space.units)
         for block in unit.blocks or (OUTSIDE,)
     ]
 

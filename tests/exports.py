@@ -10,7 +10,7 @@ from evopress.compress.sequential import build
 from evopress.database import Database, DecodedLevels
 from evopress.export import Searched
 from evopress.models import LanguageModel
-from evopress.profile import Profile
+from evopress.profile import Profile, Space
 from evopress.space import SpaceSettings, drop_space, layer_space
 from tests.tiny_models import token_windows
 
@@ -23,15 +23,23 @@ def searched_drops(lm: LanguageModel, dropped: set[tuple[int, str]]) -> Searched
     return Searched(lm, space, profile)
 
 
-def compressed(lm: LanguageModel, compressor: Compressor, folder: Path, *, tie: str = "none") -> Searched:
-    """Levels of every layer, taken in turn, so that neighbouring units differ."""
+def compressed(
+    lm: LanguageModel, compressor: Compressor, folder: Path, *, tie: str = "none", drops: str = "none"
+) -> Searched:
+    """Levels of every layer in turn, so that neighbouring units differ; of what may be dropped, the second is."""
     compressor = compressor.for_hidden_size(lm.hidden_size)
-    space = layer_space(lm, compressor, SpaceSettings(tie=tie))
+    space = layer_space(lm, compressor, SpaceSettings(tie=tie, drops=drops, trade="any"))
     database = Database.open(folder, "levels", {"model": lm.name})
     build(lm, compressor, token_windows(4, 32), database, batch_tokens=128)
     weights = DecodedLevels(database, limit_bytes=10**9, dtype=lm.dtype, device=torch.device("cpu"))
     return Searched(lm, space, in_turn(space), weights)
 
 
-def in_turn(space) -> Profile:
-    return tuple(index % len(unit.levels) for index, unit in enumerate(space.units))
+def in_turn(space: Space) -> Profile:
+    gone = list(space.children)[1:2]
+    return space.canonical(
+        tuple(
+            int(index in gone) if index in space.children else index % len(unit.levels)
+            for index, unit in enumerate(space.units)
+        )
+    )

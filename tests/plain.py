@@ -49,6 +49,7 @@ def assembled(lm: LanguageModel, space: Space, levels: Levels, profile: Profile)
     for unit, level in zip(space.units, profile, strict=True):
         for name in unit.layers:
             model.get_submodule(name).weight.data = levels[name][level].dense(torch.float32)
+    for unit, level in zip(space.units, profile, strict=True):
         if not unit.layers and level:
             for block in unit.blocks:
                 for kind in ("attention", "mlp") if unit.kind == "block" else (unit.kind,):

@@ -1,10 +1,11 @@
 """Small made-up spaces, and a way to play a search on them with a known fitness."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from random import Random
 
 from evopress.budget import Budget
-from evopress.profile import Level, Profile, Space, Unit
+from evopress.profile import DROPPED, KEPT, Level, Profile, Space, Unit
 from evopress.search.base import Batch, Question, Search
 
 BITS3 = Budget(metric="bits", target=3)
@@ -35,6 +36,18 @@ def drop_space(num_blocks: int) -> Space:
         for b in range(num_blocks)
         for k in ("attention", "mlp")
     ]
+    return Space(tuple(units))
+
+
+def joint_space(num_blocks: int, sizes: tuple[int, ...] = (8, 16, 24), bits: tuple[int, ...] = (4, 3, 2)) -> Space:
+    """Per block an attention and an MLP that may be dropped, each with a layer of each size, at each of the widths."""
+    units = []
+    for b in range(num_blocks):
+        for part in ("attention", "mlp"):
+            name = f"blocks.{b}.{part}"
+            units.append(Unit(name=name, blocks=(b,), kind=part, layers=(), num_weights=0, levels=(KEPT, DROPPED)))
+            layers = [replace(unit, name=f"{name}.{unit.name}") for unit in bit_space(list(sizes), bits).units]
+            units += [replace(u, blocks=(b,), layers=(u.name,), parent=name, group="all") for u in layers]
     return Space(tuple(units))
 
 

@@ -94,6 +94,31 @@ def test_first_order_is_the_derivative_along_the_switch(family):
         assert float(found[row(space, index, profile[index])]) == 0
 
 
+@pytest.mark.parametrize("drops", ["subblock", "block"])
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_with_drops_in_the_profile_too_it_is_the_derivative_of_what_is_kept_and_zero_elsewhere(family, drops):
+    lm = tiny(family)
+    settings = SpaceSettings(trade="any", drops=drops)
+    space, weights = layer_space(lm, RTN(bits=[2, 3, 4], group_size=32), settings), Noisy(lm)
+    gone = list(space.children)[1:3]
+    profile = space.canonical(tuple(int(i in gone) if i in space.children else i % 3 for i in range(len(space))))
+    found = effects(lm, space, weights, profile)
+    dense = run(lm).detach()
+    for index in range(len(space)):
+        rows = slice(row(space, index, 0), row(space, index, len(space.units[index].levels)))
+        if index not in space.traders(profile, [index]):
+            assert not found.first[rows].any() and not found.second[rows].any()
+            continue
+        (layer,), block, level = space.units[index].layers, space.units[index].blocks[0], (profile[index] + 1) % 3
+        current, other = (weights.get(block, layer, at) for at in (profile[index], level))
+        step = torch.zeros((), requires_grad=True)
+        with applied(lm, space, weights, profile) as model:
+            changed = {f"{layer}.weight": current + step * (other - current)}
+            logits = functional_call(model, changed, kwargs={"input_ids": TOKENS, "use_cache": False}).logits
+            (slope,) = torch.autograd.grad(mean_kl(dense, logits), step)
+        assert float(found.first[row(space, index, level)]) == pytest.approx(float(slope), rel=2e-3, abs=1e-6)
+
+
 class RoundsEnds(RTN):
     takes_ends = True
 

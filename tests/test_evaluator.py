@@ -15,6 +15,7 @@ from evopress.evaluator import Evaluator, EvaluatorSettings
 from evopress.loading import named
 from evopress.models import LanguageModel
 from evopress.profile import Profile, Space
+from evopress.search.moves import dropped
 from evopress.space import SpaceSettings, applied, drop_space, layer_space
 from tests import plain
 from tests.tiny_models import FAMILIES, NUM_BLOCKS, SLIDING_WINDOW, random_model, tiny, token_windows, tokenizer
@@ -35,6 +36,7 @@ COMPRESSORS: dict[str, Compressor | Drop] = {
     "sparsity": Magnitude(base=0.5, num_levels=2, step=400, value_dtype="float32"),
     "bits": RTN(bits=(2, 3, 4), group_size=32),
     "ends": RoundsEnds(bits=(2, 3, 4), group_size=32),
+    "joint": RoundsEnds(bits=(2, 3, 4), group_size=32),
 }
 LIMITS = {
     "ample": EvaluatorSettings(),
@@ -47,13 +49,15 @@ LIMITS = {
 class Case:
     """A model, its space and its levels, kept in memory and in a database."""
 
-    def __init__(self, lm: LanguageModel, compressor: Compressor | Drop, folder: Path):
+    def __init__(
+        self, lm: LanguageModel, compressor: Compressor | Drop, folder: Path, settings: SpaceSettings | None = None
+    ):
         self.lm = lm
         self.levels: plain.Levels = {}
         if isinstance(compressor, Drop):
             self.space = drop_space(lm, compressor)
         else:
-            self.space = layer_space(lm, compressor, SpaceSettings())
+            self.space = layer_space(lm, compressor, settings or SpaceSettings())
             self.levels = plain.layer_levels(lm, compressor)
             self.database = plain.filled(lm, self.levels, folder)
 
@@ -81,7 +85,9 @@ def case(tmp_path_factory):
 
     def of(family: str, kind: str) -> Case:
         if (family, kind) not in made:
-            made[family, kind] = Case(tiny(family), COMPRESSORS[kind], tmp_path_factory.mktemp(f"{family}-{kind}"))
+            joint = SpaceSettings(trade="any", drops="subblock") if kind == "joint" else None
+            folder = tmp_path_factory.mktemp(f"{family}-{kind}")
+            made[family, kind] = Case(tiny(family), COMPRESSORS[kind], folder, joint)
         return made[family, kind]
 
     return of
@@ -207,10 +213,21 @@ def test_other_embeddings_run_apart_and_another_head_does_not(case):
     assert block_tokens(found, [first, (2, *first[1:])], tokens) == 40 * 2 * NUM_BLOCKS
 
 
+def test_levels_of_layers_in_what_is_dropped_make_no_other_run(case):
+    found, tokens = case("llama", "joint"), token_windows(2, 20)
+    last = list(found.space.children)[-1]  # an MLP, with the head behind it
+    profile = dropped(found.space, found.space.uniform(1), last)
+    other = (*profile[:-2], 2, profile[-1])
+    assert found.space.parents[-2] == last and found.space.canonical(other) == profile
+    assert block_tokens(found, [profile, other], tokens) == 40 * NUM_BLOCKS
+    assert len(set(found.evaluator().evaluate([profile, other], tokens))) == 1
+
+
+@pytest.mark.parametrize("kind", ["ends", "joint"])
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
-def test_an_applied_profile_is_the_one_that_is_evaluated(family, case):
+def test_an_applied_profile_is_the_one_that_is_evaluated(family, kind, case):
     """gemma2 has one weight at both ends, and a soft cap."""
-    found, tokens = case(family, "ends"), token_windows(2, 20)
+    found, tokens = case(family, kind), token_windows(2, 20)
     (profile,) = profiles_of(found.space, 4)[2:3]
     evaluator = found.evaluator()
     dense = plain.logits(found.lm.model, tokens)

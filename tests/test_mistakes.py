@@ -105,6 +105,11 @@ MISTAKES = [
         "compress.group_size is 10, and neither it nor a smaller one of 128, 64, 32, 16 divides",
     ),
     ("compress=drop export.formats=[gguf]", "gguf"),
+    ("space.drops=half", "space.drops is 'half'"),
+    ("space.drops=subblock", "set space.trade=any, or take space=joint"),
+    ("space=joint compress=drop budget=drop25", "set space.drops=none"),
+    ("space=joint budget=size budget.target=1KB", "the most compressed profile has"),
+    ("space=joint search=swaps", "use it with compress=drop"),
     # files and text
     ("data.source=/nowhere.txt", "data.source is '/nowhere.txt', which is neither pydoc, wikitext2"),
     ("data.test_source=/nowhere.txt", "data.test_source is '/nowhere.txt'"),

@@ -1,20 +1,26 @@
 """The whole job on tiny random models of every family: load, database, search, evaluate, resume."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from evopress.budget import Budget
 from evopress.compress.drop import Drop
+from evopress.compress.gguf import GGUF
 from evopress.compress.gptq import GPTQ
+from evopress.compress.rtn import RTN
 from evopress.compress.sparsegpt import SparseGPT
 from evopress.data import Data
 from evopress.evaluate import Eval
 from evopress.evaluator import Evaluator, EvaluatorSettings
+from evopress.inspect.profiles import inspect_profile
 from evopress.loading import ModelSource
 from evopress.pipeline import Job, run
+from evopress.search.additive import Additive
 from evopress.search.evolution import Evolution, Stage
+from evopress.search.guided import Guided
 from evopress.space import SpaceSettings
 from evopress.tracking import Tracker
 from tests.tiny_models import FAMILIES, save_tiny
@@ -26,6 +32,9 @@ SEARCH = Evolution(
     initial_candidates=4,
     initial_tokens=32,
 )
+
+
+JOINT = SpaceSettings(trade="any", drops="subblock")
 
 
 @pytest.fixture(scope="session")
@@ -100,6 +109,100 @@ def test_every_budget_is_met_exactly_or_as_nearly_as_levels_allow(compress, budg
         assert found["budget"]["achieved"] == pytest.approx(float(budget.target))
 
 
+@pytest.mark.parametrize(
+    ("compress", "budget", "drops"),
+    [
+        (GPTQ(bits=[2, 3, 4], group_size=32), Budget(metric="bits", target=2.5), "subblock"),
+        (GPTQ(bits=[2, 3, 4], group_size=32), Budget(metric="bits", target=1.5), "block"),
+        (RTN(bits=(2, 3, 4), group_size=32), Budget(metric="size", target="125KB"), "subblock"),
+        (GGUF(types=["Q4_0", "Q8_0"]), Budget(metric="size", target="100KB"), "subblock"),
+        (SparseGPT(base=0.5, num_levels=2), Budget(metric="sparsity", target=0.5), "subblock"),
+    ],
+    ids=lambda value: str(value)[:24],
+)
+def test_levels_and_drops_together_meet_the_budget_and_are_told_everywhere(
+    compress, budget, drops, tmp_path, model_folders
+):
+    space = SpaceSettings(trade="any", drops=drops)
+    settings = dict(
+        compress=compress, budget=budget, space=space, search=replace(SEARCH, maximize=True)
+    )  # the worst drops
+    folder = tmp_path / "run"
+    profile = run(job(folder, tmp_path, model_folders("llama"), **settings))
+    found, told = results(folder), json.loads((folder / "profile.json").read_text())
+    dropped = [unit["unit"] for unit in told["units"] if unit["label"] == "dropped" and "proj" not in unit["unit"]]
+    assert dropped
+    assert sum(unit["cost"] for unit in told["units"]) == told["cost"]
+    stored = sum(unit["size_bytes"] for unit in told["units"])
+    if budget.metric == "size":
+        limit = int(budget.target[:-2]) * 1000
+        assert 0.96 * limit < found["budget"]["achieved"] <= limit
+        assert found["searched"]["size_bytes"] == found["budget"]["achieved"]
+    elif budget.metric == "bits":
+        assert budget.target - 0.06 < found["budget"]["achieved"] <= budget.target
+        assert found["searched"]["bits_per_weight"] == pytest.approx(found["budget"]["achieved"])
+    else:
+        assert found["budget"]["achieved"] >= budget.target
+    weights = found["searched"]["bits_per_weight_with_scales"] * 3 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128) / 8
+    assert compress.takes_ends or stored == pytest.approx(weights)
+    lines = [line.rpartition(": ") for line in (folder / "profile.txt").read_text().splitlines()]
+    assert {name for name, _, value in lines if name in dropped and value == "1"} == set(dropped)
+    assert "dropped" in (folder / "report.html").read_text() and not inspect_profile(folder / "profile.json").damages
+    again = run(job(tmp_path / "again", tmp_path, model_folders("llama"), **settings))
+    assert again == profile
+
+
+@pytest.mark.parametrize("drops", ["subblock", "block"])
+def test_a_guided_search_of_levels_and_drops_goes_through_the_whole_job(drops, tmp_path, model_folders):
+    guided = Guided(
+        rounds=2,
+        table_tokens=64,
+        dampings=[1.0, 4.0],
+        line_tokens=64,
+        generations=2,
+        offspring=4,
+        stages=[Stage(survivors=1, tokens=64)],
+    )
+    settings = dict(search=guided, space=SpaceSettings(trade="any", drops=drops))
+    settings["budget"] = Budget(metric="size", target="105KB")
+    found = [
+        run(job(tmp_path / name, tmp_path, model_folders("llama"), stages=stages, **settings))
+        for name, stages in (("a", ("plan", "database", "search", "evaluate")), ("b", ("database", "search")))
+    ]
+    assert found[0] == found[1]
+    assert 100_000 < results(tmp_path / "a")["budget"]["achieved"] <= 105_000
+
+
+@pytest.mark.parametrize(
+    "compress", [RTN(bits=(2, 3, 4), group_size=32), GGUF(types=["Q4_0", "Q8_0"])], ids=["rtn", "gguf"]
+)
+def test_layer_errors_count_a_drop_as_all_of_its_layers_at_zero(compress, tmp_path, model_folders):
+    settings = dict(compress=compress, search=Additive(errors="layer", tokens=32), space=JOINT)
+    profile = run(
+        job(
+            tmp_path / "run", tmp_path, model_folders("llama"), budget=Budget(metric="size", target="100KB"), **settings
+        )
+    )
+    assert profile and results(tmp_path / "run")["budget"]["achieved"] <= 100_000
+
+
+def test_many_budgets_start_from_the_drops_of_their_neighbour(tmp_path, model_folders):
+    search = Guided(
+        rounds=1,
+        table_tokens=32,
+        dampings=[1.0],
+        line_tokens=32,
+        generations=0,
+        offspring=1,
+        stages=[Stage(survivors=1, tokens=32)],
+    )
+    settings = dict(search=search, space=JOINT, targets=(3.0, 2.0, 1.0))
+    run(job(tmp_path / "run", tmp_path, model_folders("llama"), **settings))
+    rows = (tmp_path / "run" / "front.csv").read_text().splitlines()
+    achieved = [float(row.split(",")[1]) for row in rows[1:]]
+    assert all(0.9 * target < found <= target for target, found in zip((3, 2, 1), achieved, strict=True))
+
+
 def test_a_job_without_search_stops_after_the_database(tmp_path, model_folders):
     assert run(job(tmp_path / "run", tmp_path, model_folders("llama"), stages=("database",))) is None
     assert list(tmp_path.glob("databases/tiny/*/manifest.json"))
@@ -120,10 +223,11 @@ class Killed(BaseException):
     """Like a kill: nothing in the program catches it."""
 
 
+@pytest.mark.parametrize("space", [SpaceSettings(), JOINT], ids=["levels", "joint"])
 @pytest.mark.parametrize("evaluations", [1, 4])
-def test_a_killed_run_resumes_to_the_same_bytes(evaluations, tmp_path, model_folders, monkeypatch):
+def test_a_killed_run_resumes_to_the_same_bytes(evaluations, space, tmp_path, model_folders, monkeypatch):
     model = model_folders("llama")
-    run(job(tmp_path / "whole", tmp_path / "outputs", model))
+    run(job(tmp_path / "whole", tmp_path / "outputs", model, space=space))
     left = iter(range(evaluations))
     evaluate = Evaluator.evaluate
 
@@ -135,8 +239,8 @@ def test_a_killed_run_resumes_to_the_same_bytes(evaluations, tmp_path, model_fol
     with monkeypatch.context() as patch:
         patch.setattr(Evaluator, "evaluate", dying)
         with pytest.raises(Killed):
-            run(job(tmp_path / "killed", tmp_path / "outputs2", model))
-    run(job(tmp_path / "killed", tmp_path / "outputs2", model))
+            run(job(tmp_path / "killed", tmp_path / "outputs2", model, space=space))
+    run(job(tmp_path / "killed", tmp_path / "outputs2", model, space=space))
     for name in ("search.jsonl", "profile.json", "profile.txt"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
@@ -195,6 +299,7 @@ def test_a_run_directory_of_other_settings_is_refused(tmp_path, model_folders):
         ({"budget": Budget(metric="bits", target=1)}, "raise budget.target to at least 2"),
         ({"budget": Budget(metric="sparsity", target=0.5)}, "use budget=3bit or budget=size"),
         ({"compress": Drop()}, "use budget=drop25"),
+        ({"compress": Drop(), "space": JOINT}, "set space.drops=none"),
         ({"stages": ("serach",)}, "stages names 'serach'"),
         ({"eval": Eval(include_path="nowhere")}, "eval.include_path"),
     ],

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from huggingface_hub import save_torch_state_dict
@@ -24,6 +24,8 @@ from evopress.database import OUTSIDE, DecodedLevels
 from evopress.models import SUBBLOCKS, LanguageModel
 from evopress.profile import Profile, Space
 from evopress.space import BlockChoice, SpaceSettings, applied, by_block, end_levels
+
+T = TypeVar("T")
 
 State = dict[str, Tensor]
 """Tensors by their name in a file."""
@@ -75,6 +77,10 @@ class Searched:
     def half_dropped(self) -> dict[int, str]:
         """The half that is missing from each block that has only one."""
         return {block: next(iter(part.dropped)) for block, part in enumerate(self.choices) if len(part.dropped) == 1}
+
+    def renumbered(self, by_name: Mapping[str, T]) -> dict[str, T]:
+        """The same by the names in a file that leaves out dropped blocks, and without what is in those."""
+        return without_blocks(by_name, self.lm, self.kept_blocks)
 
     def packed(self, layer: str) -> CompressedWeight:
         """The chosen level of a layer as the database holds it. Raises KeyError for a layer that is not compressed."""
@@ -162,6 +168,15 @@ class Format(ABC):
         return {}
 
 
+def refuse_halves(form: Format, space: SpaceSettings) -> None:
+    """Raises Refused where the search may drop halves of blocks, for a format that leaves out whole ones only."""
+    if space.drops == "subblock":
+        raise Refused(
+            f"export.formats=[{form.name}] leaves out whole blocks only, and space.drops=subblock drops halves: set "
+            "space.drops=block, or use export.formats=[nemotron_nas] or [zeroed], which hold dense weights"
+        )
+
+
 def need_package(form: Format, module: str, extra: str) -> None:
     """Raises Refused when a package that the format is written or checked with is not installed."""
     if importlib.util.find_spec(module) is None:
@@ -184,9 +199,9 @@ def level_bytes(searched: Searched) -> int:
 
 
 def unsearched(searched: Searched) -> State:
-    """The model's tensors that are not levels: embeddings, head, norms, biases."""
+    """The tensors of a file that are not levels: embeddings, head, norms, biases."""
     levels = {f"{layer}.weight" for layer in searched.levels}
-    return {name: tensor for name, tensor in own_tensors(searched.lm.model).items() if name not in levels}
+    return searched.renumbered({n: tensor for n, tensor in own_tensors(searched.lm.model).items() if n not in levels})
 
 
 def config_of(lm: LanguageModel, dtype: torch.dtype) -> PretrainedConfig:
@@ -197,11 +212,17 @@ def config_of(lm: LanguageModel, dtype: torch.dtype) -> PretrainedConfig:
     return config
 
 
-def without_blocks(state: State, lm: LanguageModel, kept: list[int]) -> State:
+def stored_config(searched: Searched, dtype: torch.dtype) -> PretrainedConfig:
+    """The configuration of a file that leaves out dropped blocks."""
+    config, kept = config_of(searched.lm, dtype), searched.kept_blocks
+    return config if len(kept) == searched.lm.num_blocks else with_blocks(config, searched.lm.num_blocks, kept)
+
+
+def without_blocks(state: Mapping[str, T], lm: LanguageModel, kept: list[int]) -> dict[str, T]:
     """The tensors of the model with only the `kept` blocks, renumbered."""
     new_index = {f"{lm.block_names[old]}.": f"{lm.family.blocks}.{new}." for new, old in enumerate(kept)}
     outside = f"{lm.family.blocks}."
-    result = {}
+    result: dict[str, T] = {}
     for name, tensor in state.items():
         if not name.startswith(outside):
             result[name] = tensor

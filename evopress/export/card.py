@@ -64,8 +64,8 @@ def _honest_words(searched: Searched) -> str:
 
 
 def _levels_table(searched: Searched) -> str:
-    pairs = list(zip(searched.space.units, searched.profile, strict=True))
-    counts = Counter(unit.levels[level].label for unit, level in pairs)
+    space, profile = searched.space, searched.profile
+    counts = Counter(space.level(index, profile).label for index in range(len(space)))
     rows = [f"| {label} | {count} |" for label, count in sorted(counts.items())]
     return "\n".join(["| level | units |", "|---|---|", *rows])
 

@@ -27,11 +27,12 @@ from evopress.export.base import (
     Refused,
     Searched,
     State,
-    config_of,
     fill,
     level_bytes,
     need_package,
     read_safetensors,
+    refuse_halves,
+    stored_config,
     unsearched,
     write_config,
     write_safetensors,
@@ -73,6 +74,7 @@ class CompressedTensors(Format):
 
     def refuse_settings(self, compressor: Compressor | Drop, space: SpaceSettings) -> None:
         need_package(self, "compressed_tensors", "export")
+        refuse_halves(self, space)
         if not isinstance(compressor, RTN):
             raise Refused(
                 f"export.formats=[compressed_tensors] holds integer codes, which compress={_name(compressor)} does not "
@@ -124,9 +126,9 @@ class CompressedTensors(Format):
         packed = _quantized(searched, searched.levels)
         for layer, weight in packed.items():
             state.update({f"{layer}.{part}": tensor for part, tensor in stored_tensors(weight).items()})
-        write_safetensors(state, folder)
-        config = config_of(searched.lm, dtype)
-        config.quantization_config = quantization_config(packed, searched.lm.family.head)
+        write_safetensors(searched.renumbered(state), folder)
+        config = stored_config(searched, dtype)
+        config.quantization_config = quantization_config(searched.renumbered(packed), searched.lm.family.head)
         write_config(config, searched.lm, folder)
 
     def load(self, folder: Path, dtype: torch.dtype, attention: str | None = None) -> PreTrainedModel:
@@ -144,7 +146,7 @@ class CompressedTensors(Format):
     def check_files(self, searched: Searched, dtype: torch.dtype, folder: Path) -> dict[str, object]:
         """Unpack every layer with the library, and compare with the database's codes, scales and zero points."""
         state = read_safetensors(folder)
-        for layer, weight in _quantized(searched, searched.levels).items():
+        for layer, weight in searched.renumbered(_quantized(searched, searched.levels)).items():
             stored = {part: state[f"{layer}.{part}"] for part in PARTS if f"{layer}.{part}" in state}
             if not _same(stored, weight):
                 raise ValueError(f"{self.name}: {layer} does not decode to the codes of the database")
@@ -187,7 +189,7 @@ def _refuse_other_scales(scales: torch.dtype, compute: torch.dtype) -> None:
 
 def _refuse_for_vllm(searched: Searched) -> None:
     """Raises Refused where layers that vLLM fuses differ, or where its packing of zero points does not fit."""
-    for block in range(searched.lm.num_blocks):
+    for block in searched.kept_blocks:
         for group in searched.lm.layer_groups:
             names = [searched.lm.layer_name(block, local) for local in group]
             weights = _quantized(searched, names)

@@ -25,10 +25,11 @@ from evopress.export.base import (
     Format,
     Refused,
     Searched,
-    config_of,
     level_bytes,
     need_package,
     own_tensors,
+    refuse_halves,
+    stored_config,
     unsearched,
     write_config,
 )
@@ -70,6 +71,7 @@ class GGUF(Format):
 
     def refuse_settings(self, compressor: Compressor | Drop, space: SpaceSettings) -> None:
         need_package(self, "gguf", "gguf")
+        refuse_halves(self, space)
         if isinstance(compressor, GGUFLevels):
             if self.embeddings and compressor.embeddings:
                 raise Refused(
@@ -132,16 +134,16 @@ class GGUF(Format):
         return level_bytes(searched) + matrices // BLOCK * per_block + 4 * vectors + scaled
 
     def predicted_header_bytes(self, searched: Searched) -> int:
-        entries = TENSOR_ENTRY_BYTES * len(own_tensors(searched.lm.model))
+        entries = TENSOR_ENTRY_BYTES * len(searched.renumbered(own_tensors(searched.lm.model)))
         return entries + tokenizer_bytes(searched.lm)
 
     def write(self, searched: Searched, dtype: torch.dtype, folder: Path) -> None:
         from gguf import GGMLQuantizationType, GGUFWriter  # optional package
 
-        lm = searched.lm
+        lm, config = searched.lm, stored_config(searched, dtype)
         writer = GGUFWriter(folder / FILE, ARCHITECTURES[lm.model.config.model_type])
         writer.add_name(lm.name)
-        add_metadata(writer, lm)
+        add_metadata(writer, config)
         add_tokenizer(writer, lm, self.pre_tokenizer or pre_tokenizer(lm.tokenizer))
         for name, tensor, kind in stored_tensors(searched, dtype, self.embeddings):
             data = tensor.view(torch.uint8) if kind == "BF16" else tensor
@@ -150,7 +152,7 @@ class GGUF(Format):
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        write_config(config_of(lm, dtype), lm, folder)
+        write_config(config, lm, folder)
 
     def load(self, folder: Path, dtype: torch.dtype, attention: str | None = None) -> PreTrainedModel:
         """By transformers, decoded; its own reading of the metadata lacks rope scaling, so config.json is used."""
@@ -167,8 +169,8 @@ class GGUF(Format):
         reader = GGUFReader(folder / FILE)
         stored = {tensor.name: tensor for tensor in reader.tensors}
         rename = renaming(searched.lm)
-        for layer in searched.levels:
-            tensor = stored[rename(f"{layer}.weight")]
+        for place, layer in searched.renumbered({layer: layer for layer in searched.levels}).items():
+            tensor = stored[rename(f"{place}.weight")]
             expected = reordered(searched.lm, layer, searched.packed(layer).dense())
             if not torch.equal(torch.from_numpy(dequantize(tensor.data, tensor.tensor_type)), expected):
                 raise ValueError(f"{self.name}: {layer} does not decode to the searched weights")
@@ -205,13 +207,13 @@ def stored_tensors(
     lm, rename = searched.lm, renaming(searched.lm)
     if _is_scaled(lm.model.config):
         yield "rope_freqs.weight", rope_factors(lm.model.config), "F32"
-    for name, tensor in own_tensors(lm.model).items():
+    for place, (name, tensor) in searched.renumbered({n: (n, t) for n, t in own_tensors(lm.model).items()}).items():
         layer, _, _ = name.rpartition(".")
         if layer in searched.levels and name.endswith(".weight"):
             weight = block_type(layer, searched.packed(layer))
-            yield rename(name), reordered(lm, layer, weight.data).cpu().contiguous(), weight.type_name
+            yield rename(place), reordered(lm, layer, weight.data).cpu().contiguous(), weight.type_name
         else:
-            yield rename(name), *_unsearched(reordered(lm, layer, tensor), dtype, embeddings)
+            yield rename(place), *_unsearched(reordered(lm, layer, tensor), dtype, embeddings)
 
 
 def _unsearched(tensor: Tensor, dtype: torch.dtype, embeddings: TypeName | None) -> tuple[Tensor, str]:
@@ -270,9 +272,8 @@ def rope_factors(config: PretrainedConfig) -> Tensor:
     return (1 / ((1 - smooth) / factor + smooth)).float()
 
 
-def add_metadata(writer: "GGUFWriter", lm: LanguageModel) -> None:
+def add_metadata(writer: "GGUFWriter", config: PretrainedConfig) -> None:
     """What llama.cpp needs to know of the model besides its tensors."""
-    config = lm.model.config
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)

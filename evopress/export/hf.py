@@ -16,8 +16,8 @@ from evopress.export.base import (
     Searched,
     config_of,
     own_tensors,
-    with_blocks,
-    without_blocks,
+    refuse_halves,
+    stored_config,
     write_config,
     write_safetensors,
 )
@@ -34,6 +34,7 @@ class HF(Format):
 
     def refuse_settings(self, compressor: Compressor | Drop, space: SpaceSettings) -> None:
         """Any profile of layers, and most of drops: which one is known after the search only."""
+        refuse_halves(self, space)
 
     def refuse(self, searched: Searched) -> None:
         refuse_no_blocks(searched)
@@ -52,12 +53,8 @@ class HF(Format):
         return [name for name in super().predicted_names(searched) if not name.startswith(absent)]
 
     def write(self, searched: Searched, dtype: torch.dtype, folder: Path) -> None:
-        kept = searched.kept_blocks
-        config = config_of(searched.lm, dtype)
-        if len(kept) < searched.lm.num_blocks:
-            config = with_blocks(config, searched.lm.num_blocks, kept)
-        write_safetensors(without_blocks(searched.dense_state(dtype), searched.lm, kept), folder)
-        write_config(config, searched.lm, folder)
+        write_safetensors(searched.renumbered(searched.dense_state(dtype)), folder)
+        write_config(stored_config(searched, dtype), searched.lm, folder)
 
     def load(self, folder: Path, dtype: torch.dtype, attention: str | None = None) -> PreTrainedModel:
         return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
@@ -90,8 +87,11 @@ class Zeroed(HF):
     name: ClassVar[str] = "zeroed"
     title: ClassVar[str] = "dense safetensors in the original shape, dropped parts zeroed"
 
-    def refuse(self, searched: Searched) -> None:
+    def refuse_settings(self, compressor: Compressor | Drop, space: SpaceSettings) -> None:
         """Fits every profile of every family."""
+
+    def refuse(self, searched: Searched) -> None:
+        """The same."""
 
     def predicted_bytes(self, searched: Searched, dtype: torch.dtype) -> int:
         return dtype.itemsize * _num_parameters(searched)

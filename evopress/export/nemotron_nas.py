@@ -26,7 +26,6 @@ from evopress.export.base import (
     own_tensors,
     read_safetensors,
     with_blocks,
-    without_blocks,
     write_config,
     write_safetensors,
 )
@@ -79,10 +78,10 @@ class NemotronNAS(Format):
     )
 
     def refuse_settings(self, compressor: Compressor | Drop, space: SpaceSettings) -> None:
-        if not isinstance(compressor, Drop):
+        if not isinstance(compressor, Drop) and space.drops == "none":
             raise Refused(
-                "export.formats=[nemotron_nas] is for models without some sub-blocks: use compress=drop, or "
-                "export.formats=[hf]"
+                "export.formats=[nemotron_nas] is for models without some sub-blocks: use compress=drop, space=joint, "
+                "or export.formats=[hf]"
             )
 
     def refuse(self, searched: Searched) -> None:
@@ -116,7 +115,7 @@ class NemotronNAS(Format):
             for module in MODULES[part]
         )
         state = {name: t for name, t in searched.dense_state(dtype).items() if not name.startswith(absent)}
-        write_safetensors(without_blocks(state, lm, kept), folder)
+        write_safetensors(searched.renumbered(state), folder)
         values = with_blocks(config_of(lm, dtype), lm.num_blocks, kept).to_dict()
         values |= {
             "model_type": "nemotron-nas",

@@ -85,8 +85,17 @@ def read_run(folder: Path) -> Run:
 
 
 def choices_of(profile: Mapping) -> tuple[Choice, ...]:
-    """The units of a parsed `profile.json`. Raises ValueError, TypeError or KeyError for anything else."""
-    return tuple(map(_choice, profile.get("units", [])))
+    """The units of a parsed `profile.json`. Raises ValueError, TypeError or KeyError for anything else.
+
+    Of a sub-block with units inside, those tell whether it is dropped.
+    """
+    entries = profile.get("units", [])
+    parents = {entry.get("inside") for entry in entries}
+    choices = tuple(_choice(entry) for entry in entries if entry["unit"] not in parents)
+    lowest = min((choice.kept for choice in choices), default=0.0)
+    if lowest >= 0:
+        return choices
+    return tuple(replace(choice, kept=lowest - 1) if choice.label == "dropped" else choice for choice in choices)
 
 
 def flattened(tree: object, prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -5,8 +5,12 @@ all profiles within the budget is a multiple-choice knapsack, solved by dynamic 
 
     best[c] ← least error of the units so far at total cost c
     for each unit:  best'[c] = min over its levels l of  best[c − cost_l] + error_l
+
+The units inside one that may be dropped are solved one after the other in the same way; then best'[c] is the least of
+what they make of it and best[c] + the error of the drop, which costs nothing.
 """
 
+from dataclasses import dataclass
 from math import gcd, isfinite
 from random import Random
 from typing import Literal
@@ -54,17 +58,22 @@ class Additive(Search):
 def switches(space: Space, start: Profile) -> list[Profile]:
     """All profiles that differ from `start` in the level of one unit."""
     return [
-        (*start[:index], level, *start[index + 1 :])
+        switched(space, start, index, level)
         for index, unit in enumerate(space.units)
         for level in range(len(unit.levels))
-        if level != start[index]
+        if level != start[index] and not space.is_gone(index, start)
     ]
+
+
+def switched(space: Space, start: Profile, index: int, level: int) -> Profile:
+    """`start` with one unit at another level."""
+    return space.canonical((*start[:index], level, *start[index + 1 :]))
 
 
 def error_table(space: Space, start: Profile, base: float, fitness: dict[Profile, float]) -> list[list[float]]:
     """[unit][level]: how much the fitness changed when the unit alone went to the level."""
     return [
-        [fitness.get((*start[:i], level, *start[i + 1 :]), base) - base for level in range(len(unit.levels))]
+        [fitness.get(switched(space, start, i, level), base) - base for level in range(len(unit.levels))]
         for i, unit in enumerate(space.units)
     ]
 
@@ -72,40 +81,70 @@ def error_table(space: Space, start: Profile, base: float, fitness: dict[Profile
 def knapsack(space: Space, caps: tuple[Cap, ...], errors: list[list[float]]) -> Profile:
     """The profile of least summed error under the caps, which do not overlap. Raises ValueError when none fits.
 
-    A level whose error is NaN or infinite is taken only where the budget leaves no other.
+    A level whose error is NaN or infinite is taken only where the budget leaves no other. A unit whose parent is not
+    among a cap's members is taken to be in a kept one.
     """
     worst = 1.0 + 2.0 * sum(abs(error) for unit in errors for error in unit if isfinite(error))
     errors = [[error if isfinite(error) else worst for error in unit] for unit in errors]
     profile = [0] * len(space)
     for cap in caps:
-        for index, level in zip(cap.members, _solve(space, cap, errors), strict=True):
+        for index, level in _Knapsack.of(space, cap).solved(errors).items():
             profile[index] = level
     return tuple(profile)
 
 
-def _solve(space: Space, cap: Cap, errors: list[list[float]]) -> list[int]:
-    """Levels of the cap's members."""
-    costs = [[level.cost for level in space.units[index].levels] for index in cap.members]
-    least = [min(unit) for unit in costs]
-    spare = cap.max_cost - sum(least)
-    if spare < 0:
-        raise ValueError("budget.target is below the most compressed profile: raise it")
-    extra = [[cost - low for cost in unit] for unit, low in zip(costs, least, strict=True)]
-    step = max(gcd(*(cost for unit in extra for cost in unit)) or 1, -(-spare // MAX_STATES), 1)
-    extra = [[-(-cost // step) for cost in unit] for unit in extra]
-    num_states = spare // step + 1
-    best = np.zeros(num_states)
-    chosen = np.zeros((len(extra), num_states), dtype=np.int16)
-    for row, (unit, index) in enumerate(zip(extra, cap.members, strict=True)):
-        options = np.full((len(unit), num_states), np.inf)
-        for level, cost in enumerate(unit):
-            if cost < num_states:
-                options[level, cost:] = best[: num_states - cost] + errors[index][level]
-        chosen[row] = options.argmin(0)
-        best = options.min(0)
-    levels, state = [], num_states - 1
-    for row in reversed(range(len(extra))):
-        level = int(chosen[row, state])
-        levels.append(level)
-        state -= extra[row][level]
-    return levels[::-1]
+@dataclass(frozen=True)
+class _Knapsack:
+    """One cap in steps of cost, so that the cheapest profile costs 0.
+
+    `inside` has the members in each member that may be dropped, `tops` those that are in no other; `extra` has the cost
+    of each level of a unit above its cheapest, and that of keeping a parent with its units at their cheapest.
+    """
+
+    tops: tuple[int, ...]
+    inside: dict[int, tuple[int, ...]]
+    extra: dict[int, list[int]]
+    num_states: int
+
+    @classmethod
+    def of(cls, space: Space, cap: Cap) -> "_Knapsack":
+        members = set(cap.members)
+        inside = {i: tuple(m for m in space.children[i] if m in members) for i in cap.members if i in space.children}
+        tops = tuple(i for i in cap.members if space.parents[i] not in members)
+        costs = {i: [level.cost for level in space.units[i].levels] for i in cap.members}
+        for parent, children in inside.items():
+            kept = sum(min(costs[child]) for child in children)
+            costs[parent] = [kept, 0][: len(costs[parent])]
+        spare = cap.max_cost - sum(min(costs[top]) for top in tops)
+        if spare < 0:
+            raise ValueError("budget.target is below the most compressed profile: raise it")
+        extra = {i: [cost - min(of_unit) for cost in of_unit] for i, of_unit in costs.items()}
+        step = max(gcd(*(cost for of_unit in extra.values() for cost in of_unit)) or 1, -(-spare // MAX_STATES), 1)
+        extra = {i: [-(-cost // step) for cost in of_unit] for i, of_unit in extra.items()}
+        return cls(tops, inside, extra, spare // step + 1)
+
+    def solved(self, errors: list[list[float]]) -> dict[int, int]:
+        """The level of each member; 0 inside what is dropped."""
+        best, chosen = np.zeros(self.num_states), {}
+        for top in self.tops:
+            options = self._options(best, top, errors[top])
+            for child in self.inside.get(top, ()):
+                kept = self._options(options[0], child, errors[child])
+                chosen[child], options[0] = kept.argmin(0).astype(np.int16), kept.min(0)
+            chosen[top], best = options.argmin(0).astype(np.int16), options.min(0)
+        levels, state = {}, self.num_states - 1
+        for top in reversed(self.tops):
+            levels[top] = int(chosen[top][state])
+            for child in reversed(self.inside.get(top, ())):
+                levels[child] = 0 if levels[top] else int(chosen[child][state])
+                state -= 0 if levels[top] else self.extra[child][levels[child]]
+            state -= self.extra[top][levels[top]]
+        return levels
+
+    def _options(self, best: np.ndarray, index: int, errors: list[float]) -> np.ndarray:
+        """(levels, states): the least error with the unit at each of its levels."""
+        options = np.full((len(self.extra[index]), self.num_states), np.inf)
+        for level, cost in enumerate(self.extra[index]):
+            if cost < self.num_states:
+                options[level, cost:] = best[: self.num_states - cost] + errors[level]
+        return options

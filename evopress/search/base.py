@@ -41,7 +41,8 @@ class Table:
       included; 0 where there are not so many.
     - `relative_change`: [unit][i], ‖after − before‖ / ‖after‖ of the same two; infinite where there are not so many.
     - `switch_effects`: [switch][2], a row for each level of each unit in turn: how the KL would change to first and to
-      second order if the unit alone left `profile` for that level. `arguments[0]` is the number of draws.
+      second order if the unit alone left `profile` for that level; 0 for drops in a space that has levels as well, and
+      inside what is dropped. `arguments[0]` is the number of draws.
 
     `excerpt` is that of `Batch`.
     """

@@ -8,6 +8,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from evopress.budget import Budget
 from evopress.profile import Profile, Space
+from evopress.search.additive import switched
 from evopress.search.base import Batch, Search, SearchRun, check_numbers, fitness_of
 
 
@@ -29,9 +30,10 @@ class Greedy(Search):
             step += 1
             broken = [i for cap in caps if cap.slack(space, profile) < 0 for i in cap.members]
             lowerable = [i for i in broken if profile[i] < len(space.units[i].levels) - 1]
+            lowerable = [i for i in lowerable if space.cost(_lowered(space, profile, i)) < space.cost(profile)]
             if not lowerable:
                 raise ValueError("budget.target is below the most compressed profile: raise it")
-            tried = [_lowered(profile, i) for i in lowerable]
+            tried = [_lowered(space, profile, i) for i in lowerable]
             fitness = yield from fitness_of(Batch((profile, *tried), self.tokens, f"step {step}"))
             check_numbers(fitness[1:])
             base = fitness[0] if isfinite(fitness[0]) else 0.0
@@ -42,9 +44,9 @@ class Greedy(Search):
             order = sorted(range(len(tried)), key=lambda j: (isnan(scores[j]), scores[j]))
             for j in order[: self.per_step]:
                 if any(lowerable[j] in cap.members and cap.slack(space, profile) < 0 for cap in caps):
-                    profile = _lowered(profile, lowerable[j])
+                    profile = _lowered(space, profile, lowerable[j])
         return profile
 
 
-def _lowered(profile: Profile, index: int) -> Profile:
-    return (*profile[:index], profile[index] + 1, *profile[index + 1 :])
+def _lowered(space: Space, profile: Profile, index: int) -> Profile:
+    return switched(space, profile, index, profile[index] + 1)

@@ -17,11 +17,14 @@ timid to bold, and the true fitness picks one of them; there the next table is m
 A switch to a costlier level ("up") is scored first + `up_curvature` · second, one to a cheaper level ("down") by its
 second-order effect alone: first-order terms of downs promise gains that vanish when many units go down together.
 
-A drop changes the model too much for what holds near a profile to be of use: there, `Swaps` measures instead.
+A drop changes the model too much for what holds near a profile to be of use. Of drops alone, `Swaps` measures instead.
+Where levels and drops are in one space, every round also measures what each sub-block does alone; the knapsack weighs
+that with the table, and the path goes once with its drops and once without any. The generations leave drops alone.
 """
 
 from collections.abc import Generator
 from dataclasses import dataclass, replace
+from itertools import product
 from math import isnan
 from random import Random
 from statistics import fmean
@@ -46,6 +49,7 @@ from evopress.search.base import (
     rows_of,
 )
 from evopress.search.evolution import Stage
+from evopress.search.joint import drop_effects, ways, without_drops
 from evopress.search.moves import distinct, evenly_spaced_profile
 from evopress.search.swaps import Swaps
 
@@ -99,7 +103,7 @@ class Guided(Search):
         if _is_depth(space):
             return self._swaps().num_questions(space, budget)
         tables = -(-self.generations // self.generations_per_table)
-        return 2 * self.rounds + tables + self.generations * len(self.stages)
+        return (3 if space.children else 2) * self.rounds + tables + self.generations * len(self.stages)
 
     def starting_at(self, profile: Profile) -> "Guided":
         return replace(self, start=profile, rounds=-(-self.rounds // 3), generations=self.generations // 3)
@@ -113,6 +117,9 @@ class Guided(Search):
         tables: list[Effects] = []
         for number in range(1, self.rounds + 1):
             tables.append((yield from self._table(space, profile)))
+            if space.children:
+                rows = yield from drop_effects(space, profile, max(1, self.table_tokens // 2), self.excerpt)
+                tables[-1] = replace(tables[-1], second=[rows.get(i, row) for i, row in enumerate(tables[-1].second)])
             profile = yield from self._line_search(space, caps, tables, f"round {number}/{self.rounds}, line search")
         for number in range(1, self.generations + 1):
             if (number - 1) % self.generations_per_table == 0:
@@ -127,11 +134,14 @@ class Guided(Search):
             rounds=self.rounds + self.generations,
             effect_tokens=max(1, self.table_tokens // 2),
             line_tokens=3 * self.line_tokens,
+            excerpt=self.excerpt,
             start=self.start,
         )
 
     def _table(self, space: Space, profile: Profile) -> Generator[Question, Answer, Effects]:
-        rows = yield from rows_of(Table("switch_effects", self.table_tokens, (float(self.draws),), profile, self.excerpt))
+        rows = yield from rows_of(
+            Table("switch_effects", self.table_tokens, (float(self.draws),), profile, self.excerpt)
+        )
         flat = iter(rows)
         by_unit = [[next(flat) for _ in unit.levels] for unit in space.units]
         first, second = ([[row[order] for row in unit] for unit in by_unit] for order in (0, 1))
@@ -139,10 +149,10 @@ class Guided(Search):
 
     def _path(self, space: Space, caps: tuple[Cap, ...], tables: list[Effects]) -> list[Profile]:
         """The way that the last table points out from its profile, from bold to timid."""
-        found = []
-        for damping in self.dampings:
+        profile, found = tables[-1].profile, []
+        for damping, way in product(self.dampings, ways(space, caps, profile)):
             scores = self._scores(space, tables, damping)
-            found.append(spent(space, caps, proposed(space, caps, tables[-1].profile, scores), scores))
+            found.append(spent(space, way, proposed(space, way, profile, scores), scores))
         return [profile for profile in dict.fromkeys(found) if profile != tables[-1].profile]
 
     def _line_search(self, space: Space, caps: tuple[Cap, ...], tables: list[Effects], label: str) -> Asking:
@@ -158,6 +168,8 @@ class Guided(Search):
         self, space: Space, caps: tuple[Cap, ...], parent: Profile, tables: list[Effects], rng: Random, label: str
     ) -> Asking:
         """Algorithm 1's selection; the last table proposes the mutants, and a fresh one its way as well."""
+
+        caps = without_drops(space, caps, parent)
 
         def mutant() -> Profile:
             scores = self._scores(space, tables, rng.choice(self.dampings))
@@ -181,26 +193,28 @@ class Guided(Search):
     def _scores(self, space: Space, tables: list[Effects], damping: float) -> Scores:
         """What the last table says of every level, with the curvature of all tables."""
         profile, first = tables[-1].profile, tables[-1].first
-        second = averaged(tables)
+        second = averaged(space, tables)
 
         def score(unit: int, level: int) -> float:
             levels = space.units[unit].levels
-            curvature = damping * second[unit][level]
+            curvature = second[unit][level] * (damping if second[unit][level] > 0 else 1)  # a restored part's is a gain
             is_up = levels[level].cost > levels[profile[unit]].cost
             return first[unit][level] + self.up_curvature * curvature if is_up else curvature
 
         return [[score(unit, level) for level in range(len(space.units[unit].levels))] for unit in range(len(space))]
 
 
-def averaged(tables: list[Effects]) -> Scores:
+def averaged(space: Space, tables: list[Effects]) -> Scores:
     """Second-order effects, each the mean over the tables in which the unit left the same level as in the last one."""
-    profile = tables[-1].profile
+    last = tables[-1]
+
+    def is_alike(table: Effects, unit: int) -> bool:
+        gone = space.is_gone(unit, last.profile), space.is_gone(unit, table.profile)
+        return table.profile[unit] == last.profile[unit] and (table is last if any(gone) else True)
+
     return [
-        [
-            fmean(values)
-            for values in zip(*(table.second[unit] for table in tables if table.profile[unit] == level), strict=True)
-        ]
-        for unit, level in enumerate(profile)
+        [fmean(values) for values in zip(*(t.second[unit] for t in tables if is_alike(t, unit)), strict=True)]
+        for unit in range(len(space))
     ]
 
 
@@ -235,7 +249,7 @@ def spent(space: Space, caps: tuple[Cap, ...], profile: Profile, scores: Scores)
             slack = cap.slack(space, tuple(levels))
             fitting = [
                 ((scores[unit][level] - scores[unit][levels[unit]]) / extra, unit, level)
-                for unit in cap.members
+                for unit in space.traders(levels, cap.members)
                 for level, option in enumerate(space.units[unit].levels)
                 for extra in [option.cost - space.units[unit].levels[levels[unit]].cost]
                 if 0 < extra <= slack
@@ -249,4 +263,4 @@ def spent(space: Space, caps: tuple[Cap, ...], profile: Profile, scores: Scores)
 
 def _is_depth(space: Space) -> bool:
     """Whether units are kept or dropped."""
-    return any(not unit.layers for unit in space.units)
+    return not any(unit.layers for unit in space.units)

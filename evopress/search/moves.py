@@ -1,6 +1,9 @@
-"""Steps through the space: start profiles on the budget, and level-switch mutation that stays on it."""
+"""Steps through the space: start profiles on the budget, and level-switch mutation that stays on it.
 
-from collections.abc import Callable
+Start profiles keep everything that may be dropped besides its levels, as far as the budget lets them.
+"""
+
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from random import Random
 
@@ -22,6 +25,8 @@ def uniform_profile(space: Space, budget: Budget) -> Profile | None:
         profile = space.uniform(level)
         if budget.holds(space, profile):
             return profile if not _raisable_within(space, budget.caps(space), profile) else None
+    if budget.holds(space, _all_dropped(space)):
+        return None
     raise ValueError(_out_of_reach(space, budget))
 
 
@@ -34,26 +39,32 @@ def random_profile(space: Space, budget: Budget, rng: Random) -> Profile:
     caps = budget.caps(space)
     levels = list(_lowest_above(space, budget))
     for cap in caps:
-        _lower_until_it_holds(space, cap, levels, list(cap.members), rng)
+        _lower_until_it_holds(space, cap, levels, space.traders(levels, cap.members), rng)
+        _drop_until_it_holds(space, cap, levels, rng.sample(list(space.children), len(space.children)))
     for index in _raisable_within(space, caps, tuple(levels), rng):
         if _raise_fits(space, caps, levels, index):
             levels[index] -= 1
-    return tuple(levels)
+    return space.canonical(tuple(levels))
 
 
 def evenly_spaced_profile(space: Space, budget: Budget) -> Profile:
     """The uniform profile where it spends the budget, else the next thing to it.
 
     That is the lowest uniform profile above the budget with, under each cap, units one level lower that make the cap
-    hold, spaced evenly through the model. Nothing in it is random.
+    hold, spaced evenly through the model. Where all levels are too large, evenly spaced sub-blocks are dropped as well.
+    Nothing in it is random.
     """
     uniform = uniform_profile(space, budget)
     if uniform:
         return uniform
     levels = list(_lowest_above(space, budget))
-    for cap in budget.caps(space):
+    caps = budget.caps(space)
+    for cap in caps:
         _lower_evenly(space, cap, levels)
-    return tuple(levels)
+        _drop_until_it_holds(space, cap, levels, spread(list(space.children)))
+    if any(levels[index] for index in space.children):  # these go in large steps
+        _spend(space, caps, levels, lambda raisable: spread(raisable)[0])
+    return space.canonical(tuple(levels))
 
 
 def num_switches(rng: Random, most: int) -> int:
@@ -67,14 +78,18 @@ def mutate(space: Space, caps: tuple[Cap, ...], parent: Profile, rng: Random, ma
     With equal steps in a group this is the paper's switch, one unit a level up and another one down. With unequal steps
     (several sizes in a group, or widths 2, 4, 8) more units are lowered; the mutant is rejected (None) when more than
     10 levels changed or when less than 80 % of the removed cost was added back.
+
+    Where sub-blocks may be dropped, a switch is one of theirs as often as a unit drawn at random is a sub-block.
     """
+    if space.children and rng.randrange(len(space)) < len(space.children):
+        return switch_drops(space, caps, parent, rng)
     levels = list(parent)
     groups, sizes = list(space.groups.values()), [len(members) for members in space.groups.values()]
     cap_of = {index: cap for cap in caps for index in cap.members}
     raised: set[int] = set()
     lowered: set[int] = set()
     for _ in range(num_switches(rng, max_switches)):
-        members = rng.choices(groups, weights=sizes)[0]
+        members = space.traders(parent, rng.choices(groups, weights=sizes)[0])
         raisable = [i for i in members if levels[i] > 0 and i not in lowered]
         if not raisable:
             continue
@@ -87,6 +102,56 @@ def mutate(space: Space, caps: tuple[Cap, ...], parent: Profile, rng: Random, ma
     if child == parent or any(cap.slack(space, child) < 0 for cap in caps):
         return None
     return child if _is_fair(space, parent, child) else None
+
+
+def switch_drops(space: Space, caps: tuple[Cap, ...], profile: Profile, rng: Random) -> Profile | None:
+    """Drop a kept sub-block, restore a dropped one, or let two of a kind change places; then repair the budget.
+
+    What is restored comes back at the levels of another of its kind: of the one that is dropped instead, or of any that
+    is kept. Random units are lowered until the caps hold, and raised as far as they let them; None where that fails.
+
+    Algorithm 1's limit of 10 level changes cannot hold here: what an MLP frees may raise far more than ten small units.
+    Nor is its share of 80 % added back of use: spending ends where nothing fits any more.
+    """
+    droppable = [index for index in space.children if len(space.units[index].levels) > 1]
+    if not droppable:
+        return None
+    index = rng.choice(droppable)
+    alike = [i for i in droppable if space.units[i].kind == space.units[index].kind and i != index]
+    others = [i for i in alike if profile[i] != profile[index]]
+    if others and rng.random() < 0.5:
+        down, up = sorted((index, rng.choice(others)), key=lambda i: profile[i])
+        levels = list(dropped(space, restored(space, profile, up, like=down), down))
+    elif profile[index]:
+        levels = list(restored(space, profile, index, like=rng.choice(others) if others else None))
+    else:
+        levels = list(dropped(space, profile, index))
+    for cap in caps:
+        _lower_until_it_holds(space, cap, levels, space.traders(levels, cap.members), rng)
+    _spend(space, caps, levels, rng.choice)
+    child = tuple(levels)
+    return None if any(cap.slack(space, child) < 0 for cap in caps) else child
+
+
+def dropped(space: Space, profile: Profile, index: int) -> Profile:
+    """`profile` without the sub-block that is unit `index`."""
+    return space.canonical((*profile[:index], 1, *profile[index + 1 :]))
+
+
+def restored(space: Space, profile: Profile, index: int, *, like: int | None) -> Profile:
+    """`profile` with the dropped sub-block back, at the levels of the kept one `like`, else at its last levels."""
+    levels = list(profile)
+    levels[index] = 0
+    models = space.children[like] if like is not None else ()
+    for place, child in enumerate(space.children[index]):
+        last = len(space.units[child].levels) - 1
+        levels[child] = min(last, profile[models[place]]) if place < len(models) else last
+    return tuple(levels)
+
+
+def spread(indices: Sequence[int]) -> list[int]:
+    """The same in an order whose first few are always spaced evenly, by steps of the golden ratio around a circle."""
+    return [indices[place] for place in sorted(range(len(indices)), key=lambda i: (i + 1) * 0.6180339887498949 % 1)]
 
 
 def mutants(
@@ -121,9 +186,8 @@ def _lower_evenly(space: Space, cap: Cap, levels: list[int]) -> None:
     A member is lowered where more than half of what it saves is due. What that leaves over or open, with members of
     unequal size, is spent on the largest that fits again, or saved at the smallest.
     """
-    saving = {
-        i: _raise_cost(space, levels[i] + 1, i) for i in cap.members if levels[i] < len(space.units[i].levels) - 1
-    }
+    members = space.traders(levels, cap.members)
+    saving = {i: _raise_cost(space, levels[i] + 1, i) for i in members if levels[i] < len(space.units[i].levels) - 1}
     needed, total = -cap.slack(space, tuple(levels)), sum(saving.values())
     passed = saved = 0
     lowered = set()
@@ -160,9 +224,26 @@ def _lower_until_it_holds(space: Space, cap: Cap, levels: list[int], candidates:
     return lowered
 
 
-def _raisable_within(space: Space, caps: tuple[Cap, ...], profile: Profile, rng: Random | None = None) -> list[int]:
+def _drop_until_it_holds(space: Space, cap: Cap, levels: list[int], order: Sequence[int]) -> None:
+    """Drop sub-blocks in place, in this order, until `cap` holds."""
+    for index in order:
+        if cap.slack(space, levels) < 0 and len(space.units[index].levels) > 1:
+            levels[index] = 1
+
+
+def _spend(space: Space, caps: tuple[Cap, ...], levels: list[int], pick: Callable[[list[int]], int]) -> None:
+    """Raise one unit after another in place, as `pick` chooses, until none fits within the caps."""
+    while fitting := _raisable_within(space, caps, levels):
+        levels[pick(fitting)] -= 1
+
+
+def _raisable_within(
+    space: Space, caps: tuple[Cap, ...], profile: Sequence[int], rng: Random | None = None
+) -> list[int]:
     """Units that fit within the caps one level up, in random order when `rng` is given."""
-    slack_of = {index: cap.slack(space, profile) for cap in caps for index in cap.members}
+    slack_of: dict[int, int] = {}
+    for cap in caps:
+        slack_of |= dict.fromkeys(space.traders(profile, cap.members), cap.slack(space, profile))
     fits = [i for i in slack_of if profile[i] > 0 and _raise_cost(space, profile[i], i) <= slack_of[i]]
     return rng.sample(fits, len(fits)) if rng else fits
 
@@ -192,6 +273,12 @@ def _num_levels(space: Space) -> int:
     return max(len(unit.levels) for unit in space.units)
 
 
+def _all_dropped(space: Space) -> Profile:
+    """The most compressed profile."""
+    lowest = space.uniform(_num_levels(space) - 1)
+    return tuple(len(space.units[i].levels) - 1 if i in space.children else level for i, level in enumerate(lowest))
+
+
 def _out_of_reach(space: Space, budget: Budget) -> str:
-    smallest = budget.achieved(space, space.uniform(_num_levels(space) - 1))
+    smallest = budget.achieved(space, _all_dropped(space))
     return f"budget.target is {budget} but the most compressed profile has {smallest:g}: raise budget.target"

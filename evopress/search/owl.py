@@ -54,11 +54,16 @@ def sparsities(ratios: list[float], target: float, spread: float) -> list[float]
 
 
 def fitted(space: Space, cap: Cap, wanted: list[float]) -> Profile:
-    """The levels nearest to the `wanted` sparsity per block, then the least steps that meet the cap exactly."""
+    """The levels nearest to the `wanted` sparsity per block, then the least steps that meet the cap exactly.
+
+    Nothing is dropped that may be.
+    """
     target = [wanted[unit.blocks[0]] for unit in space.units]
     levels = [
-        min(range(len(unit.levels)), key=lambda level: abs(unit.levels[level].value - share))
-        for unit, share in zip(space.units, target, strict=True)
+        0
+        if i in space.children
+        else min(range(len(unit.levels)), key=lambda level: abs(unit.levels[level].value - share))
+        for i, (unit, share) in enumerate(zip(space.units, target, strict=True))
     ]
     slack = cap.slack(space, tuple(levels))
     while slack < 0:
@@ -79,4 +84,5 @@ def fitted(space: Space, cap: Cap, wanted: list[float]) -> Profile:
 
 
 def _movable(space: Space, levels: list[int], step: int) -> list[int]:
-    return [i for i, unit in enumerate(space.units) if 0 <= levels[i] + step < len(unit.levels)]
+    traders = space.traders(levels, range(len(space)))
+    return [i for i in traders if 0 <= levels[i] + step < len(space.units[i].levels)]

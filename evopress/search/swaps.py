@@ -41,6 +41,7 @@ from evopress.search.scores import Scores
 class Swaps(Search):
     """`rounds` of single effects on `effect_tokens` and a comparison of up to `max_swaps` at once on `line_tokens`.
 
+    With `excerpt`, so many tokens of a text stand for a whole window.
     Raises ValueError for a space that is not one of drops.
     """
 
@@ -48,6 +49,7 @@ class Swaps(Search):
     effect_tokens: int = Field(gt=0)
     line_tokens: int = Field(gt=0)
     max_swaps: int = Field(default=4, gt=0)
+    excerpt: int | None = Field(default=None, gt=0)
     start: Profile | None = None
 
     def num_questions(self, space: Space, budget: Budget) -> int:
@@ -70,10 +72,13 @@ class Swaps(Search):
                 seen.setdefault((index, profile[index]), []).append(effect)
             averaged = {index: fmean(seen[index, profile[index]]) for index in effects}
             candidates = [profile, *path(caps, profile, averaged)[: self.max_swaps]]
-            fitness = yield from fitness_of(Batch(tuple(candidates), self.line_tokens, f"{label}, swaps at once"))
+            fitness = yield from fitness_of(self._line(candidates, label))
             check_numbers(fitness)
             profile = best_first(candidates, fitness)[0]
         return profile
+
+    def _line(self, candidates: list[Profile], label: str) -> Batch:
+        return Batch(tuple(candidates), self.line_tokens, f"{label}, swaps at once", excerpt=self.excerpt)
 
     def starting_at(self, profile: Profile) -> "Swaps":
         return replace(self, start=profile, rounds=-(-self.rounds // 3))
@@ -82,7 +87,9 @@ class Swaps(Search):
         """Change of fitness when one unit alone changes sides, of those that can."""
         units = [i for i, unit in enumerate(space.units) if len(unit.levels) > 1]
         changed = tuple(flipped(profile, (i,)) for i in units)
-        batch = Batch((profile, *changed), self.effect_tokens, f"{label}, {len(units)} single changes")
+        batch = Batch(
+            (profile, *changed), self.effect_tokens, f"{label}, {len(units)} single changes", excerpt=self.excerpt
+        )
         base, *fitness = yield from fitness_of(batch)
         check_numbers(fitness)
         return {i: found - base for i, found in zip(units, fitness, strict=True)}

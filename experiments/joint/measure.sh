@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# Widths alone, drops alone, and both together at the same bytes, on SmolLM2-135M and WikiText-2. Runs that are done are
+# skipped:
+#
+#   TEXT=folder with wikitext2_valid.txt and wikitext2_test.txt
+#   SEEDS="0 1 2" TASKS="3-bit 2.5-bit 2.25-bit" bash experiments/joint/measure.sh guided evolution drops
+#
+# then: python experiments/joint/collect.py
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+: "${TEXT:?set TEXT to the folder with wikitext2_valid.txt and wikitext2_test.txt}"
+python=${PYTHON:-.venv/bin/python}
+common=(model=smollm2 data=text "data.source=$TEXT/wikitext2_valid.txt" "data.test_source=$TEXT/wikitext2_test.txt"
+  data.window=512 data.calibration_tokens=16384 data.search_tokens=131072 data.validation_tokens=8192
+  data.test_tokens=8192 compress=gptq compress.group_size=64 budget=size)
+algorithm1=(search=evolution search.offspring=16 'search.stages=[{survivors:4,tokens:512},{survivors:1,tokens:2048}]'
+  search.generations=16 search.initial_candidates=16 search.initial_tokens=512)
+
+run() { # bytes, name, seed, then options
+  local folder="outputs/studies/joint/$task/$2-$3"
+  [ -f "$folder/results.json" ] ||
+    "$python" -m evopress.run "${common[@]}" "budget.target=$1" "hydra.run.dir=$folder" "seed=$3" "${@:4}"
+}
+
+for seed in ${SEEDS:-0 1 2}; do
+  for task in ${TASKS:-3-bit 2.5-bit 2.25-bit}; do
+    case "$task" in # what evenly spread widths take
+    3-bit) bytes=100446336B ;;
+    2.5-bit) bytes=93707136B ;;
+    2.25-bit) bytes=90337536B ;;
+    esac
+    for method in "$@"; do
+      case "$method" in
+      guided) # measuring drops costs as much as three generations
+        run "$bytes" widths-guided "$seed" search=guided search.generations=9 space=any
+        run "$bytes" joint-guided "$seed" search=guided space=joint
+        ;;
+      evolution)
+        run "$bytes" widths-evolution "$seed" "${algorithm1[@]}" space=any
+        run "$bytes" joint-evolution "$seed" "${algorithm1[@]}" space=joint
+        ;;
+      drops) # every layer at 3 bits, and sub-blocks dropped down to the same bytes
+        run "$bytes" drops-guided "$seed" search=guided search.rounds=4 search.generations=0 space=joint compress.bits=[3]
+        ;;
+      *) echo "unknown method: $method" >&2; exit 2 ;;
+      esac
+    done
+  done
+done
