@@ -158,9 +158,9 @@ def energy(weight: Tensor, H: Tensor | None) -> Tensor:
 
 def relative_error(change: Tensor, weight: Tensor, H: Tensor | None) -> float:
     """tr(ΔW H ΔWᵀ) / tr(W H Wᵀ), or ‖ΔW‖² / ‖W‖² without a Hessian; 0 where the layer has no output."""
-    return ratio(energy(change, H).double().sum(), energy(weight, H).double().sum())
+    return ratio(*_scalars(energy(change, H).double().sum(), energy(weight, H).double().sum()))
 
 
-def ratio(part: Tensor, whole: Tensor) -> float:
+def ratio(part: float, whole: float) -> float:
     """`part` / `whole`, at least 0, and 0 where `whole` is 0."""
-    return 0.0 if float(whole) == 0 else max(float(part) / float(whole), 0.0)  # in this order NaN stays NaN
+    return 0.0 if whole == 0 else max(part / whole, 0.0)  # in this order NaN stays NaN

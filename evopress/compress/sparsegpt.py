@@ -49,26 +49,26 @@ class SparseGPT(Magnitude):
         levels: list[list[CompressedWeight]] = []
         errors = []
         for layer, (counts, weight) in enumerate(zip(num_zeros, group.weights, strict=True)):
-            levels.append([level for part, _ in parts for level in part[layer]][: len(counts)])
+            pruned = [level for part, _ in parts for level in part[layer]][: len(counts)]
+            levels.append([SparseWeight.from_dense(dense, kept.bool()) for dense, kept in pruned])
             losses = torch.cat([loss[layer] for _, loss in parts])[: len(counts)]
-            errors.append(undamped_errors(levels[-1], weight, losses, H=H, damp=factor.damp))
+            dense = [dense for dense, _ in pruned]
+            errors.append(undamped_errors(dense, weight, losses, H=H, damp=factor.damp))
         return Solved(levels, errors, notes)
 
     def _solve(
         self, rows: Tensor, num_zeros: Sequence[Sequence[int]], *, U: Tensor, num_rows: list[int]
-    ) -> tuple[list[list[CompressedWeight]], list[Tensor]]:
+    ) -> tuple[list[list[tuple[Tensor, Tensor]]], list[Tensor]]:
         """All layers at the levels whose `num_zeros` are given, [level][layer].
 
-        Returns the weights, [layer][level], and of each layer Σ E², (levels,).
+        Returns the weights, [layer][level], dense and with what is kept of them; and of each layer Σ E², (levels,).
         """
         W = lanes_of(rows, len(num_zeros))
-        values, kept = torch.empty_like(W, dtype=self._value_dtype), torch.ones_like(W, dtype=torch.bool)
+        values, kept = torch.empty_like(W, dtype=self._value_dtype), torch.empty_like(W, dtype=self._value_dtype)
         pruner = _Pruner(num_zeros, num_rows, U.diagonal(), values, kept)
         loss = sweep(W, U, pruner, block_size=self.block_size).square_().sum(0)
         of_layers = zip(*(by_level(lanes, len(num_zeros)).split(num_rows, 1) for lanes in (values, kept)), strict=True)
-        levels: list[list[CompressedWeight]] = [
-            [SparseWeight.from_dense(*level) for level in zip(*layer, strict=True)] for layer in of_layers
-        ]
+        levels = [list(zip(*layer, strict=True)) for layer in of_layers]
         return levels, [lost.sum(1) for lost in by_level(loss, len(num_zeros)).split(num_rows, 1)]
 
 
@@ -77,7 +77,8 @@ class _Pruner:
     """Chooses the mask of a column block when the block is reached, and prunes its columns by it.
 
     `num_zeros` is what each layer loses, [level][layer]; `num_rows` are the rows of each layer. `values` and `kept`,
-    (cols, lanes), are filled in; `kept` starts as all true.
+    (cols, lanes), are filled in; `kept` is 1 or 0, in the type of the values, which multiply several times faster with
+    it than with a bool.
     """
 
     num_zeros: Sequence[Sequence[int]]
@@ -95,12 +96,15 @@ class _Pruner:
         for layer, (of_layer, keep) in enumerate(layers):
             for level, zeros in enumerate(self.num_zeros):
                 share = zeros[layer] * stop // cols - zeros[layer] * start // cols  # adds up to the count
-                pruned = ascending(of_layer[:, level].flatten())[:share]
-                keep[:, level][pruned // keep.shape[2], pruned % keep.shape[2]] = False
+                mask = torch.ones_like(of_layer[:, level], memory_format=torch.contiguous_format)
+                mask.view(-1)[ascending(of_layer[:, level].flatten())[:share]] = 0
+                keep[:, level] = mask
 
-    def settle(self, column: int, w: Tensor) -> Tensor:
-        self.values[column] = w * self.kept[column]
-        return self.values[column]
+    def settle(self, column: int, w: Tensor) -> None:
+        w.sub_(self.values[column].copy_(w).mul_(self.kept[column]))
+
+    def end_block(self) -> None:
+        """Nothing is left to do."""
 
 
 def _padded(num_zeros: list[list[int]]) -> list[tuple[int, ...]]:

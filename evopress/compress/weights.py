@@ -16,6 +16,9 @@ Spec = dict[str, str | int]
 MAX_WEIGHTS = 2**36
 """More weights than this in one layer is taken for a damaged file."""
 
+_GATHER_BITS = 0x0102040810204080
+"""Times a word whose eight bytes are 0 or 1, this has them as the bits of its highest byte, the first one lowest."""
+
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -123,7 +126,10 @@ class SparseWeight(CompressedWeight):
     @classmethod
     def from_dense(cls, weight: Tensor, kept: Tensor) -> "SparseWeight":
         """Keep `weight` (rows, cols) where the bool tensor `kept` (rows, cols) is set, in the type of `weight`."""
-        return cls(_pack_mask(kept), weight[kept], weight.shape[1])
+        places = kept.flatten().cumsum(0)  # of what is kept, from 1 on; all else is written to place 0
+        values = weight.new_empty(int(places[-1]) + 1)
+        values.scatter_(0, places.mul_(kept.flatten()), weight.flatten())
+        return cls(_pack_mask(kept), values[1:].clone(), weight.shape[1])
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -135,12 +141,26 @@ class SparseWeight(CompressedWeight):
 
     def kept(self) -> Tensor:
         """bool (rows, cols)."""
-        bits = torch.arange(8, dtype=torch.uint8, device=self.bitmask.device)
-        return ((self.bitmask.unsqueeze(2) >> bits) & 1).flatten(1)[:, : self.cols].bool()
+        return self._bits().bool()
 
     def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        weight = torch.zeros(self.shape, dtype=dtype, device=self.values.device)
-        return weight.masked_scatter_(self.kept(), self.values.to(dtype))
+        """Every weight is looked up at its place among the values; several times faster than a scatter by mask.
+
+        What is not kept is masked as an integer, so that it is zero beside values that are not finite.
+        """
+        bits = self._bits()
+        places = bits.flatten().cumsum(0, dtype=torch.int32 if bits.numel() < 2**31 else torch.int64)
+        integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+        values = pad(self.values.to(dtype), (1, 0)).view(integers)  # place 0 is before the first one
+        weight = values.index_select(0, places).view(bits.shape)
+        return weight.mul_(bits.to(integers)).view(dtype)
+
+    def _bits(self) -> Tensor:
+        """uint8 (rows, cols), 1 where a weight is kept. Eight at once from a table, as one integer."""
+        byte, place = (torch.arange(count, dtype=torch.uint8, device=self.bitmask.device) for count in (256, 8))
+        table = ((byte[:, None] >> place) & 1).view(torch.int64).flatten()
+        found = table.index_select(0, self.bitmask.flatten().int()).view(torch.uint8)
+        return found.view(len(self.bitmask), -1)[:, : self.cols]
 
     def tensors(self) -> dict[str, Tensor]:
         return {"bitmask": self.bitmask, "values": self.values}
@@ -289,8 +309,5 @@ def _require(condition: bool, message: str) -> None:
 
 def _pack_mask(mask: Tensor) -> Tensor:
     rows, cols = mask.shape
-    eights = pad(mask.to(torch.uint8), (0, -cols % 8)).view(rows, -1, 8)
-    packed = eights[:, :, 0].clone()
-    for place in range(1, 8):
-        packed |= eights[:, :, place] << place
-    return packed
+    eights = pad(mask.to(torch.uint8), (0, -cols % 8)).contiguous().view(torch.int64)
+    return ((eights * _GATHER_BITS) >> 56).to(torch.uint8).view(rows, -1)
