@@ -56,7 +56,7 @@ def fit_grid(weight: Tensor, max_code: Tensor, *, symmetric: bool, scale_dtype: 
         scale_dtype: type in which the scales are stored; they are rounded to it before anything uses them.
 
     Returns:
-        scale and zero of shape (…, lanes), in the type of the weights. A group of zeros has scale 1 and decodes to zeros.
+        scale and zero of shape (…, lanes), in the weights' type. A group of zeros has scale 1 and decodes to zeros.
     """
     low = weight.amin(-2).clamp_(max=0)
     high = weight.amax(-2).clamp_(min=0)

@@ -61,7 +61,8 @@ def bfloat16_factors() -> Iterator[None]:
     For factors that hold bfloat16 values this loses nothing: a product of two of them is exact in float32, in which the
     products are still summed up.
     """
-    backends = ((torch.backends.mkldnn.matmul, "bf16"), (torch.backends.cuda.matmul, "tf32"))
+    on_cpu = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    backends = ((on_cpu, "bf16"), (torch.backends.cuda.matmul, "tf32"))
     before = [backend.fp32_precision for backend, _ in backends]
     try:
         for backend, precision in backends:
@@ -122,7 +123,8 @@ def _upper_factor_of_inverse(H: Tensor, damp: float) -> Tensor | None:
     """
     damped = H + damp * torch.eye(len(H), dtype=H.dtype, device=H.device)
     U = _inverse_of_factor(damped.flip(0, 1)).flip(0, 1)
-    return U if bool(U.isfinite().all() & (U.diagonal() > 0).all()) else None
+    least, largest = U.aminmax()  # NaN if there is one, and faster than a look at each
+    return U if bool(least.isfinite() & largest.isfinite() & (U.diagonal() > 0).all()) else None
 
 
 def _inverse_of_factor(H: Tensor) -> Tensor:
@@ -150,10 +152,15 @@ def towards_identity(H: Tensor, share: float) -> Tensor:
 
 def energy(weight: Tensor, H: Tensor | None) -> Tensor:
     """tr(W H Wᵀ) row by row, (…, rows), for W (…, rows, cols); Σ w² without a Hessian. float64 where that overflows."""
-    found = weight.square().sum(-1) if H is None else (weight @ H).mul_(weight).sum(-1)
+    found = output_energy(weight, H)
     if weight.dtype == torch.float64 or bool(found.isfinite().all()):
         return found
     return energy(weight.double(), None if H is None else H.double())
+
+
+def output_energy(weight: Tensor, H: Tensor | None) -> Tensor:
+    """The same without a look at the result; infinite or NaN where it overflows."""
+    return weight.square().sum(-1) if H is None else (weight @ H).mul_(weight).sum(-1)
 
 
 def relative_error(change: Tensor, weight: Tensor, H: Tensor | None) -> float:

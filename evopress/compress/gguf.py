@@ -128,7 +128,8 @@ class GGUF(Compressor):
                 found = [relative_error(level.dense() - weight, weight, H) for level in of_layer.values()]
             else:
                 loss = torch.cat([part[index] for part in losses]).sum(1)
-                found = undamped_errors([level.dense() for level in of_layer.values()], weight, loss, H=H, damp=factor.damp)
+                dense = [level.dense() for level in of_layer.values()]
+                (found,) = undamped_errors([(dense, weight, loss)], H=H, damp=factor.damp)
             error = dict(zip(swept, found, strict=True))
             for name in types:
                 if name in K_TYPES:

@@ -55,10 +55,9 @@ class GPTQ(RTN):
         parts = [self._solve(rows, bits, U=factor.U, order=order) for bits in in_parts(self.bits, rows)]
         levels = self._pack([part for part, _ in parts], group)
         losses = torch.cat([loss for _, loss in parts]).split([shape.rows for shape in group.shapes], 1)
-        errors = [
-            undamped_errors([level.dense() for level in of_layer], weight, loss.sum(1), H=H, damp=factor.damp)
-            for of_layer, weight, loss in zip(levels, group.weights, losses, strict=True)
-        ]
+        dense = [[level.dense() for level in of_layer] for of_layer in levels]
+        layers = list(zip(dense, group.weights, [loss.sum(1) for loss in losses], strict=True))
+        errors = undamped_errors(layers, H=H, damp=factor.damp)
         return Solved(levels, errors, notes + self._clipped(group, levels))
 
     def _solve(self, rows: Tensor, bits: Sequence[int], *, U: Tensor, order: Tensor) -> tuple[Rounded, Tensor]:

@@ -38,8 +38,8 @@ class SparseGPT(Magnitude):
         factor = inverse_factor(H, damp=self.damp)
         notes = tuple(f"{names}: {note}" for note in factor.notes)
         if factor.U is None:
-            pruned = super().compress(group)
-            return Solved(pruned.levels, pruned.errors, (*notes, f"{names}: pruned by magnitude instead"))
+            by_magnitude = super().compress(group)
+            return Solved(by_magnitude.levels, by_magnitude.errors, (*notes, f"{names}: pruned by magnitude instead"))
         rows = torch.cat(group.weights).masked_fill_(factor.dead, 0)
         num_zeros = [self.num_zeros(layer) for layer in group.shapes]
         parts = [
@@ -47,14 +47,18 @@ class SparseGPT(Magnitude):
             for counts in in_parts(_padded(num_zeros), rows)
         ]
         levels: list[list[CompressedWeight]] = []
-        errors = []
-        for layer, (counts, weight) in enumerate(zip(num_zeros, group.weights, strict=True)):
-            pruned = [level for part, _ in parts for level in part[layer]][: len(counts)]
-            levels.append([SparseWeight.from_dense(dense, kept.bool()) for dense, kept in pruned])
-            losses = torch.cat([loss[layer] for _, loss in parts])[: len(counts)]
-            dense = [dense for dense, _ in pruned]
-            errors.append(undamped_errors(dense, weight, losses, H=H, damp=factor.damp))
-        return Solved(levels, errors, notes)
+        layers = []
+        for index, (shape, counts, weight) in enumerate(zip(group.shapes, num_zeros, group.weights, strict=True)):
+            pruned = [level for part, _ in parts for level in part[index]][: len(counts)]
+            levels.append(
+                [
+                    SparseWeight.from_dense(dense, kept.bool(), shape.num_weights - zeros)
+                    for (dense, kept), zeros in zip(pruned, counts, strict=True)
+                ]
+            )
+            losses = torch.cat([loss[index] for _, loss in parts])[: len(counts)]
+            layers.append(([dense for dense, _ in pruned], weight, losses))
+        return Solved(levels, undamped_errors(layers, H=H, damp=factor.damp), notes)
 
     def _solve(
         self, rows: Tensor, num_zeros: Sequence[Sequence[int]], *, U: Tensor, num_rows: list[int]
