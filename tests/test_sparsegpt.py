@@ -15,6 +15,7 @@ from evopress.compress.sparsegpt import SparseGPT
 from evopress.compress.wanda import Wanda
 from evopress.linalg import relative_error
 from evopress.profile import Space, Unit
+from tests import plain
 from tests.groups import group, inputs, with_hessian
 
 EXACT = {"value_dtype": "float32"}
@@ -53,6 +54,17 @@ def test_sparsegpt_equals_the_textbook_elimination():
         for zeros, level in zip(compressor.num_zeros(shape), levels, strict=True):
             expected = textbook_sparsegpt(weight, layers.hessian, zeros=zeros, block_size=16)
             torch.testing.assert_close(level.dense().double(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_sparsegpt_equals_one_level_of_one_layer_at_a_time_row_major():
+    layers = group((6, 3), 40)
+    compressor = SparseGPT(base=0.5, num_levels=2, step=20, block_size=16)
+    solved = compressor.compress(layers)
+    for shape, weight, levels in zip(layers.shapes, layers.weights, solved.levels, strict=True):
+        for zeros, level in zip(compressor.num_zeros(shape), levels, strict=True):
+            expected = plain.sparsegpt(weight, layers.hessian, zeros=zeros, block_size=16, value_dtype=torch.bfloat16)
+            assert torch.equal(level.kept(), expected != 0)
+            torch.testing.assert_close(level.dense(), expected, rtol=1e-2, atol=1e-2)
 
 
 def test_sparsegpt_in_one_block_equals_magnitude_when_hessian_is_identity():
