@@ -67,10 +67,10 @@ class SparseGPT(Magnitude):
 
         Returns the weights, [layer][level], dense and with what is kept of them; and of each layer Σ E², (levels,).
         """
-        W = lanes_of(rows, len(num_zeros))
-        values, kept = torch.empty_like(W, dtype=self._value_dtype), torch.empty_like(W, dtype=self._value_dtype)
+        num_lanes = len(num_zeros) * len(rows)
+        values, kept = rows.new_empty(2, rows.shape[1], num_lanes, dtype=self._value_dtype)
         pruner = _Pruner(num_zeros, num_rows, U.diagonal(), values, kept)
-        loss = sweep(W, U, pruner, block_size=self.block_size).square_().sum(0)
+        loss = sweep(lanes_of(rows, len(num_zeros)), U, pruner, block_size=self.block_size).square_().sum(0)
         of_layers = zip(*(by_level(lanes, len(num_zeros)).split(num_rows, 1) for lanes in (values, kept)), strict=True)
         levels = [list(zip(*layer, strict=True)) for layer in of_layers]
         return levels, [lost.sum(1) for lost in by_level(loss, len(num_zeros)).split(num_rows, 1)]
