@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from torch import Tensor
 
 from evopress.compress.base import LayerGroup, Solved
-from evopress.compress.magnitude import Magnitude, ascending
+from evopress.compress.magnitude import Magnitude
 from evopress.compress.sweep import by_level, in_parts, lanes_of, sweep, undamped_errors
 from evopress.compress.weights import CompressedWeight, SparseWeight
 from evopress.linalg import inverse_factor
@@ -98,17 +98,28 @@ class _Pruner:
         kept = self.kept[start:stop].unflatten(1, by_level)  # (block, levels, rows)
         layers = zip(scores.split(self.num_rows, 2), kept.split(self.num_rows, 2), strict=True)
         for layer, (of_layer, keep) in enumerate(layers):
-            for level, zeros in enumerate(self.num_zeros):
-                share = zeros[layer] * stop // cols - zeros[layer] * start // cols  # adds up to the count
-                mask = torch.ones_like(of_layer[:, level], memory_format=torch.contiguous_format)
-                mask.view(-1)[ascending(of_layer[:, level].flatten())[:share]] = 0
-                keep[:, level] = mask
+            zeros = [of_level[layer] for of_level in self.num_zeros]
+            shares = [count * stop // cols - count * start // cols for count in zeros]  # add up to the count
+            pruned = smallest(of_layer.transpose(0, 1).flatten(1), shares)
+            keep.copy_(pruned.logical_not_().unflatten(1, (len(W), -1)).transpose(0, 1))
 
     def settle(self, column: int, w: Tensor) -> None:
         w.sub_(self.values[column].copy_(w).mul_(self.kept[column]))
 
     def end_block(self) -> None:
         """Nothing is left to do."""
+
+
+def smallest(scores: Tensor, counts: Sequence[int]) -> Tensor:
+    """Where the `counts[i]` smallest of row i of `scores` (rows, n) stand, bool; of equal ones the first.
+
+    Selecting costs less than sorting, above all where a row is short.
+    """
+    thresholds = [row.kthvalue(max(count, 1)).values for row, count in zip(scores, counts, strict=True)]
+    threshold = torch.stack(thresholds).unsqueeze(1)
+    below, ties = scores < threshold, scores == threshold
+    left = torch.tensor(counts, device=scores.device) - below.sum(1)
+    return below.logical_or_(ties & (ties.cumsum(1, dtype=torch.int32) <= left.unsqueeze(1)))
 
 
 def _padded(num_zeros: list[list[int]]) -> list[tuple[int, ...]]:
