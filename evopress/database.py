@@ -172,18 +172,19 @@ class DecodedLevels:
         self.dtype = dtype
         self.device = device
         self._kept: OrderedDict[tuple[int, str, int], Tensor] = OrderedDict()
-        self._kept_bytes = 0
+        self.kept_bytes = 0
+        """What the kept weights take."""
 
     def get(self, block: int, layer: str, level: int) -> Tensor:
         """The dense weight (rows, cols), in the cache's dtype and on its device. Not to be changed."""
         key = (block, layer, level)
         if key not in self._kept:
-            packed = self.database.read(block, layer, level)
-            weight = packed.dense(self.dtype).to(self.device, non_blocking=True)
+            packed = self.database.read(block, layer, level).to(self.device)  # packed, it is smaller to send
+            weight = packed.dense(self.dtype).to(self.device)
             self._kept[key] = weight
-            self._kept_bytes += weight.nbytes
-            while self._kept_bytes > self.limit_bytes and len(self._kept) > 1:
-                self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
+            self.kept_bytes += weight.nbytes
+            while self.kept_bytes > self.limit_bytes and len(self._kept) > 1:
+                self.kept_bytes -= self._kept.popitem(last=False)[1].nbytes
         self._kept.move_to_end(key)
         return self._kept[key]
 

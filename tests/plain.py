@@ -1,4 +1,7 @@
-"""The slow and obvious computation that the fast one is held against: one candidate, one window, a whole model each."""
+"""The slow and obvious computations that the fast ones are held against, in tests and in experiments/speed.
+
+One candidate, one window, a whole model each; one layer at one level, row-major, in the order of the papers.
+"""
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -7,13 +10,16 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.functional import kl_div
 from transformers import PreTrainedModel
 
 from evopress.compress.base import Compressor, LayerGroup
 from evopress.compress.weights import CompressedWeight
-from evopress.database import OUTSIDE, BlockLevels, Database
+from evopress.database import OUTSIDE, BlockLevels, Database, DecodedLevels
+from evopress.grids import fit_grid, max_codes
 from evopress.models import LanguageModel
 from evopress.profile import Profile, Space
+from evopress.space import applied
 
 Levels = Mapping[str, list[CompressedWeight]]
 """All levels of every layer, by full name."""
@@ -95,3 +101,59 @@ def judged(
     found = [logits(assembled(lm, space, levels, profile), tokens) for profile in profiles]
     kls = [float(kl(dense, each).mean()) for each in found]
     return kls, [exp(float(cross_entropies(each, tokens).mean())) for each in found]
+
+
+def one_at_a_time(
+    lm: LanguageModel, space: Space, weights: DecodedLevels | None, profiles: Sequence[Profile], tokens: Tensor
+) -> list[float]:
+    """Mean KL of each profile in the model's own type: its weights put into the model, all windows, all logits."""
+    found = []
+    with torch.no_grad():
+        log_p = lm.model(input_ids=tokens, use_cache=False).logits.float().log_softmax(-1)
+        for profile in profiles:
+            with applied(lm, space, weights, profile) as model:
+                log_q = model(input_ids=tokens, use_cache=False).logits.float().log_softmax(-1)
+            found.append(float(kl_div(log_q, log_p, log_target=True, reduction="sum")) / tokens.numel())
+    return found
+
+
+def upper_factor(H: Tensor, damp: float = 0.01) -> Tensor:
+    """U with (H + damp · mean diagonal)⁻¹ = UᵀU, by way of the inverse."""
+    damped = H + damp * H.diagonal().mean() * torch.eye(len(H), dtype=H.dtype)
+    return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
+
+
+def gptq(W: Tensor, H: Tensor, *, bits: int, group_size: int) -> Tensor:
+    """One layer at one width, dense. arXiv 2210.17323, Algorithm 1, with a group of columns as the block."""
+    W, result, U = W.clone(), torch.empty_like(W), upper_factor(H)
+    max_code = max_codes([bits], rows=len(W), device=W.device)
+    for start in range(0, W.shape[1], group_size):
+        stop = min(start + group_size, W.shape[1])
+        grid = fit_grid(W[:, start:stop].t(), max_code, symmetric=False, scale_dtype=torch.float16)
+        E = torch.empty(len(W), stop - start, dtype=W.dtype)
+        for j in range(start, stop):
+            result[:, j] = grid.decode(grid.encode(W[:, j]))
+            E[:, j - start] = (W[:, j] - result[:, j]) / U[j, j]
+            W[:, j:stop] -= E[:, j - start, None] * U[j, j:stop]
+        W[:, stop:] -= E @ U[start:stop, stop:]
+    return result
+
+
+def sparsegpt(W: Tensor, H: Tensor, *, zeros: int, block_size: int, value_dtype: torch.dtype) -> Tensor:
+    """One layer with so many zeros, dense. arXiv 2301.00774, Algorithm 1; survivors rounded to the type of storage."""
+    W, result, U = W.clone(), torch.empty_like(W), upper_factor(H)
+    cols = W.shape[1]
+    for start in range(0, cols, block_size):
+        stop = min(start + block_size, cols)
+        scores = (W[:, start:stop].abs() / U.diagonal()[start:stop]).t()
+        share = zeros * stop // cols - zeros * start // cols
+        pruned = torch.zeros(scores.numel(), dtype=torch.bool)
+        pruned[scores.flatten().argsort(stable=True)[:share]] = True
+        mask = pruned.view_as(scores).t()
+        E = torch.empty(len(W), stop - start, dtype=W.dtype)
+        for j in range(start, stop):
+            result[:, j] = W[:, j].masked_fill(mask[:, j - start], 0).to(value_dtype)
+            E[:, j - start] = (W[:, j] - result[:, j]) / U[j, j]
+            W[:, j:stop] -= E[:, j - start, None] * U[j, j:stop]
+        W[:, stop:] -= E @ U[start:stop, stop:]
+    return result

@@ -300,7 +300,7 @@ def test_decoded_levels_are_right_and_stay_within_the_limit(filled, wanted, limi
     for block_, level in wanted:
         assert torch.equal(cache.get(block_, "layers.0.q", level), random(8, 16, seed=10 * block_ + level))
         held = sum(tensor.nbytes for tensor in cache._kept.values())
-        assert held == cache._kept_bytes <= max(limit, size)
+        assert held == cache.kept_bytes <= max(limit, size)
 
 
 def test_decoded_levels_are_read_once_while_there_is_room(filled, monkeypatch):

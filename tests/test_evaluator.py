@@ -107,6 +107,26 @@ def test_every_profile_gets_what_running_it_alone_as_a_whole_model_gives(family,
         assert [each.perplexity for each in compared] == pytest.approx(perplexities, **CLOSE)
 
 
+@pytest.mark.parametrize("kind", COMPRESSORS)
+def test_the_plain_path_of_the_benchmark_gives_the_same(kind, case):
+    found, tokens = case("llama", kind), token_windows(3, 20)
+    profiles, evaluator = profiles_of(found.space, 4), found.evaluator()
+    expected = plain.one_at_a_time(found.lm, found.space, evaluator.weights, profiles, tokens)
+    assert evaluator.evaluate(profiles, tokens) == pytest.approx(expected, **CLOSE)
+
+
+@pytest.mark.parametrize("widths", [(2, 3), (2, 3, 4, 5, 6)])
+def test_the_memory_of_levels_does_not_grow_with_their_number(widths, tmp_path):
+    limit = EvaluatorSettings(cache_gb=1.5e-4)
+    found = Case(tiny("llama"), RTN(bits=widths, group_size=32), tmp_path)
+    evaluator, held = found.evaluator(limit), []
+    for seed in range(5):
+        evaluator.evaluate(profiles_of(found.space, 6, seed), token_windows(2, 20))
+        held.append(evaluator.weights.kept_bytes)
+    assert sum(weight.dense().nbytes for levels in found.levels.values() for weight in levels) > 4 * 150_000
+    assert 100_000 < max(held) <= 150_000
+
+
 @pytest.mark.parametrize("fitness", ["kl", "topk_kl", "perplexity"])
 def test_each_fitness_is_the_plain_one(fitness, case):
     found = case("llama", "bits")

@@ -9,6 +9,7 @@ from evopress.compress.rtn import RTN
 from evopress.compress.weights import QuantizedWeight
 from evopress.grids import Grid, fit_grid, max_codes
 from evopress.linalg import inverse_factor, relative_error
+from tests import plain
 from tests.groups import group, inputs, with_hessian
 
 WIDTHS = (6, 5, 4, 3, 2)
@@ -52,6 +53,15 @@ def test_gptq_equals_the_textbook_elimination(act_order):
         for level, bits in enumerate(WIDTHS):
             expected = [textbook_gptq(w, layers.hessian, bits=bits, group_size=16, order=order) for w in weight]
             assert torch.equal(solved.levels[layer][level].codes(), torch.stack(expected))
+
+
+def test_gptq_equals_one_level_of_one_layer_at_a_time_row_major():
+    layers = group((3, 2), 48, dtype=torch.float64)
+    solved = GPTQ(bits=WIDTHS, group_size=16).compress(layers)
+    for layer, weight in enumerate(layers.weights):
+        for level, bits in enumerate(WIDTHS):
+            expected = plain.gptq(weight, layers.hessian, bits=bits, group_size=16)
+            torch.testing.assert_close(solved.levels[layer][level].dense(torch.float64), expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("act_order", [False, True])
@@ -169,7 +179,10 @@ def test_sum_of_squared_errors_is_the_damped_loss():
 
         def settle(self, column, w):
             settled[:, column] = w / 2
-            return w / 2
+            w.div_(2)
+
+        def end_block(self):
+            pass
 
     settled = torch.empty_like(weight)
     E = sweep_module.sweep(W, factor.U, Halver(), block_size=32)

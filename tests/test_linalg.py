@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from evopress.linalg import RunningHessian, energy, inverse_factor, relative_error
+from evopress import linalg
+from evopress.linalg import RunningHessian, bfloat16_factors, energy, inverse_factor, relative_error
 
 
 def inputs(tokens=200, cols=24, seed=0):
@@ -25,6 +26,23 @@ def test_running_hessian_is_twice_the_mean_of_outer_products_however_it_is_split
     torch.testing.assert_close(running.result("layer"), expected, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("cols", [24, 500])
+def test_the_hessian_of_bfloat16_inputs_is_as_exact_as_in_float32(cols):
+    X = inputs(tokens=1000, cols=cols).bfloat16()
+    exact = 2 / len(X) * X.double().t() @ X.double()
+    errors = [float((hessian(each).double() - exact).abs().max()) for each in (X, X.float())]
+    assert errors[0] <= 1.5 * errors[1]
+    assert torch.equal(hessian(X), hessian(X).t())
+
+
+def test_products_are_rounded_again_as_they_were_before():
+    backends = torch.backends.mkldnn.matmul, torch.backends.cuda.matmul
+    before = [backend.fp32_precision for backend in backends]
+    with bfloat16_factors():
+        assert [backend.fp32_precision for backend in backends] == ["bf16", "tf32"]
+    assert [backend.fp32_precision for backend in backends] == before
+
+
 @pytest.mark.counts("numerics")
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_inputs_that_are_not_finite_are_an_error_that_names_the_layer(bad):
@@ -38,7 +56,9 @@ def test_inputs_that_are_not_finite_are_an_error_that_names_the_layer(bad):
         inverse_factor(torch.full((3, 3), bad), damp=0.01)
 
 
-def test_factor_is_the_upper_cholesky_factor_of_the_damped_inverse():
+@pytest.mark.parametrize("columns_at_once", [256, 7])
+def test_factor_is_the_upper_cholesky_factor_of_the_damped_inverse(columns_at_once, monkeypatch):
+    monkeypatch.setattr(linalg, "RECURSIVE", columns_at_once)
     X = inputs().double()
     H = 2 / len(X) * (X.t() @ X)
     H = (H + H.t()) / 2

@@ -11,10 +11,11 @@ from evopress.budget import Budget
 from evopress.compress import sweep as sweep_module
 from evopress.compress.base import LayerGroup, LayerShape
 from evopress.compress.magnitude import Magnitude
-from evopress.compress.sparsegpt import SparseGPT
+from evopress.compress.sparsegpt import SparseGPT, smallest
 from evopress.compress.wanda import Wanda
 from evopress.linalg import relative_error
 from evopress.profile import Space, Unit
+from tests import plain
 from tests.groups import group, inputs, with_hessian
 
 EXACT = {"value_dtype": "float32"}
@@ -53,6 +54,17 @@ def test_sparsegpt_equals_the_textbook_elimination():
         for zeros, level in zip(compressor.num_zeros(shape), levels, strict=True):
             expected = textbook_sparsegpt(weight, layers.hessian, zeros=zeros, block_size=16)
             torch.testing.assert_close(level.dense().double(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_sparsegpt_equals_one_level_of_one_layer_at_a_time_row_major():
+    layers = group((6, 3), 40)
+    compressor = SparseGPT(base=0.5, num_levels=2, step=20, block_size=16)
+    solved = compressor.compress(layers)
+    for shape, weight, levels in zip(layers.shapes, layers.weights, solved.levels, strict=True):
+        for zeros, level in zip(compressor.num_zeros(shape), levels, strict=True):
+            expected = plain.sparsegpt(weight, layers.hessian, zeros=zeros, block_size=16, value_dtype=torch.bfloat16)
+            assert torch.equal(level.kept(), expected != 0)
+            torch.testing.assert_close(level.dense(), expected, rtol=1e-2, atol=1e-2)
 
 
 def test_sparsegpt_in_one_block_equals_magnitude_when_hessian_is_identity():
@@ -139,6 +151,16 @@ def test_equal_scores_go_by_column_then_row():
     layers = LayerGroup(layers.names, (torch.ones(2, 4),), layers.hessian)
     middle = SparseGPT(num_levels=1, step=1).compress(layers).levels[0][0].kept()  # 3 of 8 pruned
     assert middle.tolist() == [[False, False, True, True], [False, True, True, True]]
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.integers(0, 3), min_size=6, max_size=6), min_size=1, max_size=4), st.data())
+def test_the_smallest_are_the_first_of_a_stable_sort(rows, data):
+    counts = [data.draw(st.integers(0, 6)) for _ in rows]
+    found = smallest(torch.tensor(rows, dtype=torch.float32), counts)
+    for row, count, mask in zip(rows, counts, found, strict=True):
+        expected = sorted(range(6), key=row.__getitem__)[:count]
+        assert mask.nonzero().flatten().tolist() == sorted(expected)
 
 
 @pytest.mark.parametrize("lazy", [1, 5, 1000])

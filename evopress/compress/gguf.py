@@ -128,7 +128,8 @@ class GGUF(Compressor):
                 found = [relative_error(level.dense() - weight, weight, H) for level in of_layer.values()]
             else:
                 loss = torch.cat([part[index] for part in losses]).sum(1)
-                found = undamped_errors(list(of_layer.values()), weight, loss, H=H, damp=factor.damp)
+                dense = [level.dense() for level in of_layer.values()]
+                (found,) = undamped_errors([(dense, weight, loss)], H=H, damp=factor.damp)
             error = dict(zip(swept, found, strict=True))
             for name in types:
                 if name in K_TYPES:
@@ -181,7 +182,10 @@ class _Rounder:
     def start_block(self, start: int, W: Tensor) -> None:
         self.grids.append(fit_blocks(W, self.types))
 
-    def settle(self, column: int, w: Tensor) -> Tensor:
+    def settle(self, column: int, w: Tensor) -> None:
         codes = self.grids[column // BLOCK].encode(w)
         self.codes[column] = codes
-        return self.grids[column // BLOCK].decode(codes)
+        w.sub_(self.grids[column // BLOCK].decode(codes))
+
+    def end_block(self) -> None:
+        """Nothing is left to do."""

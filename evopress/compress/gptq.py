@@ -1,7 +1,7 @@
 """GPTQ: round column by column, and let the columns to come make up for the error."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar
 
@@ -55,10 +55,9 @@ class GPTQ(RTN):
         parts = [self._solve(rows, bits, U=factor.U, order=order) for bits in in_parts(self.bits, rows)]
         levels = self._pack([part for part, _ in parts], group)
         losses = torch.cat([loss for _, loss in parts]).split([shape.rows for shape in group.shapes], 1)
-        errors = [
-            undamped_errors(of_layer, weight, loss.sum(1), H=H, damp=factor.damp)
-            for of_layer, weight, loss in zip(levels, group.weights, losses, strict=True)
-        ]
+        dense = [[level.dense() for level in of_layer] for of_layer in levels]
+        layers = list(zip(dense, group.weights, [loss.sum(1) for loss in losses], strict=True))
+        errors = undamped_errors(layers, H=H, damp=factor.damp)
         return Solved(levels, errors, notes + self._clipped(group, levels))
 
     def _solve(self, rows: Tensor, bits: Sequence[int], *, U: Tensor, order: Tensor) -> tuple[Rounded, Tensor]:
@@ -70,7 +69,8 @@ class GPTQ(RTN):
         group_size = fitting_group_size(len(W), self.group_size)
         fit = partial(self._fit, max_code=max_codes(bits, rows=len(rows), device=rows.device))
         grids = [fit(part) for part in W[order.argsort()].split(group_size)] if self.act_order else []
-        rounder = _Rounder(fit, grids, group_size, order.tolist(), torch.empty_like(W, dtype=torch.uint8))
+        places = order.tolist() if self.act_order else list(range(len(order)))
+        rounder = _Rounder(fit, grids, group_size, order, places, torch.empty_like(W, dtype=torch.uint8))
         loss = sweep(W, U, rounder, block_size=group_size).square_().sum(0)
         scale = torch.stack([grid.scale for grid in rounder.grids])
         zero = torch.stack([grid.zero for grid in rounder.grids])
@@ -79,21 +79,33 @@ class GPTQ(RTN):
 
 @dataclass
 class _Rounder:
-    """Rounds a column to the grid of its group; a grid that is not there yet is fitted when the group is reached."""
+    """Rounds a column to the grid of its group; a grid that is not there yet is fitted when the group is reached.
+
+    `order` are the original places of the columns, as a tensor and as a list. `steps` are the codes of the columns of
+    the block, (block, lanes), less their zero points; the codes are made of them when the block is settled.
+    """
 
     fit: Callable[[Tensor], Grid]
     grids: list[Grid]
     group_size: int
-    order: list[int]
+    order: Tensor
+    places: list[int]
     codes: Tensor
+    start: int = 0
+    steps: Tensor = field(default_factory=partial(torch.empty, 0))
 
     def start_block(self, start: int, W: Tensor) -> None:
+        self.start, self.steps = start, torch.empty_like(W)
         if len(self.grids) * self.group_size <= start:
             self.grids.append(self.fit(W))
 
-    def settle(self, column: int, w: Tensor) -> Tensor:
-        original = self.order[column]
-        grid = self.grids[original // self.group_size]
-        codes = grid.encode(w)
-        self.codes[original] = codes
-        return grid.decode(codes)
+    def settle(self, column: int, w: Tensor) -> None:
+        self._grid(column).leave_error(w, self.steps[column - self.start])
+
+    def end_block(self) -> None:
+        block = range(self.start, self.start + len(self.steps))
+        codes = self.steps.add_(torch.stack([self._grid(column).zero for column in block]))
+        self.codes.index_copy_(0, self.order[block.start : block.stop], codes.to(torch.uint8))
+
+    def _grid(self, column: int) -> Grid:
+        return self.grids[self.places[column] // self.group_size]

@@ -98,9 +98,10 @@ class Magnitude(Compressor):
         levels: list[list[CompressedWeight]] = []
         errors = []
         for layer, weight in zip(group.shapes, group.weights, strict=True):
-            masks = self._masks(weight, group.hessian, self.num_zeros(layer))
+            counts = self.num_zeros(layer)
+            masks = zip(self._masks(weight, group.hessian, counts), counts, strict=True)
             stored = weight.to(self._value_dtype)
-            levels.append([SparseWeight.from_dense(stored, mask) for mask in masks])
+            levels.append([SparseWeight.from_dense(stored, mask, layer.num_weights - zeros) for mask, zeros in masks])
             errors.append([relative_error(level.dense() - weight, weight, group.hessian) for level in levels[-1]])
         return Solved(levels, errors)
 

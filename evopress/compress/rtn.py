@@ -97,11 +97,13 @@ class RTN(Compressor):
     def _clipped(self, group: LayerGroup, levels: list[list[CompressedWeight]]) -> tuple[str, ...]:
         """A note on each layer whose grids end before its weights do."""
         limit = torch.finfo(self._scale_dtype).max
+        scales = [[level.scales for level in of_layer if isinstance(level, QuantizedWeight)] for of_layer in levels]
+        largest = torch.stack([torch.stack([each.max() for each in of_layer]).max() for of_layer in scales]).tolist()
         return tuple(
             f"{name}: weights are beyond the reach of {self.scale_dtype} scales and clipped; "
             f"set compress.scale_dtype=float32"
-            for name, of_layer in zip(group.names, levels, strict=True)
-            if any(float(level.scales.max()) == limit for level in of_layer if isinstance(level, QuantizedWeight))
+            for name, scale in zip(group.names, largest, strict=True)
+            if scale == limit
         )
 
     def _round(self, rows: Tensor, bits: Sequence[int]) -> Rounded:

@@ -34,7 +34,7 @@ from torch.nn import Module
 
 from evopress import interruption, processes
 from evopress.compress.base import Compressor, LayerGroup, LayerShape, Solved
-from evopress.compress.weights import CompressedWeight, from_tensors
+from evopress.compress.weights import CompressedWeight
 from evopress.database import OUTSIDE, BlockLevels, Database
 from evopress.linalg import RunningHessian, towards_identity
 from evopress.models import LanguageModel
@@ -212,8 +212,7 @@ def _solve(lm: LanguageModel, compressor: Compressor, stream: _Stream | None, bl
             hessian, notes = torch.eye(len(hessian), device=lm.device), ()
         found = compressor.compress(LayerGroup(names, weights, hessian))
         solved[names] = replace(found, notes=(*notes, *found.notes))
-        for name, levels in zip(names, found.levels, strict=True):
-            _check_finite(name, levels)
+        _check_finite(names, found.levels)
     return solved if processes.world_size() == 1 else {group: _on_cpu(part) for group, part in solved.items()}
 
 
@@ -231,21 +230,27 @@ def _calibrated(names: tuple[str, ...], hessian: RunningHessian, all_tokens: int
     return towards_identity(mean, share), (f"{note} Hessian is the identity; raise data.calibration_tokens",)
 
 
-def _check_finite(layer: str, levels: Sequence[CompressedWeight]) -> None:
-    for tensor in (tensor for level in levels for tensor in level.tensors().values()):
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+def _check_finite(names: Sequence[str], levels: Sequence[Sequence[CompressedWeight]]) -> None:
+    """All layers of a group at once, so that a GPU is waited for once."""
+    tensors = [
+        (name, tensor)
+        for name, of_layer in zip(names, levels, strict=True)
+        for level in of_layer
+        for tensor in level.tensors().values()
+        if tensor.is_floating_point()
+    ]
+    are_finite = torch.stack([tensor.isfinite().all() for _, tensor in tensors]).tolist() if tensors else []
+    for (name, tensor), is_finite in zip(tensors, are_finite, strict=True):
+        if not is_finite:
             raise ValueError(
-                f"compressed weights of {layer} are not finite in {str(tensor.dtype).removeprefix('torch.')}: set "
+                f"compressed weights of {name} are not finite in {str(tensor.dtype).removeprefix('torch.')}: set "
                 f"compress.value_dtype to a wider type, or check the weights of the dense model"
             )
 
 
 def _on_cpu(solved: Solved) -> Solved:
     """The same where every process can receive it."""
-    levels = [
-        [from_tensors(weight.spec(), {part: t.cpu() for part, t in weight.tensors().items()}) for weight in of_layer]
-        for of_layer in solved.levels
-    ]
+    levels = [[weight.to(torch.device("cpu")) for weight in of_layer] for of_layer in solved.levels]
     return replace(solved, levels=levels)
 
 
@@ -282,7 +287,7 @@ def _propagated(
         for part in processes.gather(own):
             packed.update(part)
     prefix = len(lm.block_names[block]) + 1
-    return {name[prefix:]: weight.dense(lm.dtype).to(lm.device) for name, weight in packed.items()}
+    return {name[prefix:]: weight.to(lm.device).dense(lm.dtype).to(lm.device) for name, weight in packed.items()}
 
 
 def _shape(lm: LanguageModel, name: str) -> LayerShape:

@@ -3,9 +3,9 @@
 ::
 
     for each column j, left to right:
-        q ← settle(W_j)                              round it to its grid, or set part of it to zero
-        E_j ← (W_j − q) / U_jj
-        W_k ← W_k − U_jk · E_j     for all k > j
+        q ← settle(W_j)                                   round it to its grid, or set part of it to zero
+        E_j ← W_j − q
+        W_k ← W_k − U_jk / U_jj · E_j     for all k > j
 
 A *lane* is one row of one layer at one level. Lanes never meet, so all rows of all layers that read the same input, at
 all levels, are swept together as one matrix (cols, lanes), whose columns of the layer are contiguous in memory.
@@ -18,16 +18,18 @@ Source: arXiv 2210.17323, Algorithm 1; arXiv 2301.00774, Algorithm 1.
 """
 
 from collections.abc import Sequence
+from itertools import islice
+from math import isfinite
 from typing import Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
-from evopress.compress.weights import CompressedWeight
-from evopress.linalg import energy, ratio, relative_error
+from evopress.linalg import output_energy, ratio, relative_error
 
 T = TypeVar("T")
 
-LAZY = 32
+LAZY = 8
 """Columns brought up to date at once inside a block. Changes the speed only."""
 
 MAX_ELEMENTS = 2**28
@@ -40,16 +42,21 @@ class Settler(Protocol):
     def start_block(self, start: int, W: Tensor) -> None:
         """Called with columns `start` … of a block, W (block, lanes), up to date and not yet settled."""
 
-    def settle(self, column: int, w: Tensor) -> Tensor:
-        """What column w (lanes,) becomes. Called once per column, in order."""
+    def settle(self, column: int, w: Tensor) -> None:
+        """Decide what column w (lanes,) becomes, and leave in it what is lost, w − q. Called once per column."""
+
+    def end_block(self) -> None:
+        """Called when all columns of the block are settled."""
 
 
-def sweep(W: Tensor, U: Tensor, settler: Settler, *, block_size: int, lazy: int = LAZY) -> Tensor:
-    """Settle all columns of W (cols, lanes), which is overwritten and returned as the scaled errors E.
+def sweep(W: Tensor, U: Tensor, settler: Settler, *, block_size: int, lazy: int | None = None) -> Tensor:
+    """Settle all columns of W (cols, lanes), which is overwritten and returned as the scaled errors E_j / U_jj.
 
-    E·U is the change of the weights: Σ E² = tr(ΔW (UᵀU)⁻¹ ΔWᵀ), lane by lane.
+    Their product with U is the change of the weights, so that the sum of their squares is tr(ΔW (UᵀU)⁻¹ ΔWᵀ), lane by
+    lane.
     """
-    pivots = U.diagonal().tolist()
+    pivots = U.diagonal().unsqueeze(1)
+    U, lazy = U / pivots, lazy or LAZY
     for start in range(0, len(W), block_size):
         block = slice(start, min(start + block_size, len(W)))
         _bring_up_to_date(W, U, slice(0, start), block)
@@ -59,8 +66,9 @@ def sweep(W: Tensor, U: Tensor, settler: Settler, *, block_size: int, lazy: int 
             _bring_up_to_date(W, U, slice(start, first), part)
             for column in range(part.start, part.stop):
                 _bring_up_to_date(W, U, slice(first, column), slice(column, column + 1))
-                W[column].sub_(settler.settle(column, W[column])).div_(pivots[column])
-    return W
+                settler.settle(column, W[column])
+        settler.end_block()
+    return W.div_(pivots)
 
 
 def _bring_up_to_date(W: Tensor, U: Tensor, settled: slice, columns: slice) -> None:
@@ -86,18 +94,33 @@ def by_level(lanes: Tensor, num_levels: int) -> Tensor:
 
 
 def undamped_errors(
-    levels: Sequence[CompressedWeight], weight: Tensor, losses: Tensor, *, H: Tensor, damp: float
-) -> list[float]:
-    """tr(ΔW H ΔWᵀ) / tr(W H Wᵀ) of every level of a layer.
+    layers: Sequence[tuple[Sequence[Tensor], Tensor, Tensor]], *, H: Tensor, damp: float
+) -> list[list[float]]:
+    """tr(ΔW H ΔWᵀ) / tr(W H Wᵀ) of every level of each layer; a GPU is waited for once.
 
-    Taken from the sweep's `losses` Σ E² = tr(ΔW (H + damp·I) ΔWᵀ), (levels,), which saves a product with H per level.
+    A layer is given by its dense weights by level, its dense weight before, and the sweep's losses
+    Σ E² = tr(ΔW (H + damp·I) ΔWᵀ), (levels,), which save a product with H per level.
     """
-    alive = H.diagonal() != 0
-    whole = energy(weight, H).double().sum()
+    alive = (H.diagonal() != 0).double()
+    sums = [torch.cat(_energies(*layer, H=H, damped=damp * alive)) for layer in layers]
+    return [
+        [
+            ratio(part, whole) if isfinite(part) and isfinite(whole) else relative_error(level - weight, weight, H)
+            for level, part in zip(levels, parts, strict=True)
+        ]  # the latter where the sums are beyond float32
+        for (levels, weight, _), (whole, *parts) in zip(layers, _lists(sums), strict=True)
+    ]
 
-    def error(level: CompressedWeight, loss: Tensor) -> float:
-        change = level.dense() - weight
-        part = loss - damp * change.square().sum(0)[alive].double().sum()
-        return ratio(part, whole) if bool(part.isfinite()) else relative_error(change, weight, H)  # beyond float32
 
-    return [error(level, loss) for level, loss in zip(levels, losses.double(), strict=True)]
+def _lists(tensors: Sequence[Tensor]) -> list[list[float]]:
+    """The values of tensors of one dimension, in one transfer from the device."""
+    values = iter(torch.cat(list(tensors)).tolist())
+    return [list(islice(values, len(tensor))) for tensor in tensors]
+
+
+def _energies(
+    levels: Sequence[Tensor], weight: Tensor, losses: Tensor, *, H: Tensor, damped: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What there was, (1,), and what is lost at each level, (levels,), without what the damping added."""
+    changes = torch.stack([(level - weight).square_().sum(0, dtype=torch.float64) for level in levels])
+    return output_energy(weight, H).double().sum()[None], losses.double() - changes @ damped

@@ -2,7 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ Spec = dict[str, str | int]
 
 MAX_WEIGHTS = 2**36
 """More weights than this in one layer is taken for a damaged file."""
+
+_GATHER_BITS = 0x0102040810204080
+"""Times a word whose eight bytes are 0 or 1, this has them as the bits of its highest byte, the first one lowest."""
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -35,6 +39,12 @@ class CompressedWeight(ABC):
     @abstractmethod
     def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight (rows, cols), a new tensor, decoded in float32 and then cast."""
+
+    def to(self, device: torch.device) -> Self:
+        """The same weight on a device, which may still be receiving it."""
+        parts = {part.name: getattr(self, part.name) for part in fields(self)}  # type: ignore[arg-type]
+        moved = {name: _sent(part, device) for name, part in parts.items() if isinstance(part, Tensor)}
+        return replace(self, **moved)  # type: ignore[type-var]
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
@@ -121,9 +131,15 @@ class SparseWeight(CompressedWeight):
     cols: int
 
     @classmethod
-    def from_dense(cls, weight: Tensor, kept: Tensor) -> "SparseWeight":
-        """Keep `weight` (rows, cols) where the bool tensor `kept` (rows, cols) is set, in the type of `weight`."""
-        return cls(_pack_mask(kept), weight[kept], weight.shape[1])
+    def from_dense(cls, weight: Tensor, kept: Tensor, num_kept: int | None = None) -> "SparseWeight":
+        """Keep `weight` (rows, cols) where the bool tensor `kept` (rows, cols) is set, in the type of `weight`.
+
+        Who knows how many are set says so in `num_kept`, and spares a GPU a wait.
+        """
+        places = kept.flatten().cumsum(0)  # of what is kept, from 1 on; all else is written to place 0
+        values = weight.new_empty(1 + (int(places[-1]) if num_kept is None else num_kept))
+        values.scatter_(0, places.mul_(kept.flatten()), weight.flatten())
+        return cls(_pack_mask(kept), values[1:].clone(), weight.shape[1])
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -135,12 +151,26 @@ class SparseWeight(CompressedWeight):
 
     def kept(self) -> Tensor:
         """bool (rows, cols)."""
-        bits = torch.arange(8, dtype=torch.uint8, device=self.bitmask.device)
-        return ((self.bitmask.unsqueeze(2) >> bits) & 1).flatten(1)[:, : self.cols].bool()
+        return self._bits().bool()
 
     def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        weight = torch.zeros(self.shape, dtype=dtype, device=self.values.device)
-        return weight.masked_scatter_(self.kept(), self.values.to(dtype))
+        """Every weight is looked up at its place among the values; several times faster than a scatter by mask.
+
+        What is not kept is masked as an integer, so that it is zero beside values that are not finite.
+        """
+        bits = self._bits()
+        places = bits.flatten().cumsum(0, dtype=torch.int32 if bits.numel() < 2**31 else torch.int64)
+        integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+        values = pad(self.values.to(dtype), (1, 0)).view(integers)  # place 0 is before the first one
+        weight = values.index_select(0, places).view(bits.shape)
+        return weight.mul_(bits.to(integers)).view(dtype)
+
+    def _bits(self) -> Tensor:
+        """uint8 (rows, cols), 1 where a weight is kept. Eight at once from a table, as one integer."""
+        byte, place = (torch.arange(count, dtype=torch.uint8, device=self.bitmask.device) for count in (256, 8))
+        table = ((byte[:, None] >> place) & 1).view(torch.int64).flatten()
+        found = table.index_select(0, self.bitmask.flatten().int()).view(torch.uint8)
+        return found.view(len(self.bitmask), -1)[:, : self.cols]
 
     def tensors(self) -> dict[str, Tensor]:
         return {"bitmask": self.bitmask, "values": self.values}
@@ -287,10 +317,13 @@ def _require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """On its way to the device. A GPU fetches it from pinned memory, the only kind that it need not wait for."""
+    is_pinnable = device.type == "cuda" and tensor.device.type == "cpu" and torch.cuda.is_available()
+    return (tensor.pin_memory() if is_pinnable else tensor).to(device, non_blocking=True)
+
+
 def _pack_mask(mask: Tensor) -> Tensor:
     rows, cols = mask.shape
-    eights = pad(mask.to(torch.uint8), (0, -cols % 8)).view(rows, -1, 8)
-    packed = eights[:, :, 0].clone()
-    for place in range(1, 8):
-        packed |= eights[:, :, place] << place
-    return packed
+    eights = pad(mask.to(torch.uint8), (0, -cols % 8)).contiguous().view(torch.int64)
+    return ((eights * _GATHER_BITS) >> 56).to(torch.uint8).view(rows, -1)

@@ -1,0 +1,110 @@
+"""A whole database built, and where its time went; what its packed levels cost to write, read and decode."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from evopress.compress.base import Compressor
+from evopress.compress.sequential import build
+from evopress.compress.weights import CompressedWeight
+from evopress.database import BlockLevels, Database
+from evopress.linalg import RunningHessian
+from evopress.models import LanguageModel
+from experiments.speed.timing import Phase, once, seconds, time_inside
+
+
+@dataclass(frozen=True)
+class Built:
+    """A database with the seconds it took, in all and by part. Writing overlaps the next block's solves."""
+
+    database: Database
+    seconds: float
+    num_tokens: int
+    spent: dict[str, float]
+    dense_bytes: int
+
+    def as_dict(self) -> dict[str, object]:
+        return {
+            "seconds": self.seconds,
+            "tokens": self.num_tokens,
+            "parts": self.spent,
+            "bytes": self.database.size_bytes,
+            "share_of_dense_levels": self.database.size_bytes / self.dense_bytes,
+        }
+
+
+def built(lm: LanguageModel, compressor: Compressor, windows: Tensor, folder: Path) -> Built:
+    database = Database.open(folder, type(compressor).__name__.lower(), {"bench": 1})
+    methods = {
+        "blocks": (LanguageModel, "run_block"),
+        "Hessians": (RunningHessian, "update"),
+        "solves": (type(compressor), "compress"),
+        "disk": (Database, "put"),
+    }
+    with time_inside(**methods) as spent:
+        total = once(lambda: build(lm, compressor, windows, database, batch_tokens=4096))
+    parts = {**spent, "forward": spent["blocks"] - spent["Hessians"]}
+    parts["rest"] = total - parts["blocks"] - parts["solves"]
+    del parts["blocks"]
+    packed = levels_of(database)
+    dense = sum(2 * weight.shape[0] * weight.shape[1] for weight in packed) * lm.num_blocks
+    return Built(database, total, windows.numel(), parts, dense)
+
+
+def levels_of(database: Database) -> list[CompressedWeight]:
+    """All levels of all layers of the first block."""
+    with_levels = {name: len(errors) for name, errors in database.blocks[0]["errors"].items()}
+    return [database.read(0, name, level) for name, count in with_levels.items() for level in range(count)]
+
+
+def phases(lm: LanguageModel, name: str, of: Built, top: dict[str, float], *, factors: float) -> list[Phase]:
+    """Rows of the table for one build, and for its levels on the way to disk and back.
+
+    `factors` are the GFLOP of one block's solves. The forward passes are two per block, dense and propagated, less the
+    last; half of a Hessian is needed, as it is symmetric.
+    """
+    own, tokens = top[str(lm.dtype).removeprefix("torch.")], of.num_tokens
+    widths = [lm.linear(0, group[0]).weight.shape[1] for group in lm.layer_groups]
+    hessians = sum(tokens * cols * (cols + 1) for cols in widths) * lm.num_blocks / 1e9
+    forward = block_gflop(lm, tokens, 512) * (2 * lm.num_blocks - 1)
+    packed = levels_of(of.database)
+    packed_gb = of.database.blocks[0]["bytes"] / 1e9
+    dense_gb = sum(lm.dtype.itemsize * weight.shape[0] * weight.shape[1] for weight in packed) / 1e9
+    decode = seconds(lambda: [weight.dense(lm.dtype) for weight in packed])
+    rows = [
+        Phase("forward", of.spent["forward"], forward, "GFLOP", own),
+        Phase("Hessians", of.spent["Hessians"], hessians, "GFLOP", own),
+        Phase("solves", of.spent["solves"], factors * lm.num_blocks, "GFLOP", top["float32"]),
+        Phase("write, one block", seconds(rewrite(of.database)), packed_gb, "GB", top["copy"] / 2),
+        Phase("read, one block", seconds(lambda: levels_of(of.database)), packed_gb, "GB", top["copy"] / 2),
+        Phase("decode, one block", decode, dense_gb, "GB", top["copy"] / 2),
+    ]
+    return [Phase(f"{name}: {row.name}", row.seconds, row.work, row.unit, row.ceiling) for row in rows]
+
+
+def rewrite(database: Database) -> Callable[[], None]:
+    """Writes the first block again."""
+    entry = database.blocks[0]
+    levels = {
+        name: [database.read(0, name, level) for level in range(len(errors))]
+        for name, errors in entry["errors"].items()
+    }
+    return lambda: database.put(0, BlockLevels(levels, entry["errors"], tuple(entry["notes"])))
+
+
+def block_gflop(lm: LanguageModel, num_tokens: int, window: int) -> float:
+    """Of one block's forward pass: two per weight and token, and causal attention."""
+    weights = sum(lm.linear(0, local).weight.numel() for group in lm.layer_groups for local in group)
+    return (2 * weights * num_tokens + 4 * num_tokens * window * lm.hidden_size / 2) / 1e9
+
+
+def solve_gflop(lm: LanguageModel, num_levels: int) -> float:
+    """Of one block's solves: the factor of each Hessian's inverse, the sweep of all lanes, and the layer's energy."""
+    total = 0.0
+    for group in lm.layer_groups:
+        rows = sum(lm.linear(0, local).weight.shape[0] for local in group)
+        cols = lm.linear(0, group[0]).weight.shape[1]
+        total += 2 * cols**3 / 3 + rows * num_levels * cols**2 + 2 * rows * cols**2
+    return total / 1e9

@@ -1,0 +1,151 @@
+"""The fast ways against the plain ones of the tests, in turns: solves, evaluations, and a whole search."""
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+
+import torch
+from torch import Tensor
+
+from evopress import data as texts
+from evopress.answers import Answers, Workbench
+from evopress.budget import Budget
+from evopress.compress.base import LayerGroup
+from evopress.compress.gptq import GPTQ
+from evopress.compress.sparsegpt import SparseGPT
+from evopress.evaluator import Evaluator
+from evopress.models import LanguageModel
+from evopress.profile import Profile, Space
+from evopress.search.base import Answer, Batch, Question
+from evopress.search.driver import Answered, Answerer, SearchLog, minibatch_rng, search
+from evopress.search.evolution import Evolution
+from evopress.search.moves import mutants, random_profile, uniform_profile
+from experiments.speed.timing import ratio
+from tests import plain
+
+log = logging.getLogger("bench")
+
+SEARCH = Evolution(
+    generations=3,
+    offspring=16,
+    stages=[{"survivors": 4, "tokens": 512}, {"survivors": 1, "tokens": 2048}],  # type: ignore[list-item]
+    initial_candidates=32,
+    initial_tokens=512,
+)
+
+
+def group_of(lm: LanguageModel, index: int) -> LayerGroup:
+    """A layer group of the first block with a made-up Hessian."""
+    names = tuple(lm.layer_name(0, local) for local in lm.layer_groups[index])
+    weights = tuple(lm.linear(0, local).weight.float() for local in lm.layer_groups[index])
+    cols, generator = weights[0].shape[1], torch.Generator().manual_seed(0)
+    X = torch.randn(4096, cols, generator=generator) @ torch.randn(cols, cols, generator=generator)
+    return LayerGroup(names, weights, 2 / len(X) * X.t() @ X)
+
+
+def gptq_solve(compressor: GPTQ, group: LayerGroup, group_size: int) -> dict[str, float]:
+    """All widths and layers of a group at once, against one at a time, row-major."""
+    assert group.hessian is not None
+    H = group.hessian
+
+    def one_at_a_time() -> None:
+        for bits in compressor.bits:
+            for weight in group.weights:
+                plain.gptq(weight, H, bits=bits, group_size=group_size)
+
+    return ratio(one_at_a_time, lambda: compressor.compress(group))
+
+
+def sparsegpt_solve(compressor: SparseGPT, group: LayerGroup) -> dict[str, float]:
+    """The same for levels of sparsity."""
+    assert group.hessian is not None
+    H = group.hessian
+
+    def one_at_a_time() -> None:
+        for shape, weight in zip(group.shapes, group.weights, strict=True):
+            for zeros in compressor.num_zeros(shape):
+                plain.sparsegpt(weight, H, zeros=zeros, block_size=128, value_dtype=torch.bfloat16)
+
+    return ratio(one_at_a_time, lambda: compressor.compress(group))
+
+
+def offspring(space: Space, budget: Budget, count: int) -> list[Profile]:
+    """Mutants of the uniform profile, or of a random one where there is none."""
+    parent = uniform_profile(space, budget) or random_profile(space, budget, Random(0))
+    return mutants(space, budget.caps(space), [parent], count, Random(0), max_switches=3)
+
+
+def evaluation(evaluator: Evaluator, profiles: list[Profile], tokens: Tensor) -> dict[str, object]:
+    """The block-major evaluator against the plain way, with the largest difference of what they find."""
+
+    def slow() -> list[float]:
+        return plain.one_at_a_time(evaluator.lm, evaluator.space, evaluator.weights, profiles, tokens)
+
+    def fast() -> list[float]:
+        evaluator.forget_teacher()
+        return evaluator.evaluate(profiles, tokens)
+
+    difference = largest_difference(fast(), slow())
+    times = ratio(slow, fast)
+    return {**times, "profiles": len(profiles), "tokens": tokens.numel(), "largest_relative_difference": difference}
+
+
+def largest_difference(found: Sequence[float], expected: Sequence[float]) -> float:
+    return max(abs(a - b) / max(abs(b), 1e-9) for a, b in zip(found, expected, strict=True))
+
+
+def whole_search(bench: Workbench, budget: Budget, folder: Path) -> dict[str, object]:
+    """The same search answered by the evaluator and by the plain path.
+
+    Tokens are counted as the authors do: each candidate's own, the dense model's not.
+    """
+
+    def plainly(number: int, question: Question) -> tuple[Answer, float]:
+        assert isinstance(question, Batch)
+        tokens = texts.minibatch(bench.splits.search, question.num_tokens, minibatch_rng(0, number))
+        found = plain.one_at_a_time(bench.lm, bench.space, bench.evaluator.weights, question.profiles, tokens)
+        return found, float(tokens.numel())
+
+    fast = _run(bench, budget, Answers(bench, 0), folder / "fast.jsonl")
+    slow = _run(bench, budget, plainly, folder / "plain.jsonl")
+    pairs = list(zip(fast.answers, slow.answers, strict=True))
+    return {
+        "tokens": fast.tokens,
+        "seconds": fast.seconds,
+        "plain_seconds": slow.seconds,
+        "ratio": slow.seconds / fast.seconds,
+        "tokens_per_second": fast.tokens / fast.seconds,
+        "plain_tokens_per_second": slow.tokens / slow.seconds,
+        "largest_relative_difference": max(largest_difference(a, b) for a, b in pairs),
+        "same_ranking": all(_ranking(a) == _ranking(b) for a, b in pairs),
+        "same_profile": fast.profile == slow.profile,
+    }
+
+
+class _Run:
+    """A search and what it was told."""
+
+    def __init__(self) -> None:
+        self.answers: list[list[float]] = []
+        self.tokens = 0
+        self.seconds = 0.0
+        self.profile: Profile = ()
+
+    def watch(self, answered: Answered) -> None:
+        assert isinstance(answered.question, Batch)
+        self.answers.append([float(value) for value in answered.answer])  # type: ignore[arg-type]
+        self.tokens += len(answered.question.profiles) * answered.question.num_tokens
+
+
+def _run(bench: Workbench, budget: Budget, answer: Answerer, path: Path) -> _Run:
+    run, started = _Run(), time.perf_counter()
+    record = SearchLog(path, {})
+    run.profile = search(SEARCH, bench.space, budget, answer, seed=0, record=record, watch=run.watch)
+    run.seconds = time.perf_counter() - started
+    return run
+
+
+def _ranking(values: Sequence[float]) -> list[int]:
+    return sorted(range(len(values)), key=values.__getitem__)

@@ -1,0 +1,113 @@
+"""What holds the same code up on a GPU, where waiting for a value costs more than computing it, tested without one.
+
+Tensors of the device `meta` have a type and a shape but no values. A look at a value (`bool`, `float`, `tolist`, or a
+shape that depends on one) raises, as do a copy to the CPU and an operation on tensors of two devices.
+"""
+
+import pytest
+import torch
+
+from evopress.compress.drop import Drop
+from evopress.compress.gptq import GPTQ
+from evopress.compress.rtn import RTN
+from evopress.compress.sparsegpt import SparseGPT
+from evopress.compress.weights import CompressedWeight, QuantizedWeight, SparseWeight
+from evopress.database import DecodedLevels
+from evopress.evaluator import Evaluator, EvaluatorSettings
+from evopress.families import family_of
+from evopress.linalg import RunningHessian
+from evopress.models import LanguageModel
+from evopress.space import SpaceSettings, drop_space, layer_space
+from tests.tiny_models import random_model, token_windows, tokenizer
+
+AWAY = torch.device("meta")
+
+
+@pytest.fixture
+def no_look_before_the_first_block(monkeypatch):
+    """Each call of a whole model, transformers looks once whether several texts were packed into one window."""
+    monkeypatch.setattr("transformers.masking_utils.find_packed_sequence_indices", lambda position_ids: None)
+
+
+class PackedInMemory:
+    """A database of packed levels in the memory of the CPU, as they come from a file."""
+
+    def __init__(self, levels: dict[str, list[CompressedWeight]]):
+        self.levels = levels
+
+    def read(self, block: int, layer: str, level: int) -> CompressedWeight:
+        return self.levels[layer][level]
+
+
+def away(family: str) -> LanguageModel:
+    model = random_model(family).requires_grad_(False).to(AWAY)
+    return LanguageModel(model, tokenizer(), family_of(model, family), f"tiny-{family}")
+
+
+def packed_levels(lm: LanguageModel, compressor: RTN) -> dict[str, list[CompressedWeight]]:
+    found: dict[str, list[CompressedWeight]] = {}
+    for block in range(lm.num_blocks):
+        for local in (local for group in lm.layer_groups for local in group):
+            rows, cols = lm.linear(block, local).weight.shape
+            codes, scales = torch.zeros(rows, cols, dtype=torch.uint8), torch.ones(rows, cols // 16).half()
+            zeros = torch.zeros(rows, cols // 16, dtype=torch.uint8)
+            found[lm.layer_name(block, local)] = [
+                QuantizedWeight.from_codes(codes, scales, zeros, bits) for bits in compressor.bits
+            ]
+    return found
+
+
+@pytest.mark.usefixtures("no_look_before_the_first_block")
+@pytest.mark.parametrize("fitness", ["kl", "topk_kl"])
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "opt"])
+def test_the_first_value_that_an_evaluation_waits_for_is_its_result(family, fitness):
+    lm, compressor = away(family), RTN(bits=(2, 3, 4), group_size=16)
+    database = PackedInMemory(packed_levels(lm, compressor))
+    space = layer_space(lm, compressor, SpaceSettings())
+    weights = DecodedLevels(database, limit_bytes=10**9, dtype=lm.dtype, device=AWAY)  # type: ignore[arg-type]
+    evaluator = Evaluator(lm, space, weights, EvaluatorSettings(fitness=fitness))
+    profiles = [space.uniform(0), space.uniform(1), (*space.uniform(1)[:-1], 2)]
+    with pytest.raises(RuntimeError, match="meta") as looked:
+        evaluator.evaluate(profiles, token_windows(2, 20))
+    own = [entry.name for entry in looked.traceback if "evopress" in str(entry.path)]
+    assert own[-1] == "divergences"
+    assert evaluator.block_tokens == 40 * (2 * lm.num_blocks + 1)
+    assert weights.get(0, space.units[0].layers[0], 0).device == AWAY
+
+
+@pytest.mark.usefixtures("no_look_before_the_first_block")
+def test_neither_does_one_of_drops():
+    lm = away("llama")
+    evaluator = Evaluator(lm, drop_space(lm, Drop()), None, EvaluatorSettings())
+    with pytest.raises(RuntimeError, match="meta") as looked:
+        evaluator.evaluate([evaluator.space.uniform(0), evaluator.space.uniform(1)], token_windows(2, 20))
+    assert [entry.name for entry in looked.traceback if "evopress" in str(entry.path)][-1] == "divergences"
+
+
+def test_levels_are_decoded_on_the_device_they_are_sent_to():
+    kept = torch.ones(6, 20, dtype=torch.bool)
+    weight = SparseWeight.from_dense(torch.ones(6, 20).bfloat16(), kept, 120).to(AWAY)
+    dense = weight.dense(torch.bfloat16)
+    assert dense.device == AWAY and dense.shape == (6, 20)
+
+
+@pytest.mark.parametrize("act_order", [False, True])
+def test_a_gptq_sweep_waits_for_nothing(act_order):
+    rows, U = torch.randn(12, 64, device=AWAY), torch.ones(64, 64, device=AWAY).triu()
+    compressor, order = GPTQ(bits=(2, 4), group_size=16), torch.arange(64, device=AWAY)
+    rounded, losses = compressor._solve(rows, (4, 2), U=U, order=order)
+    assert rounded.codes.device == losses.device == AWAY and rounded.codes.shape == (2, 12, 64)
+
+
+def test_a_sparsegpt_sweep_waits_for_nothing():
+    rows, U = torch.randn(12, 64, device=AWAY), torch.ones(64, 64, device=AWAY).triu()
+    levels, losses = SparseGPT(block_size=16)._solve(rows, [(100, 50), (200, 60)], U=U, num_rows=[8, 4])
+    assert levels[1][1][0].shape == (4, 64) and losses[0].device == AWAY
+    dense, kept = levels[1][1]
+    assert SparseWeight.from_dense(dense, kept.bool(), 256 - 60).values.shape == (196,)
+
+
+def test_a_hessian_waits_for_nothing():
+    running = RunningHessian(500, device=AWAY)
+    running.update(torch.randn(30, 500, device=AWAY).bfloat16())
+    assert running.mean.device == AWAY and running.num_tokens == 30
