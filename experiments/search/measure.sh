@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Searches of about equal cost on one database per task, on SmolLM2-135M and WikiText-2. Runs that are done are skipped:
+# The searches on one database per task, on SmolLM2-135M and WikiText-2. Runs that are done are skipped:
 #
 #   TEXT=folder with wikitext2_valid.txt and wikitext2_test.txt
-#   SEEDS="0 1 2" bash experiments/search/measure.sh "3 bit" "2.5 bit" "60 % sparsity" "25 % depth"
+#   SEEDS="0 1 2" SEARCHES="guided short evolution" bash experiments/search/measure.sh "3 bit" "2.5 bit" "60 % sparsity" "25 % depth"
 #
 # then, for each task: python experiments/search/measure.py --task "3 bit" --at 60000 300000 -- outputs/studies/search/3-bit/*
 set -euo pipefail
@@ -12,31 +12,44 @@ python=${PYTHON:-.venv/bin/python}
 common=(model=smollm2 data=text "data.source=$TEXT/wikitext2_valid.txt" "data.test_source=$TEXT/wikitext2_test.txt"
   data.window=512 data.calibration_tokens=16384 data.search_tokens=131072 data.validation_tokens=8192
   data.test_tokens=8192)
-algorithm1=(search=evolution search.offspring=16 'search.stages=[{survivors:4,tokens:512},{survivors:1,tokens:2048}]'
-  search.generations=16 search.initial_candidates=16 search.initial_tokens=512)
-wide=(search.rounds=3 search.table_tokens=4096 search.line_tokens=8192 search.generations=0)
 
-run() { # task, name, seed, then options
-  local folder="outputs/studies/search/${1// /-}/$2-$3"
-  folder=${folder//%/percent}
-  [ -f "$folder/results.json" ] || "$python" -m evopress.run "${common[@]}" "hydra.run.dir=$folder" "seed=$3" "${@:4}"
+setting_of() { # task
+  case "$1" in
+  "3 bit") echo compress=gptq compress.group_size=64 budget=3bit ;;
+  "2.5 bit") echo compress=gptq compress.group_size=64 budget=3bit budget.target=2.5 ;;
+  "60 % sparsity") echo compress=sparsegpt compress.num_levels=4 budget=sparsity60 ;;
+  "25 % depth") echo compress=drop budget=drop25 ;;
+  *) echo "unknown task: $1" >&2; return 2 ;;
+  esac
 }
 
-for seed in ${SEEDS:-0 1 2}; do
-  for task in "$@"; do
-    guided=guided
-    case "$task" in
-    "3 bit") setting=(compress=gptq compress.group_size=64 budget=3bit) ;;
-    "2.5 bit") setting=(compress=gptq compress.group_size=64 budget=3bit budget.target=2.5) ;;
-    "60 % sparsity") setting=(compress=sparsegpt compress.num_levels=4 budget=sparsity60) ;;
-    "25 % depth") setting=(compress=drop budget=drop25) guided=swaps ;;
-    *) echo "unknown task: $task" >&2; exit 2 ;;
-    esac
-    run "$task" "$guided" "$seed" "${setting[@]}" "search=$guided"
-    run "$task" evolution "$seed" "${setting[@]}" "${algorithm1[@]}"
-    run "$task" random "$seed" "${setting[@]}" search=random search.candidates=96 search.tokens=1024
-    [[ "$task" != *bit ]] || run "$task" guided-wide "$seed" "${setting[@]}" search=guided "${wide[@]}"
-    [ "$seed" = 0 ] || continue
-    run "$task" dp 0 "${setting[@]}" search=dp search.errors=measured search.tokens=512
+options_of() { # search, task
+  case "$1 $2" in
+  "guided 25 % depth") echo search=guided search.generations=2 ;; # of drops, rounds and generations are rounds of swaps
+  "guided "*) echo search=guided ;;
+  "short 25 % depth") echo search=guided search.rounds=1 search.generations=0 search.table_tokens=1024 ;;
+  "short "*) echo search=guided search.rounds=1 search.generations=0 search.table_tokens=768 search.line_tokens=512 ;;
+  "evolution "*) # the paper's shape, on fewer tokens
+    echo search=evolution search.offspring=16 'search.stages=[{survivors:4,tokens:512},{survivors:1,tokens:2048}]' \
+      search.generations=16 search.initial_candidates=16 search.initial_tokens=512 ;;
+  "super_fast "*) echo search=super_fast search.generations=8 search.initial_candidates=16 search.initial_tokens=512 ;;
+  "random "*) echo search=random search.candidates=96 search.tokens=1024 ;;
+  "dp "*) echo search=dp search.errors=measured search.tokens=512 ;;
+  "greedy 25 % depth") echo search=greedy search.tokens=512 ;;
+  "greedy "*) echo search=greedy search.tokens=256 search.per_step=70 ;;
+  *) echo "unknown search: $1" >&2; return 2 ;;
+  esac
+}
+
+for task in "$@"; do
+  setting=$(setting_of "$task")
+  for seed in ${SEEDS:-0 1 2}; do
+    for search in ${SEARCHES:-guided short evolution super_fast random}; do
+      options=$(options_of "$search" "$task")
+      folder="outputs/studies/search/$(tr -s ' %' '-' <<<"$task")/$search-$seed"
+      # shellcheck disable=SC2086 # words are options
+      [ -f "$folder/results.json" ] || "$python" -m evopress.run "${common[@]}" "hydra.run.dir=$folder" "seed=$seed" \
+        $setting $options
+    done
   done
 done
