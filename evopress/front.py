@@ -1,7 +1,8 @@
 """Many budgets from one database: every search starts where that of the neighbouring, larger budget ended.
 
 Each target becomes a run directory of its own below that of the job; beside them stand `front.csv`, `front.png` with
-the searched, the uniform and the additive curve, and `comparison.html`.
+the searched, the uniform and the additive curve, `comparison.html`, and `archive.csv` with every profile that any of
+the searches evaluated. A search takes from the archive what came second best at its neighbour's budget as well.
 """
 
 import csv
@@ -19,10 +20,11 @@ from evopress.answers import Workbench
 from evopress.budget import Budget
 from evopress.files import read_json, write_atomically
 from evopress.job import Job
-from evopress.profile import Profile
+from evopress.profile import Profile, Space
 from evopress.report import write_comparison
 from evopress.report.style import LIGHT, Style, log_scale, new_axes, render, shortened
 from evopress.search.additive import knapsack
+from evopress.search.driver import encode, evaluated
 from evopress.search.moves import evenly_spaced_profile
 
 log = logging.getLogger(__name__)
@@ -33,6 +35,10 @@ AXES = {
     "drop": "share of sub-blocks dropped",
     "size": "bytes",
 }
+
+
+OTHERS = 3
+"""Profiles of the neighbour's last comparison, besides its best, that a search tries at its own budget."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ def trace(job: Job, bench: Workbench, one: Callable[[Job, Workbench], Profile]) 
     budgets = ordered(job, bench)
     found: list[tuple[Job, Profile]] = []
     for number, budget in enumerate(budgets):
-        method = job.search.starting_at(found[-1][1]) if found else job.search
+        method = job.search.starting_at(_archived(*found[-1])) if found else job.search
         folder = job.folder / f"{budget.target}{budget.metric}"
         part = replace(job, budget=budget, search=method, folder=folder, seed=job.seed + number, targets=())
         if processes.is_first():
@@ -62,6 +68,8 @@ def trace(job: Job, bench: Workbench, one: Callable[[Job, Workbench], Profile]) 
         found.append((part, one(part, bench)))
     if "evaluate" not in job.stages:
         return
+    if processes.is_first():
+        write_atomically(job.folder / "archive.csv", archive_csv(bench.space, [part for part, _ in found]))
     additive = [_additive_kl(bench, part.budget) for part, _ in found]
     if processes.is_first():
         name = texts.set_name(job.data.test_source or job.data.source)
@@ -71,6 +79,25 @@ def trace(job: Job, bench: Workbench, one: Callable[[Job, Workbench], Profile]) 
         write_atomically(job.folder / "front.png", png)
         write_comparison([part.folder for part, _ in found], job.folder / "comparison.html")
         log.info("front.csv, front.png and comparison.html are in %s", job.folder)
+
+
+def _archived(part: Job, profile: Profile) -> list[Profile]:
+    """What a search found, and of its last comparison the next best."""
+    last = processes.from_first(lambda: evaluated(part.folder / "search.jsonl")[-1:])
+    return list(dict.fromkeys([profile, *(other for batch in last for other, _ in batch)]))[: 1 + OTHERS]
+
+
+def archive_csv(space: Space, parts: Sequence[Job]) -> str:
+    """A row for every profile and minibatch of every search: target, question, levels, cost, bytes and fitness."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("target", "batch", "levels", "cost", "size_bytes", "fitness"))
+    for part in parts:
+        for number, batch in enumerate(evaluated(part.folder / "search.jsonl")):
+            for profile, fitness in batch:
+                row = (encode(profile), space.cost(profile), space.size_bytes(profile), fitness)
+                writer.writerow((part.budget.target, number, *row))
+    return text.getvalue()
 
 
 def ordered(job: Job, bench: Workbench) -> list[Budget]:

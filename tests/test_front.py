@@ -46,6 +46,13 @@ def test_every_target_is_met_from_one_database_and_starts_from_its_neighbour(tmp
         assert settings["search"]["start"] == profile["done"]["profile"]
         assert float(smaller["token_equivalents"]) < float(points[0]["token_equivalents"])
     assert all(float(point["kl_additive"]) > 0 for point in points)
+    archive = read(tmp_path / "run" / "archive.csv")
+    assert {row["target"] for row in archive} == {"3.5", "3.0", "2.5"}
+    most = {target: max(int(row["cost"]) for row in archive if row["target"] == target) for target in ("3.0", "2.5")}
+    assert most["2.5"] * 3.0 == most["3.0"] * 2.5  # others of the neighbour are brought to this budget
+    smaller = json.loads((tmp_path / "run" / "3.0bits" / "profile.json").read_text())["settings"]["search"]
+    last = [row for row in archive if row["target"] == "3.5"][-4:]
+    assert smaller["others"] == [[int(level) for level in row["levels"]] for row in last[-len(smaller["others"]) :]]
     assert (tmp_path / "run" / "front.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "run" / "comparison.html").stat().st_size > 1000
 

@@ -21,7 +21,7 @@ from evopress.profile import Profile, Space
 from evopress.search.base import Batch, Table
 from evopress.search.driver import encode, question_key
 from evopress.search.evolution import Stage
-from evopress.search.guided import Guided, proposed, spent, thawed
+from evopress.search.guided import Guided, brought, proposed, spent, thawed
 from evopress.search.moves import evenly_spaced_profile
 from evopress.space import SpaceSettings
 from evopress.tracking import Tracker
@@ -273,3 +273,33 @@ def test_a_killed_search_resumes_to_the_same_bytes(tmp_path, model, monkeypatch)
     run(job(tmp_path / "killed", tmp_path / "outputs", model))
     for name in ("search.jsonl", "profile.json"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@given(
+    st.lists(st.sampled_from([8, 16, 24]), min_size=2, max_size=8),
+    st.sampled_from([2.0, 2.5, 3.0]),
+    st.integers(0, 99),
+)
+@settings(deadline=None, max_examples=25)
+def test_profiles_of_other_budgets_are_brought_to_this_one_and_spend_it(sizes, target, seed):
+    space, budget, rng = bit_space(sizes, (4, 3, 2)), Budget(metric="bits", target=target), Random(seed)
+    profile = tuple(rng.randrange(3) for _ in sizes)
+    scores = [[rng.uniform(-1, 1) for _ in unit.levels] for unit in space.units]
+    found = brought(space, budget.caps(space), profile, scores)
+    assert budget.holds(space, found)
+    assert no_raise_fits(space, budget, found)
+
+
+def test_what_is_brought_down_is_what_costs_least():
+    space = bit_space([8] * 3, (4, 3, 2))
+    scores = [[0.0, 1.0, 5.0], [0.0, 0.5, 5.0], [0.0, 3.0, 6.0]]
+    assert brought(space, Budget(metric="bits", target=3.67).caps(space), (0, 0, 0), scores) == (0, 1, 0)
+
+
+def test_others_join_the_first_comparison_only():
+    space, weights = bit_space([8] * 8), [9.0, 8.0, 7.0, 6.0, 0.4, 0.3, 0.2, 0.1]
+    other = (2, 2, 2, 2, 0, 0, 0, 0)
+    method = guided(generations=0).starting_at([(0,) * 8, other])
+    _, (_, line, *_) = play(method, space, BITS3, linear_fitness(weights), table=flat_table(space, weights))
+    assert other in line.profiles
+    assert (0,) * 8 not in line.profiles

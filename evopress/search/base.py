@@ -108,6 +108,9 @@ class Search(ABC):
         """How many questions `run` will ask, for the progress display; None when not known."""
         return None
 
-    def starting_at(self, profile: Profile) -> "Search":
-        """The search to run where one for a neighbouring budget found `profile`; itself if that is of no use to it."""
+    def starting_at(self, profiles: Sequence[Profile]) -> "Search":
+        """The search to run where one for a neighbouring budget found `profiles[0]`; itself if that is of no use to it.
+
+        The others came close to it there; none of them need hold the budget here.
+        """
         return self

@@ -138,6 +138,14 @@ def search(
     return profile
 
 
+def evaluated(path: Path) -> list[list[tuple[Profile, float]]]:
+    """All profiles whose fitness a finished search asked for, batch by batch, fittest first; NaN last."""
+    lines = [check_seal(parse_json(line)) for line in path.read_bytes().splitlines()[1:]]
+    batches = [line for line in lines if line["ask"] == "batch"]
+    pairs = [list(zip(map(decode, batch["profiles"]), batch["answer"], strict=True)) for batch in batches]
+    return [sorted(batch, key=lambda pair: (pair[1] != pair[1], pair[1])) for batch in pairs]
+
+
 def encode(profile: Profile) -> str:
     """One character per unit: 0-9, a-z, A-Z."""
     return "".join(_DIGITS[level] for level in profile)

@@ -22,7 +22,7 @@ Where levels and drops are in one space, every round also measures what each sub
 that with the table, and the path goes once with its drops and once without any. The generations leave drops alone.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import isnan
@@ -73,8 +73,8 @@ class Guided(Search):
     """Rounds of table and line search, then evolution whose mutants the table proposes.
 
     `trade`: whether units may trade across trade groups (`any`, only the budget counts) or each group keeps the cost it
-    has in the evenly spaced profile (`groups`). `start`, a level per unit, need not hold the budget. Of drops, every
-    round and every generation is a round of swaps.
+    has in the evenly spaced profile (`groups`). `start`, a level per unit, need not hold the budget, nor need `others`,
+    which join the first line search once they do. Of drops, every round and every generation is a round of swaps.
     """
 
     rounds: int = Field(ge=0)
@@ -92,6 +92,7 @@ class Guided(Search):
     stages: list[Stage] = Field(min_length=1)
     trade: Literal["any", "groups"] = "any"
     start: Profile | None = None
+    others: list[Profile] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _one_survives(self) -> "Guided":
@@ -105,8 +106,9 @@ class Guided(Search):
         tables = -(-self.generations // self.generations_per_table)
         return (3 if space.children else 2) * self.rounds + tables + self.generations * len(self.stages)
 
-    def starting_at(self, profile: Profile) -> "Guided":
-        return replace(self, start=profile, rounds=-(-self.rounds // 3), generations=self.generations // 3)
+    def starting_at(self, profiles: Sequence[Profile]) -> "Guided":
+        start, *others = profiles
+        return replace(self, start=start, others=others, rounds=-(-self.rounds // 3), generations=self.generations // 3)
 
     def run(self, space: Space, budget: Budget, rng: Random) -> SearchRun:
         if _is_depth(space):
@@ -120,7 +122,9 @@ class Guided(Search):
             if space.children:
                 rows = yield from drop_effects(space, profile, max(1, self.table_tokens // 2), self.excerpt)
                 tables[-1] = replace(tables[-1], second=[rows.get(i, row) for i, row in enumerate(tables[-1].second)])
-            profile = yield from self._line_search(space, caps, tables, f"round {number}/{self.rounds}, line search")
+            others = self.others if number == 1 else []
+            label = f"round {number}/{self.rounds}, line search"
+            profile = yield from self._line_search(space, caps, tables, others, label)
         for number in range(1, self.generations + 1):
             if (number - 1) % self.generations_per_table == 0:
                 tables.append((yield from self._table(space, profile)))
@@ -155,11 +159,16 @@ class Guided(Search):
             found.append(spent(space, way, proposed(space, way, profile, scores), scores))
         return [profile for profile in dict.fromkeys(found) if profile != tables[-1].profile]
 
-    def _line_search(self, space: Space, caps: tuple[Cap, ...], tables: list[Effects], label: str) -> Asking:
-        """The fittest on the way that the last table points out; its own profile if none is fitter."""
+    def _line_search(
+        self, space: Space, caps: tuple[Cap, ...], tables: list[Effects], others: Sequence[Profile], label: str
+    ) -> Asking:
+        """The fittest of the last table's own profile, the way it points out, and `others` brought to the budget."""
         profile = tables[-1].profile
         holds = all(cap.slack(space, profile) >= 0 for cap in caps)
-        candidates = [profile] * holds + self._path(space, caps, tables)
+        scores = self._scores(space, tables, damping=1.0)
+        near = [brought(space, caps, other, scores) for other in others]
+        fitting = [other for other in near if all(cap.slack(space, other) >= 0 for cap in caps)]
+        candidates = list(dict.fromkeys([*[profile] * holds, *self._path(space, caps, tables), *fitting]))
         fitness = yield from fitness_of(Batch(tuple(candidates), self.line_tokens, label, excerpt=self.excerpt))
         check_numbers(fitness)
         return best_first(candidates, fitness)[0]
@@ -239,6 +248,25 @@ def proposed(space: Space, caps: tuple[Cap, ...], profile: Profile, scores: Scor
     best = knapsack(space, caps, scores)
     moving = {unit for cap in caps for unit in cap.members}
     return tuple(best[i] if i in moving else level for i, level in enumerate(profile))
+
+
+def brought(space: Space, caps: tuple[Cap, ...], profile: Profile, scores: Scores) -> Profile:
+    """`profile` within the caps, as far as levels alone can bring it there: the switches of the best score per cost."""
+    levels = list(profile)
+    for cap in caps:
+        while cap.slack(space, tuple(levels)) < 0:
+            saving = [
+                ((scores[unit][level] - scores[unit][levels[unit]]) / saved, unit, level)
+                for unit in space.traders(levels, cap.members)
+                for level, option in enumerate(space.units[unit].levels)
+                for saved in [space.units[unit].levels[levels[unit]].cost - option.cost]
+                if saved > 0
+            ]
+            if not saving:
+                break
+            _, unit, level = min(saving, key=lambda found: (isnan(found[0]), found))
+            levels[unit] = level
+    return spent(space, caps, tuple(levels), scores)
 
 
 def spent(space: Space, caps: tuple[Cap, ...], profile: Profile, scores: Scores) -> Profile:
