@@ -50,10 +50,10 @@ def history(log: Path) -> Iterator[Found]:
 
 def standing(run: Path, mark: float) -> Found | None:
     """Where a run stood within `mark` token equivalents; once it is done, its result."""
-    results = run / "results.json"
-    done = json.loads(results.read_text()) if results.exists() else None
-    if done and done["tokens"]["search"] <= mark:
-        return Found(tuple(done["done"]["profile"]), done["tokens"]["search"], None, "end")
+    result = run / "profile.json"
+    done = json.loads(result.read_text()) if result.exists() else None
+    if done and done["token_equivalents"] <= mark:
+        return Found(tuple(unit["level"] for unit in done["units"]), done["token_equivalents"], None, "end")
     passed = [found for found in history(run / "search.jsonl") if found.token_equivalents <= mark]
     return passed[-1] if passed else None
 

@@ -11,7 +11,7 @@ cd "$(dirname "$0")/../.."
 python=${PYTHON:-.venv/bin/python}
 common=(model=smollm2 data=text "data.source=$TEXT/wikitext2_valid.txt" "data.test_source=$TEXT/wikitext2_test.txt"
   data.window=512 data.calibration_tokens=16384 data.search_tokens=131072 data.validation_tokens=8192
-  data.test_tokens=8192)
+  data.test_tokens=8192 'stages=[database,search]')
 
 setting_of() { # task
   case "$1" in
@@ -48,7 +48,7 @@ for task in "$@"; do
       options=$(options_of "$search" "$task")
       folder="outputs/studies/search/$(tr -s ' %' '-' <<<"$task")/$search-$seed"
       # shellcheck disable=SC2086 # words are options
-      [ -f "$folder/results.json" ] || "$python" -m evopress.run "${common[@]}" "hydra.run.dir=$folder" "seed=$seed" \
+      [ -f "$folder/profile.json" ] || "$python" -m evopress.run "${common[@]}" "hydra.run.dir=$folder" "seed=$seed" \
         $setting $options
     done
   done
