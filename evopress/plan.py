@@ -4,8 +4,9 @@ Nothing is loaded but the model's configuration: the model stands on the `meta` 
 in the blocks and the head, and for each group of layers rows × cols of them that share an input::
 
     forward pass    2 P operations per token
-    database        two forward passes over the calibration tokens; with a Hessian, 2 cols² per token and group,
-                    2 cols³ for its factor and 2 rows cols² for each level
+    database        two forward passes over the calibration tokens; with a Hessian, cols² per token and group (half of
+                    a symmetric product), ⅔ cols³ for its factor, rows cols² for each level and 2 rows cols² to weigh
+                    the levels' errors
     search          the search itself is run on random answers; common prefixes of profiles count once
     evaluate        dense, uniform and searched model on every test set
     memory          weights, and the largest of what the stages hold besides them, by the terms of `_memory`
@@ -139,7 +140,7 @@ class _Stages:
         solving = 0.0
         num_levels = max(len(unit.levels) for unit in self.space.units)
         for (rows, cols), (first, *_) in zip(self._groups(), self.lm.layer_groups, strict=True):
-            of_group = 2.0 * self._share(first) * tokens * cols**2 + 2.0 * cols**3 + 2.0 * num_levels * rows * cols**2
+            of_group = self._share(first) * tokens * cols**2 + cols**3 / 1.5 + (num_levels + 2.0) * rows * cols**2
             solving += self.lm.num_blocks * of_group
         hessians = 8 * sum(cols**2 for _, cols in self._groups())  # of the chunk at hand, and their sum
         factors = 12 * max(cols**2 for _, cols in self._groups())
