@@ -108,7 +108,7 @@ class Guided(Search):
 
     def starting_at(self, profiles: Sequence[Profile]) -> "Guided":
         start, *others = profiles
-        return replace(self, start=start, others=others, rounds=-(-self.rounds // 3), generations=self.generations // 3)
+        return replace(self, start=start, others=others, rounds=-(-self.rounds // 2), generations=self.generations // 6)
 
     def run(self, space: Space, budget: Budget, rng: Random) -> SearchRun:
         if _is_depth(space):
