@@ -21,8 +21,9 @@ from evopress.profile import Profile, Space
 from evopress.search.base import Batch, Table
 from evopress.search.driver import encode, question_key
 from evopress.search.evolution import Stage
-from evopress.search.guided import Guided, brought, proposed, spent, thawed
+from evopress.search.guided import Guided
 from evopress.search.moves import evenly_spaced_profile
+from evopress.search.proposals import brought, proposed, spent, thawed, towards
 from evopress.space import SpaceSettings
 from evopress.tracking import Tracker
 from tests.spaces import BITS3, bit_space, drop_space, linear_fitness, play, sparse_space
@@ -80,9 +81,27 @@ def test_every_profile_asked_about_holds_the_budget_and_spends_it(sizes, bits, t
     weights = [rng.random() for _ in sizes]
     best, asked = play(guided(), space, budget, linear_fitness(weights), seed, flat_table(space, weights))
     start = evenly_spaced_profile(space, budget)
-    for profile in {best, *(p for batch in asked if isinstance(batch, Batch) for p in batch.profiles)} - {start}:
+    first, *later = [batch.profiles for batch in asked if isinstance(batch, Batch)]
+    for profile in {best, *(p for profiles in later for p in profiles)} - {start}:
         assert budget.holds(space, profile)
         assert no_raise_fits(space, budget, profile)
+    above = max(space.cost(space.uniform(level)) for level in range(len(bits)) if bits[level] >= target)
+    assert all(space.cost(profile) <= above for profile in first)
+
+
+def test_the_cap_comes_down_to_the_budget_in_equal_steps():
+    space, budget = bit_space([8] * 10), Budget(metric="bits", target=2.5)
+    caps, profile = budget.caps(space), space.uniform(0)
+    costs = []
+    for steps in (3, 2, 1):
+        (cap,) = towards(space, caps, profile, steps)
+        profile = brought(space, (cap,), profile, [[0.0, 1.0, 2.5]] * 10)
+        costs.append((cap.max_cost, space.cost(profile)))
+    start = space.cost(space.uniform(0))
+    target = caps[0].max_cost
+    assert costs[-1] == (target, target)
+    assert [cap for cap, _ in costs] == [start - (start - target) * step // 3 for step in (1, 2, 3)]
+    assert towards(space, caps, profile, 5) == caps
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ Algorithm 1 draws its switches blindly, and sums of measured errors are wrong ab
 says what every single switch would do at the current profile, an exact knapsack turns it into whole profiles, from
 timid to bold, and the true fitness picks one of them; there the next table is made::
 
-    profile ← evenly spaced on the budget, or where a search for another budget ended
-    repeat rounds times:
+    profile ← the uniform one on the budget or next above it, or where a search for another budget ended
+    repeat rounds times, the cap coming down to the budget in equal steps:
         table ← first- and second-order effect of every switch at profile
         path ← for each damping d: the profile of least summed score, with d · second in place of second
         profile ← the fittest of path and, if it holds the budget, profile, all on one minibatch
@@ -13,6 +13,9 @@ timid to bold, and the true fitness picks one of them; there the next table is m
         every few generations: a table at profile
         offspring ← path, and profiles of least noisy score with a random share of the units free to move
         stages as in Algorithm 1; the parent joins the last
+
+Where no uniform profile meets the budget, the way leads down from one above it: gradients at an evenly spaced mixture
+that has broken down say little about a better one.
 
 A switch to a costlier level ("up") is scored first + `up_curvature` · second, one to a cheaper level ("down") by its
 second-order effect alone: first-order terms of downs promise gains that vanish when many units go down together.
@@ -25,7 +28,6 @@ that with the table, and the path goes once with its drops and once without any.
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from math import isnan
 from random import Random
 from statistics import fmean
 from typing import Annotated, Literal
@@ -35,7 +37,6 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from evopress.budget import Budget, Cap
 from evopress.profile import Profile, Space
-from evopress.search.additive import knapsack
 from evopress.search.base import (
     Answer,
     Batch,
@@ -50,11 +51,9 @@ from evopress.search.base import (
 )
 from evopress.search.evolution import Stage
 from evopress.search.joint import drop_effects, ways, without_drops
-from evopress.search.moves import distinct, evenly_spaced_profile
+from evopress.search.moves import distinct, evenly_spaced_profile, lowest_above, uniform_profile
+from evopress.search.proposals import Scores, brought, group_caps, proposed, spent, thawed, towards
 from evopress.search.swaps import Swaps
-
-Scores = list[list[float]]
-"""[unit][level]: what going there would do to the fitness; 0 at the current level."""
 
 Asking = Generator[Question, Answer, Profile]
 
@@ -115,7 +114,7 @@ class Guided(Search):
             return (yield from self._swaps().run(space, budget, rng))
         uniform = evenly_spaced_profile(space, budget)
         caps = budget.caps(space) if self.trade == "any" else group_caps(space, uniform)
-        profile = self.start or uniform
+        profile = self.start or self._first(space, budget)
         tables: list[Effects] = []
         for number in range(1, self.rounds + 1):
             tables.append((yield from self._table(space, profile)))
@@ -124,13 +123,19 @@ class Guided(Search):
                 tables[-1] = replace(tables[-1], second=[rows.get(i, row) for i, row in enumerate(tables[-1].second)])
             others = self.others if number == 1 else []
             label = f"round {number}/{self.rounds}, line search"
-            profile = yield from self._line_search(space, caps, tables, others, label)
+            aim = towards(space, caps, profile, self.rounds + 1 - number)
+            profile = yield from self._line_search(space, aim, tables, others, label)
         for number in range(1, self.generations + 1):
             if (number - 1) % self.generations_per_table == 0:
                 tables.append((yield from self._table(space, profile)))
             label = f"generation {number}/{self.generations}"
             profile = yield from self._generation(space, caps, profile, tables, rng, label)
         return profile
+
+    def _first(self, space: Space, budget: Budget) -> Profile:
+        """Above the budget if rounds can bring it down."""
+        uniform = uniform_profile(space, budget)
+        return uniform or (lowest_above if self.rounds else evenly_spaced_profile)(space, budget)
 
     def _swaps(self) -> Swaps:
         """Per token, the effects of some 60 units cost three times as much as a table, and a comparison half."""
@@ -225,68 +230,6 @@ def averaged(space: Space, tables: list[Effects]) -> Scores:
         [fmean(values) for values in zip(*(t.second[unit] for t in tables if is_alike(t, unit)), strict=True)]
         for unit in range(len(space))
     ]
-
-
-def group_caps(space: Space, profile: Profile) -> tuple[Cap, ...]:
-    """One cap per trade group, at what the group costs in `profile`."""
-    return tuple(Cap(members, space.cost(profile, members)) for members in space.groups.values())
-
-
-def thawed(space: Space, caps: tuple[Cap, ...], profile: Profile, share: float, rng: Random) -> tuple[Cap, ...]:
-    """The caps on a random `share` of the units, while the others keep their levels in `profile`."""
-    found = []
-    for cap in caps:
-        members = tuple(unit for unit in cap.members if rng.random() < share)
-        held = space.cost(profile, set(cap.members) - set(members))
-        found.append(Cap(members, cap.max_cost - held))
-    return tuple(found)
-
-
-def proposed(space: Space, caps: tuple[Cap, ...], profile: Profile, scores: Scores) -> Profile:
-    """The profile of least summed score under `caps`; units outside them stay as they are in `profile`."""
-    caps = tuple(cap for cap in caps if cap.members)
-    best = knapsack(space, caps, scores)
-    moving = {unit for cap in caps for unit in cap.members}
-    return tuple(best[i] if i in moving else level for i, level in enumerate(profile))
-
-
-def brought(space: Space, caps: tuple[Cap, ...], profile: Profile, scores: Scores) -> Profile:
-    """`profile` within the caps, as far as levels alone can bring it there: the switches of the best score per cost."""
-    levels = list(profile)
-    for cap in caps:
-        while cap.slack(space, tuple(levels)) < 0:
-            saving = [
-                ((scores[unit][level] - scores[unit][levels[unit]]) / saved, unit, level)
-                for unit in space.traders(levels, cap.members)
-                for level, option in enumerate(space.units[unit].levels)
-                for saved in [space.units[unit].levels[levels[unit]].cost - option.cost]
-                if saved > 0
-            ]
-            if not saving:
-                break
-            _, unit, level = min(saving, key=lambda found: (isnan(found[0]), found))
-            levels[unit] = level
-    return spent(space, caps, tuple(levels), scores)
-
-
-def spent(space: Space, caps: tuple[Cap, ...], profile: Profile, scores: Scores) -> Profile:
-    """Spend what a cap leaves over: of the switches that fit, make that of the best score per cost, until none fits."""
-    levels = list(profile)
-    for cap in caps:
-        while True:
-            slack = cap.slack(space, tuple(levels))
-            fitting = [
-                ((scores[unit][level] - scores[unit][levels[unit]]) / extra, unit, level)
-                for unit in space.traders(levels, cap.members)
-                for level, option in enumerate(space.units[unit].levels)
-                for extra in [option.cost - space.units[unit].levels[levels[unit]].cost]
-                if 0 < extra <= slack
-            ]
-            if not fitting:
-                break
-            _, unit, level = min(fitting, key=lambda found: (isnan(found[0]), found))
-            levels[unit] = level
-    return tuple(levels)
 
 
 def _is_depth(space: Space) -> bool:

@@ -37,7 +37,7 @@ def random_profile(space: Space, budget: Budget, rng: Random) -> Profile:
     fractional targets. Unlike there, cost that is left over is then spent on raising random units where it fits.
     """
     caps = budget.caps(space)
-    levels = list(_lowest_above(space, budget))
+    levels = list(lowest_above(space, budget))
     for cap in caps:
         _lower_until_it_holds(space, cap, levels, space.traders(levels, cap.members), rng)
         _drop_until_it_holds(space, cap, levels, rng.sample(list(space.children), len(space.children)))
@@ -57,7 +57,7 @@ def evenly_spaced_profile(space: Space, budget: Budget) -> Profile:
     uniform = uniform_profile(space, budget)
     if uniform:
         return uniform
-    levels = list(_lowest_above(space, budget))
+    levels = list(lowest_above(space, budget))
     caps = budget.caps(space)
     for cap in caps:
         _lower_evenly(space, cap, levels)
@@ -174,7 +174,7 @@ def distinct(draw: Callable[[], Profile | None], count: int, exclude: set[Profil
     return list(found)
 
 
-def _lowest_above(space: Space, budget: Budget) -> Profile:
+def lowest_above(space: Space, budget: Budget) -> Profile:
     """The most compressed uniform profile that is still above the budget; everything at level 0 when none is."""
     uniforms = [space.uniform(level) for level in range(_num_levels(space))]
     return next((profile for profile in reversed(uniforms) if not budget.holds(space, profile)), uniforms[0])
