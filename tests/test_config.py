@@ -54,8 +54,13 @@ def test_every_option_builds_a_job(option, tmp_path):
     assert job.folder == tmp_path
 
 
-def test_the_main_job_has_the_settings_of_the_paper():
-    cfg = composed("model=mistral7b", "compress=gptq", "budget=3bit")
+@pytest.mark.parametrize("compress", ["gptq", "sparsegpt", "drop", "gguf"])
+def test_the_search_is_guided_unless_another_is_chosen(compress):
+    assert composed("model=mistral7b", f"compress={compress}").search._target_ == "evopress.search.guided.Guided"
+
+
+def test_the_search_of_the_paper_has_its_settings():
+    cfg = composed("model=mistral7b", "compress=gptq", "budget=3bit", "search=evolution")
     OmegaConf.to_container(cfg.search, throw_on_missing=True)
     assert cfg.model.path == "mistralai/Mistral-7B-v0.3"
     assert (cfg.search.generations, cfg.search.offspring) == (150, 128)
