@@ -25,7 +25,7 @@ setting_of() { # task
 
 options_of() { # search, task
   case "$1 $2" in
-  "guided 25 % depth") echo search=guided search.generations=2 ;; # of drops, rounds and generations are rounds of swaps
+  "guided 25 % depth") echo search=guided search.generations=0 ;; # of drops, generations are more rounds of swaps
   "guided "*) echo search=guided ;;
   "short 25 % depth") echo search=guided search.rounds=1 search.generations=0 search.table_tokens=1024 ;;
   "short "*) echo search=guided search.rounds=1 search.generations=0 search.table_tokens=768 search.line_tokens=512 ;;
