@@ -23,6 +23,8 @@ from evopress.profile import Profile
 from evopress.search.driver import decode
 
 RESULTS = Path(__file__).parent / "results.json"
+DECISION = re.compile(r"stage (\d+)/\1$|(line search|swaps at once|initial candidates)$")
+"""Labels of batches whose fittest profile is where the search goes on."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,12 @@ class Found:
 
 
 def history(log: Path) -> Iterator[Found]:
-    """Where a search stood after each batch that decided something: a line search or the last stage of a generation."""
+    """Where a search stood after each batch that decided something."""
     spent = 0.0
     for line in log.read_text().splitlines()[1:]:
         asked = json.loads(line)
         spent += asked["token_equivalents"]
-        stage = re.search(r"stage (\d+)/(\d+)$", asked.get("label", ""))
-        if asked["ask"] != "batch" or (stage and stage[1] != stage[2]):
+        if not DECISION.search(asked.get("label") or ""):
             continue
         best = min(range(len(asked["answer"])), key=asked["answer"].__getitem__)
         yield Found(decode(asked["profiles"][best]), spent, asked["answer"][best], asked["label"])
@@ -52,9 +53,11 @@ def standing(run: Path, mark: float) -> Found | None:
     """Where a run stood within `mark` token equivalents; once it is done, its result."""
     result = run / "profile.json"
     done = json.loads(result.read_text()) if result.exists() else None
-    if done and done["token_equivalents"] <= mark:
-        return Found(tuple(unit["level"] for unit in done["units"]), done["token_equivalents"], None, "end")
     passed = [found for found in history(run / "search.jsonl") if found.token_equivalents <= mark]
+    if done and done["token_equivalents"] <= mark:
+        profile = tuple(unit["level"] for unit in done["units"])
+        kl_search = passed[-1].kl_search if passed and passed[-1].profile == profile else None
+        return Found(profile, done["token_equivalents"], kl_search, "end")
     return passed[-1] if passed else None
 
 

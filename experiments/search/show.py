@@ -1,0 +1,86 @@
+"""The table and the plot of the README beside this file, from `results.json`.
+
+python experiments/search/show.py
+"""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from statistics import fmean, stdev
+
+from matplotlib.figure import Figure
+
+HERE = Path(__file__).parent
+TASKS = ("3 bit", "2.5 bit", "60 % sparsity", "25 % depth")
+COLOURS = {
+    "guided": "tab:blue",
+    "evolution": "tab:orange",
+    "super_fast": "tab:red",
+    "random": "grey",
+    "additive": "tab:green",
+}
+
+Record = dict
+"""One of `results.json`."""
+
+
+def name_of(record: Record) -> str:
+    """The option that the command picked; swaps are what the guided search does with drops."""
+    picked = [str(o).removeprefix("search=") for o in record["overrides"] if str(o).startswith("search=")]
+    return {"dp": "additive", "swaps": "guided"}.get(picked[0], picked[0])
+
+
+def grouped(records: list[Record]) -> dict[tuple[str, str, int], list[Record]]:
+    """Records of all seeds that stand at about the same cost, by task, search and cost in steps of a quarter."""
+    found: dict[tuple[str, str, int], list[Record]] = defaultdict(list)
+    for record in sorted(records, key=lambda r: float(r["token_equivalents"])):
+        cost, kind = float(record["token_equivalents"]), (str(record["task"]), name_of(record))
+        near = [key for key in found if key[:2] == kind and cost < 1.25 * key[2]]
+        found[near[-1] if near else (*kind, round(cost))].append(record)
+    return found
+
+
+def table(records: list[Record]) -> str:
+    lines = [
+        "| task | search | seeds | token equivalents | seconds | KL, unseen | KL, search tokens |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    groups = grouped(records)
+    for task in TASKS:
+        for (of_task, name, _), members in groups.items():
+            if of_task != task:
+                continue
+            kl = [float(r["kl_unseen"]) for r in members]
+            spread = f" ± {stdev(kl):.3f}" if len(kl) > 1 else ""
+            own = [float(r["kl_search"]) for r in members if r["kl_search"] is not None]
+            tokens, seconds = (fmean(float(r[key]) for r in members) for key in ("token_equivalents", "seconds"))
+            searched = f"{fmean(own):.3f}" if own else ""
+            cells = (task, name, len(kl), f"{tokens:,.0f}", f"{seconds:.0f}", f"{fmean(kl):.3f}{spread}", searched)
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def plot(records: list[Record]) -> Figure:
+    figure = Figure(figsize=(10, 6.5), layout="constrained")
+    for axes, task in zip(figure.subplots(2, 2).flat, TASKS, strict=True):
+        for name, colour in COLOURS.items():
+            own = [r for r in records if r["task"] == task and name_of(r) == name]
+            tokens, kl = ([record[key] for record in own] for key in ("token_equivalents", "kl_unseen"))
+            axes.plot(tokens, kl, "o", color=colour, ms=5, alpha=0.8, label=name)
+        axes.set_title(task)
+        axes.set_xscale("log")
+        axes.set_xlabel("token equivalents")
+        axes.set_ylabel("KL on unseen tokens, nats")
+        axes.grid(lw=0.4)
+        axes.legend(fontsize=8)
+    return figure
+
+
+def main() -> None:
+    records = json.loads((HERE / "results.json").read_text())
+    print(table(records))
+    plot(records).savefig(HERE / "kl_by_tokens.png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()
