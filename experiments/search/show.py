@@ -65,10 +65,13 @@ def plot(records: list[Record]) -> Figure:
     for axes, task in zip(figure.subplots(2, 2).flat, TASKS, strict=True):
         for name, colour in COLOURS.items():
             own = [r for r in records if r["task"] == task and name_of(r) == name]
+            if not own:
+                continue
             tokens, kl = ([record[key] for record in own] for key in ("token_equivalents", "kl_unseen"))
             axes.plot(tokens, kl, "o", color=colour, ms=5, alpha=0.8, label=name)
         axes.set_title(task)
         axes.set_xscale("log")
+        axes.set_xlim(8e3, 4e5)
         axes.set_xlabel("token equivalents")
         axes.set_ylabel("KL on unseen tokens, nats")
         axes.grid(lw=0.4)
