@@ -40,7 +40,7 @@ def main() -> None:
     apart = sum(
         record["alone"][str(record["seed"])]["tokens"] for record in records if str(record["seed"]) in record["alone"]
     )
-    print(f"{together:,.0f} token equivalents together, {apart:,.0f} apart: {together / apart:.0%}")
+    print(f"{together:,.0f} token equivalents together, {apart:,.0f} apart")
 
 
 if __name__ == "__main__":
