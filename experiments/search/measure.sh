@@ -16,7 +16,7 @@ common=(model=smollm2 data=text "data.source=$TEXT/wikitext2_valid.txt" "data.te
 setting_of() { # task
   case "$1" in
   "3 bit") echo compress=gptq compress.group_size=64 budget=3bit ;;
-  "2.5 bit") echo compress=gptq compress.group_size=64 budget=3bit budget.target=2.5 ;;
+  *" bit") echo compress=gptq compress.group_size=64 budget=3bit "budget.target=${1% bit}" ;;
   "60 % sparsity") echo compress=sparsegpt compress.num_levels=4 budget=sparsity60 ;;
   "25 % depth") echo compress=drop budget=drop25 ;;
   *) echo "unknown task: $1" >&2; return 2 ;;
