@@ -1,8 +1,8 @@
-"""Many budgets from one database: every search starts where that of the neighbouring, larger budget ended.
+"""Many budgets from one database: every search is a short one that knows what that of the next larger budget found.
 
 Each target becomes a run directory of its own below that of the job; beside them stand `front.csv`, `front.png` with
 the searched, the uniform and the additive curve, `comparison.html`, and `archive.csv` with every profile that any of
-the searches evaluated. A search takes from the archive what came second best at its neighbour's budget as well.
+the searches evaluated.
 """
 
 import csv
@@ -59,7 +59,7 @@ def trace(job: Job, bench: Workbench, one: Callable[[Job, Workbench], Profile]) 
     budgets = ordered(job, bench)
     found: list[tuple[Job, Profile]] = []
     for number, budget in enumerate(budgets):
-        method = job.search.starting_at(_archived(*found[-1])) if found else job.search
+        method = job.search.beside(_archived(*found[-1]) if found else [])
         folder = job.folder / f"{budget.target}{budget.metric}"
         part = replace(job, budget=budget, search=method, folder=folder, seed=job.seed + number, targets=())
         if processes.is_first():

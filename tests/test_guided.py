@@ -318,7 +318,7 @@ def test_what_is_brought_down_is_what_costs_least():
 def test_others_join_the_first_comparison_only():
     space, weights = bit_space([8] * 8), [9.0, 8.0, 7.0, 6.0, 0.4, 0.3, 0.2, 0.1]
     other = (2, 2, 2, 2, 0, 0, 0, 0)
-    method = guided(generations=0).starting_at([(0,) * 8, other])
+    method = guided(generations=0).beside([(0,) * 8, other])
     _, (_, line, *_) = play(method, space, BITS3, linear_fitness(weights), table=flat_table(space, weights))
     assert other in line.profiles
     assert (0,) * 8 not in line.profiles

@@ -108,9 +108,10 @@ class Search(ABC):
         """How many questions `run` will ask, for the progress display; None when not known."""
         return None
 
-    def starting_at(self, profiles: Sequence[Profile]) -> "Search":
-        """The search to run where one for a neighbouring budget found `profiles[0]`; itself if that is of no use to it.
+    def beside(self, found: Sequence[Profile]) -> "Search":
+        """The search to run for one of many budgets; itself if it has no use for what is `found` for a neighbouring one.
 
-        The others came close to it there; none of them need hold the budget here.
+        That is, the best first, what came close to it there; none of them need hold the budget here. There is nothing
+        for the first of the budgets.
         """
         return self

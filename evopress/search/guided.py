@@ -4,11 +4,12 @@ Algorithm 1 draws its switches blindly, and sums of measured errors are wrong ab
 says what every single switch would do at the current profile, an exact knapsack turns it into whole profiles, from
 timid to bold, and the true fitness picks one of them; there the next table is made::
 
-    profile ← the uniform one on the budget or next above it, or where a search for another budget ended
+    profile ← the uniform one on the budget or next above it, or a given one
     repeat rounds times, the cap coming down to the budget in equal steps:
         table ← first- and second-order effect of every switch at profile
         path ← for each damping d: the profile of least summed score, with d · second in place of second
-        profile ← the fittest of path and, if it holds the budget, profile, all on one minibatch
+        profile ← the fittest of path, profile if it holds the budget, and at first what searches for other budgets
+            found, all on one minibatch
     repeat generations times:
         every few generations: a table at profile
         offspring ← path, and profiles of least noisy score with a random share of the units free to move
@@ -73,7 +74,8 @@ class Guided(Search):
 
     `trade`: whether units may trade across trade groups (`any`, only the budget counts) or each group keeps the cost it
     has in the evenly spaced profile (`groups`). `start`, a level per unit, need not hold the budget, nor need `others`,
-    which join the first line search once they do. Of drops, every round and every generation is a round of swaps.
+    which join the first line search once they do. Of drops, every round and every generation is a round of swaps, from
+    the first of `others` if there is one.
     """
 
     rounds: int = Field(ge=0)
@@ -105,9 +107,8 @@ class Guided(Search):
         tables = -(-self.generations // self.generations_per_table)
         return (3 if space.children else 2) * self.rounds + tables + self.generations * len(self.stages)
 
-    def starting_at(self, profiles: Sequence[Profile]) -> "Guided":
-        start, *others = profiles
-        return replace(self, start=start, others=others, rounds=-(-self.rounds // 2), generations=self.generations // 6)
+    def beside(self, found: Sequence[Profile]) -> "Guided":
+        return replace(self, others=list(found), generations=-(-self.generations // 6))
 
     def run(self, space: Space, budget: Budget, rng: Random) -> SearchRun:
         if _is_depth(space):
@@ -144,7 +145,7 @@ class Guided(Search):
             effect_tokens=max(1, self.table_tokens // 2),
             line_tokens=3 * self.line_tokens,
             excerpt=self.excerpt,
-            start=self.start,
+            start=next(iter(self.others), self.start),
         )
 
     def _table(self, space: Space, profile: Profile) -> Generator[Question, Answer, Effects]:

@@ -80,8 +80,8 @@ class Swaps(Search):
     def _line(self, candidates: list[Profile], label: str) -> Batch:
         return Batch(tuple(candidates), self.line_tokens, f"{label}, swaps at once", excerpt=self.excerpt)
 
-    def starting_at(self, profiles: Sequence[Profile]) -> "Swaps":
-        return replace(self, start=profiles[0], rounds=-(-self.rounds // 3))
+    def beside(self, found: Sequence[Profile]) -> "Swaps":
+        return replace(self, start=found[0], rounds=-(-self.rounds // 3)) if found else self
 
     def _effects(self, space: Space, profile: Profile, label: str) -> Generator[Question, Answer, dict[int, float]]:
         """Change of fitness when one unit alone changes sides, of those that can."""

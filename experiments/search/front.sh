@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Six budgets in one run against six searches of their own, on SmolLM2-135M at 2.5 to 4.5 bits:
+# Six budgets in one run, on SmolLM2-135M at 2.5 to 4.5 bits:
 #
 #   TEXT=folder with wikitext2_valid.txt and wikitext2_test.txt
-#   SEEDS="0" bash experiments/search/front.sh && python experiments/search/front.py
+#   SEEDS="0 1 2" bash experiments/search/front.sh && python experiments/search/front.py
+#
+# Searches of their own for the same budgets: SEARCHES=guided bash experiments/search/measure.sh "2.5 bit" "2.75 bit" ...
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 : "${TEXT:?set TEXT to the folder with wikitext2_valid.txt and wikitext2_test.txt}"
@@ -11,13 +13,8 @@ common=(model=smollm2 data=text "data.source=$TEXT/wikitext2_valid.txt" "data.te
   data.window=512 data.calibration_tokens=16384 data.search_tokens=131072 data.validation_tokens=8192
   data.test_tokens=8192 compress=gptq compress.group_size=64 budget=3bit search=guided)
 
-for seed in ${SEEDS:-0}; do
-  for target in ${TARGETS:-2.5 2.75 3 3.5 4 4.5}; do
-    folder="outputs/studies/front/$target-$seed"
-    [ -f "$folder/results.json" ] || "$python" -m evopress.run "${common[@]}" "hydra.run.dir=$folder" "seed=$seed" \
-      "budget.target=$target"
-  done
-  folder="outputs/studies/front/together-$seed"
+for seed in ${SEEDS:-0 1 2}; do
+  folder="outputs/studies/front/$seed"
   [ -f "$folder/front.csv" ] || "$python" -m evopress.run "${common[@]}" "hydra.run.dir=$folder" "seed=$seed" \
-    targets=[2.5,2.75,3,3.5,4,4.5]
+    "targets=[2.5,2.75,3,3.5,4,4.5]"
 done
