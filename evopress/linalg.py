@@ -1,8 +1,10 @@
 """The running Hessian of a layer's input and the triangular factor of its inverse."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -44,13 +46,12 @@ class RunningHessian:
             self.mean.mul_(self.num_tokens / total).add_(mean, alpha=num_tokens / total)
         self.num_tokens = total
 
-    def result(self, layer: str) -> Tensor:
-        """The mean, symmetric. Raises ValueError, naming `layer`, when an input was not finite."""
-        if not bool(self.mean.diagonal().isfinite().all()):  # no other entry is larger than the two it belongs to
-            raise ValueError(
-                f"the calibration inputs of {layer} are not finite: check the dense model, or load it in a wider type "
-                f"with model.dtype=float32"
-            )
+    def is_finite(self) -> Tensor:
+        """Whether all inputs were finite, a bool that has not been waited for."""
+        return self.mean.diagonal().isfinite().all()  # no other entry is larger than the two it belongs to
+
+    def result(self) -> Tensor:
+        """The mean, symmetric."""
         return self.mean.triu() + self.mean.triu(1).t()
 
 
@@ -90,41 +91,43 @@ class InverseFactor:
 def inverse_factor(H: Tensor, *, damp: float) -> InverseFactor:
     """Factor the inverse of a Hessian H (cols, cols), damped by `damp` times its mean diagonal.
 
-    On failure: the same in float64, then with damping ten, a hundred, a thousand times as high, then None.
-    Raises ValueError when H is not finite.
+    On failure: the same in float64, then with damping ten, a hundred, a thousand times as high, then None. A GPU is
+    waited for once per attempt. Raises ValueError when H is not finite.
     """
-    dead = H.diagonal() == 0
-    is_finite, num_dead, power = _scalars(H.isfinite().all(), dead.sum(), H.diagonal().double().sum())
-    if not is_finite:
-        raise ValueError("the Hessian is not finite: its calibration inputs hold NaN or infinite values")
-    if num_dead == len(H):
-        return InverseFactor(None, dead, notes=("no calibration input was ever other than zero",))
-    notes = [f"{num_dead:.0f} of {len(H)} inputs were always zero, their weights are set to zero"] if num_dead else []
+    dead, all_finite = H.diagonal() == 0, H.isfinite().all()
     H = H + torch.diag(dead.to(H.dtype))
-    mean_power = (power + num_dead) / len(H)
+    mean_power = H.diagonal().double().mean()
+    notes: list[str] = []
     for dtype, factor in ((H.dtype, 1), (torch.float64, 1), *((torch.float64, 10.0**power) for power in (1, 2, 3))):
         absolute = damp * factor * mean_power
-        U = _upper_factor_of_inverse(H.to(dtype), absolute)
-        if U is not None:
-            return InverseFactor(U.to(H.dtype), dead, absolute, tuple(notes))
+        U, is_factor = _upper_factor_of_inverse(H.to(dtype), absolute)
+        is_finite, num_dead, done, own_damp = scalars(all_finite, dead.sum(), is_factor, absolute)
+        if not is_finite:
+            raise ValueError("the Hessian is not finite: its calibration inputs hold NaN or infinite values")
+        if num_dead == len(H):
+            return InverseFactor(None, dead, notes=("no calibration input was ever other than zero",))
+        if num_dead and not notes:
+            notes.append(f"{num_dead:.0f} of {len(H)} inputs were always zero, their weights are set to zero")
+        if done:
+            return InverseFactor(U.to(H.dtype), dead, own_damp, tuple(notes))
         notes.append(f"the Hessian with damping {damp * factor:g} could not be factored in {dtype}")
     return InverseFactor(None, dead, notes=tuple(notes))
 
 
-def _scalars(*found: Tensor) -> list[float]:
+def scalars(*found: Tensor) -> list[float]:
     """The values of tensors of one element, in one transfer from the device."""
-    return torch.stack([each.double() for each in found]).tolist()
+    return torch.stack([each.double() for each in found]).tolist() if found else []
 
 
-def _upper_factor_of_inverse(H: Tensor, damp: float) -> Tensor | None:
-    """From H = M Mᵀ with M upper triangular, that is, the lower factor of H read backwards: U = M⁻¹.
+def _upper_factor_of_inverse(H: Tensor, damp: Tensor) -> tuple[Tensor, Tensor]:
+    """From H = M Mᵀ with M upper triangular, that is, the lower factor of H read backwards: U = M⁻¹; and whether it is.
 
     Half the work of a factor of the inverse of H, and more accurate, as the inverse itself never exists.
     """
     damped = H + damp * torch.eye(len(H), dtype=H.dtype, device=H.device)
     U = _inverse_of_factor(damped.flip(0, 1)).flip(0, 1)
     least, largest = U.aminmax()  # NaN if there is one, and faster than a look at each
-    return U if bool(least.isfinite() & largest.isfinite() & (U.diagonal() > 0).all()) else None
+    return U, least.isfinite() & largest.isfinite() & (U.diagonal() > 0).all()
 
 
 def _inverse_of_factor(H: Tensor) -> Tensor:
@@ -163,9 +166,42 @@ def output_energy(weight: Tensor, H: Tensor | None) -> Tensor:
     return weight.square().sum(-1) if H is None else (weight @ H).mul_(weight).sum(-1)
 
 
+Levels = Sequence[Callable[[], Tensor]]
+"""Dense weights (rows, cols) of a layer by level, made when they are called for."""
+
+
+def relative_errors(
+    layers: Sequence[tuple[Levels, Tensor]], H: Tensor | None, lost: Sequence[Iterable[Tensor]] | None = None
+) -> list[list[float]]:
+    """`relative_error` of every level of each layer; a GPU is waited for once.
+
+    A layer is given by its levels and its dense weight before. `lost` is tr(ΔW H ΔWᵀ) of each layer, (levels,), where
+    it is known. What is beyond float32 is computed again in float64.
+    """
+    if lost is None:
+        lost = [[_sum(level() - weight, H) for level in levels] for levels, weight in layers]
+    energies = [torch.stack([_sum(weight, H), *part]) for (_, weight), part in zip(layers, lost, strict=True)]
+    values = iter(torch.cat(energies).tolist())
+    found = []
+    for levels, weight in layers:
+        whole, *parts = islice(values, 1 + len(levels))
+        are_sound = [isfinite(whole) and isfinite(part) for part in parts]
+        found.append(
+            [
+                ratio(part, whole) if is_sound else relative_error(level() - weight, weight, H)
+                for level, part, is_sound in zip(levels, parts, are_sound, strict=True)
+            ]
+        )
+    return found
+
+
 def relative_error(change: Tensor, weight: Tensor, H: Tensor | None) -> float:
     """tr(ΔW H ΔWᵀ) / tr(W H Wᵀ), or ‖ΔW‖² / ‖W‖² without a Hessian; 0 where the layer has no output."""
-    return ratio(*_scalars(energy(change, H).double().sum(), energy(weight, H).double().sum()))
+    return ratio(*scalars(energy(change, H).double().sum(), energy(weight, H).double().sum()))
+
+
+def _sum(weight: Tensor, H: Tensor | None) -> Tensor:
+    return output_energy(weight, H).double().sum()
 
 
 def ratio(part: float, whole: float) -> float:

@@ -4,13 +4,21 @@ Tensors of the device `meta` have a type and a shape but no values. A look at a 
 shape that depends on one) raises, as do a copy to the CPU and an operation on tensors of two devices.
 """
 
+from contextlib import contextmanager
+from unittest.mock import patch
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from evopress.compress.base import Compressor, LayerGroup
 from evopress.compress.drop import Drop
+from evopress.compress.gguf import GGUF
 from evopress.compress.gptq import GPTQ
+from evopress.compress.magnitude import Magnitude
 from evopress.compress.rtn import RTN
 from evopress.compress.sparsegpt import SparseGPT
+from evopress.compress.wanda import Wanda
 from evopress.compress.weights import CompressedWeight, QuantizedWeight, SparseWeight
 from evopress.database import DecodedLevels
 from evopress.evaluator import Evaluator, EvaluatorSettings
@@ -111,3 +119,62 @@ def test_a_hessian_waits_for_nothing():
     running = RunningHessian(500, device=AWAY)
     running.update(torch.randn(30, 500, device=AWAY).bfloat16())
     assert running.mean.device == AWAY and running.num_tokens == 30
+
+
+class Waits(TorchDispatchMode):
+    """Counts what would wait for a GPU: single values, results of a size that depends on values, and lists."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        masks = [i for i in args[1] if i is not None and i.dtype == torch.bool] if "index." in str(func) else []
+        self.count += bool(masks) or func.overloadpacket in LOOKS
+        return func(*args, **(kwargs or {}))
+
+
+aten = torch.ops.aten
+LOOKS = (aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten.is_nonzero, aten._unique2)
+
+
+@contextmanager
+def counted_waits():
+    waits, tolist = Waits(), torch.Tensor.tolist
+
+    def counted(tensor):
+        waits.count += 1
+        return tolist(tensor)
+
+    with waits, patch.object(torch.Tensor, "tolist", counted):
+        yield waits
+
+
+def test_waits_are_seen():
+    looks = [bool, float, lambda x: x.tolist(), torch.Tensor.item, torch.Tensor.nonzero, lambda x: x[x > 0]]
+    for look in looks:
+        with counted_waits() as waits:
+            look(torch.ones(1))
+        assert waits.count >= 1, look
+
+
+@pytest.mark.parametrize(
+    ("compressor", "expected"),
+    [
+        (RTN(bits=(2, 3, 4), group_size=16), 2),
+        (GPTQ(bits=(2, 3, 4), group_size=16), 3),
+        (Magnitude(step=10, num_levels=3), 1),
+        (Wanda(step=10, num_levels=3), 2),
+        (SparseGPT(step=10, num_levels=3, block_size=16), 2),
+        (GGUF(types=("Q4_0", "Q5_1", "Q8_0")), 4),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_waits_of_a_group_do_not_grow_with_its_layers(compressor: Compressor, expected: int):
+    X = torch.randn(200, 64)
+    for rows in ((32,), (32, 16, 16)):
+        names, weights = tuple(f"layer{i}" for i in range(len(rows))), tuple(torch.randn(count, 64) for count in rows)
+        group = LayerGroup(names, weights, X.t() @ X if compressor.needs_hessian else None)
+        with counted_waits() as waits:
+            compressor.compress(group)
+        assert waits.count == expected

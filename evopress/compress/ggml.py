@@ -111,8 +111,8 @@ def round_to(weight: Tensor, type_name: str) -> "GgmlWeight":
     return GgmlWeight.from_codes(codes, grid.scale.view(shape), grid.offset.view(shape), type_name)
 
 
-def out_of_reach(weight: Tensor, stored: "GgmlWeight") -> int:
-    """Number of blocks of weight (rows, cols) that `stored` does not reach, as its scales are float16.
+def out_of_reach(weight: Tensor, stored: "GgmlWeight") -> Tensor:
+    """Number of blocks of weight (rows, cols) that `stored` does not reach, as its scales are float16. Not waited for.
 
     The scale or the offset is then the largest number of float16, or the scale is 0 though the weights differ.
     """
@@ -123,7 +123,7 @@ def out_of_reach(weight: Tensor, stored: "GgmlWeight") -> int:
     smallest = torch.finfo(torch.float16).smallest_normal * torch.finfo(torch.float16).eps * stored.kind.high
     beyond = (scale.abs() >= limit) | (offset.abs() >= limit)
     below = (scale == 0) & (spread > 0) & (spread < smallest)
-    return int((beyond | below).sum())
+    return (beyond | below).sum()
 
 
 def _fit(weight: Tensor, kind: BlockType) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,7 @@ from evopress.compress.ggml import (
 from evopress.compress.kquants import K_TYPES, KTypeName, round_by_ggml, why_not
 from evopress.compress.sweep import by_level, in_parts, lanes_of, sweep, undamped_errors
 from evopress.compress.weights import CompressedWeight
-from evopress.linalg import inverse_factor, relative_error
+from evopress.linalg import inverse_factor, relative_errors, scalars
 from evopress.profile import Level
 
 
@@ -113,43 +113,42 @@ class GGUF(Compressor):
         else:
             rows = rows.masked_fill_(factor.dead, 0)
         types = self._types_of(rows.shape[1])
-        swept = [name for name in types if name in TYPES]
+        swept, others = ([name for name in types if name in kinds] for kinds in (TYPES, K_TYPES))
         solved = [_solve(rows, part, U) for part in in_parts(swept, rows)] if swept else []
         num_rows = [shape.rows for shape in group.shapes]
         by_type = [data.split(num_rows) for part, _ in solved for data in part]
-        losses = [loss.split(num_rows, 1) for _, loss in solved]
-        levels: list[list[CompressedWeight]] = []
-        errors: list[list[float]] = []
-        for index, weight in enumerate(group.weights):
-            of_layer: dict[str, CompressedWeight] = {
-                name: GgmlWeight(data[index].clone(), name) for name, data in zip(swept, by_type, strict=True)
-            }
-            if factor.U is None or not swept:
-                found = [relative_error(level.dense() - weight, weight, H) for level in of_layer.values()]
-            else:
-                loss = torch.cat([part[index] for part in losses]).sum(1)
-                dense = [level.dense() for level in of_layer.values()]
-                (found,) = undamped_errors([(dense, weight, loss)], H=H, damp=factor.damp)
-            error = dict(zip(swept, found, strict=True))
-            for name in types:
-                if name in K_TYPES:
-                    of_layer[name] = round_by_ggml(weight, name, H.diagonal())
-                    error[name] = relative_error(of_layer[name].dense() - weight, weight, H)
-            levels.append([of_layer[name] for name in types])
-            errors.append([error[name] for name in types])
+        found: list[list[CompressedWeight]] = [
+            [
+                *(GgmlWeight(data[index].clone(), name) for name, data in zip(swept, by_type, strict=True)),
+                *(round_by_ggml(weight, name, H.diagonal()) for name in others),
+            ]
+            for index, weight in enumerate(group.weights)
+        ]
+        layers = [
+            ([level.dense for level in of_layer], weight) for of_layer, weight in zip(found, group.weights, strict=True)
+        ]
+        told = len(swept) if factor.U is not None else 0  # levels whose losses the sweep tells
+        errors = relative_errors([(levels[told:], weight) for levels, weight in layers], H)
+        if told:
+            losses = torch.cat([loss for _, loss in solved]).split(num_rows, 1)
+            known = [(lv[:told], weight, loss.sum(1)) for (lv, weight), loss in zip(layers, losses, strict=True)]
+            by_sweep = undamped_errors(known, H=H, damp=factor.damp)
+            errors = [[*first, *rest] for first, rest in zip(by_sweep, errors, strict=True)]
+        order = [[*swept, *others].index(name) for name in types]
+        levels = [[of_layer[place] for place in order] for of_layer in found]
+        errors = [[of_layer[place] for place in order] for of_layer in errors]
         return Solved(levels, errors, (*notes, *_clipped(group, levels)))
 
 
 def _clipped(group: LayerGroup, levels: list[list[CompressedWeight]]) -> Iterator[str]:
     """A note on each layer with weights that no block type reaches, whatever the level."""
-    for name, weight, of_layer in zip(group.names, group.weights, levels, strict=True):
-        counts = {
-            level.type_name: count
-            for level in of_layer
-            if isinstance(level, GgmlWeight) and (count := out_of_reach(weight, level))
-        }
-        if counts:
-            blocks = ", ".join(f"{count} blocks of {kind}" for kind, count in counts.items())
+    stored = [[level for level in of_layer if isinstance(level, GgmlWeight)] for of_layer in levels]
+    pairs = zip(group.weights, stored, strict=True)
+    counts = iter(scalars(*(out_of_reach(weight, level) for weight, of_layer in pairs for level in of_layer)))
+    for name, of_layer in zip(group.names, stored, strict=True):
+        beyond = [(level.type_name, count) for level, count in zip(of_layer, counts, strict=False) if count]
+        if beyond:
+            blocks = ", ".join(f"{count:.0f} blocks of {kind}" for kind, count in beyond)
             yield (
                 f"{name}: {blocks} are beyond the reach of their float16 scales and clipped; "
                 "use compress=gptq compress.scale_dtype=float32, or export.formats=[hf]"

@@ -55,7 +55,7 @@ class GPTQ(RTN):
         parts = [self._solve(rows, bits, U=factor.U, order=order) for bits in in_parts(self.bits, rows)]
         levels = self._pack([part for part, _ in parts], group)
         losses = torch.cat([loss for _, loss in parts]).split([shape.rows for shape in group.shapes], 1)
-        dense = [[level.dense() for level in of_layer] for of_layer in levels]
+        dense = [[level.dense for level in of_layer] for of_layer in levels]
         layers = list(zip(dense, group.weights, [loss.sum(1) for loss in losses], strict=True))
         errors = undamped_errors(layers, H=H, damp=factor.damp)
         return Solved(levels, errors, notes + self._clipped(group, levels))

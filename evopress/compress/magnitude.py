@@ -14,7 +14,7 @@ from torch import Tensor
 from evopress.budget import Metric
 from evopress.compress.base import Compressor, LayerGroup, LayerShape, Solved
 from evopress.compress.weights import CompressedWeight, SparseWeight, sparse_bytes
-from evopress.linalg import relative_error
+from evopress.linalg import relative_errors
 from evopress.profile import Level
 
 
@@ -96,14 +96,13 @@ class Magnitude(Compressor):
 
     def compress(self, group: LayerGroup) -> Solved:
         levels: list[list[CompressedWeight]] = []
-        errors = []
         for layer, weight in zip(group.shapes, group.weights, strict=True):
             counts = self.num_zeros(layer)
             masks = zip(self._masks(weight, group.hessian, counts), counts, strict=True)
             stored = weight.to(self._value_dtype)
             levels.append([SparseWeight.from_dense(stored, mask, layer.num_weights - zeros) for mask, zeros in masks])
-            errors.append([relative_error(level.dense() - weight, weight, group.hessian) for level in levels[-1]])
-        return Solved(levels, errors)
+        dense = [[level.dense for level in of_layer] for of_layer in levels]
+        return Solved(levels, relative_errors(list(zip(dense, group.weights, strict=True)), group.hessian))
 
     def _masks(self, weight: Tensor, H: Tensor | None, num_zeros: Sequence[int]) -> Iterator[Tensor]:
         """What to keep of a weight, bool (rows, cols), at each level; all levels come from one sort."""

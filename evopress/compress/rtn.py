@@ -16,7 +16,7 @@ from evopress.compress.base import Compressor, LayerGroup, LayerShape, Solved
 from evopress.compress.sweep import by_level, in_parts, lanes_of
 from evopress.compress.weights import CompressedWeight, QuantizedWeight, quantized_bytes
 from evopress.grids import Grid, fit_grid, max_codes
-from evopress.linalg import relative_error
+from evopress.linalg import relative_errors
 from evopress.profile import Level
 
 log = logging.getLogger(__name__)
@@ -88,10 +88,8 @@ class RTN(Compressor):
         """Rounds to nearest; the errors are weighed by the Hessian where the group has one."""
         rows = torch.cat(group.weights)
         levels = self._pack([self._round(rows, bits) for bits in in_parts(self.bits, rows)], group)
-        errors = [
-            [relative_error(level.dense() - weight, weight, group.hessian) for level in of_layer]
-            for of_layer, weight in zip(levels, group.weights, strict=True)
-        ]
+        dense = [[level.dense for level in of_layer] for of_layer in levels]
+        errors = relative_errors(list(zip(dense, group.weights, strict=True)), group.hessian)
         return Solved(levels, errors, self._clipped(group, levels))
 
     def _clipped(self, group: LayerGroup, levels: list[list[CompressedWeight]]) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ from evopress import interruption, processes
 from evopress.compress.base import Compressor, LayerGroup, LayerShape, Solved
 from evopress.compress.weights import CompressedWeight
 from evopress.database import OUTSIDE, BlockLevels, Database
-from evopress.linalg import RunningHessian, towards_identity
+from evopress.linalg import RunningHessian, scalars, towards_identity
 from evopress.models import LanguageModel
 from evopress.offload import room_for
 from evopress.progress import progress
@@ -202,6 +202,7 @@ def _groups(lm: LanguageModel, block: int) -> list[Group]:
 def _solve(lm: LanguageModel, compressor: Compressor, stream: _Stream | None, block: int) -> dict[Group, Solved]:
     """The groups of a block that are this process's to solve."""
     hessians = stream.hessians(block) if stream else {}
+    _check_inputs(hessians)
     solved = {}
     for names in processes.share(_groups(lm, block)):
         weights = tuple(
@@ -212,7 +213,7 @@ def _solve(lm: LanguageModel, compressor: Compressor, stream: _Stream | None, bl
             hessian, notes = torch.eye(len(hessian), device=lm.device), ()
         found = compressor.compress(LayerGroup(names, weights, hessian))
         solved[names] = replace(found, notes=(*notes, *found.notes))
-        _check_finite(names, found.levels)
+    _check_levels(solved)
     return solved if processes.world_size() == 1 else {group: _on_cpu(part) for group, part in solved.items()}
 
 
@@ -222,7 +223,7 @@ def _calibrated(names: tuple[str, ...], hessian: RunningHessian, all_tokens: int
     Layers of an expert that saw fewer tokens than they have inputs get the identity for what is missing: without any
     token they are compressed as if all inputs mattered alike (plain rounding, magnitudes).
     """
-    mean, cols = hessian.result(names[0]), len(hessian.mean)
+    mean, cols = hessian.result(), len(hessian.mean)
     if hessian.num_tokens >= min(cols, all_tokens):
         return mean, ()
     share = hessian.num_tokens / cols
@@ -230,16 +231,27 @@ def _calibrated(names: tuple[str, ...], hessian: RunningHessian, all_tokens: int
     return towards_identity(mean, share), (f"{note} Hessian is the identity; raise data.calibration_tokens",)
 
 
-def _check_finite(names: Sequence[str], levels: Sequence[Sequence[CompressedWeight]]) -> None:
-    """All layers of a group at once, so that a GPU is waited for once."""
+def _check_inputs(hessians: Mapping[Group, RunningHessian]) -> None:
+    """All groups of a block at once, so that a GPU is waited for once."""
+    for names, is_finite in zip(hessians, scalars(*(each.is_finite() for each in hessians.values())), strict=True):
+        if not is_finite:
+            raise ValueError(
+                f"the calibration inputs of {names[0]} are not finite: check the dense model, or load it in a wider "
+                f"type with model.dtype=float32"
+            )
+
+
+def _check_levels(solved: Mapping[Group, Solved]) -> None:
+    """The same for what was made of them."""
     tensors = [
         (name, tensor)
-        for name, of_layer in zip(names, levels, strict=True)
+        for names, of_group in solved.items()
+        for name, of_layer in zip(names, of_group.levels, strict=True)
         for level in of_layer
         for tensor in level.tensors().values()
         if tensor.is_floating_point()
     ]
-    are_finite = torch.stack([tensor.isfinite().all() for _, tensor in tensors]).tolist() if tensors else []
+    are_finite = scalars(*(tensor.isfinite().all() for _, tensor in tensors))
     for (name, tensor), is_finite in zip(tensors, are_finite, strict=True):
         if not is_finite:
             raise ValueError(

@@ -57,7 +57,7 @@ class SparseGPT(Magnitude):
                 ]
             )
             losses = torch.cat([loss[index] for _, loss in parts])[: len(counts)]
-            layers.append(([dense for dense, _ in pruned], weight, losses))
+            layers.append(([dense.float for dense, _ in pruned], weight, losses))
         return Solved(levels, undamped_errors(layers, H=H, damp=factor.damp), notes)
 
     def _solve(

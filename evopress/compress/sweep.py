@@ -18,14 +18,12 @@ Source: arXiv 2210.17323, Algorithm 1; arXiv 2301.00774, Algorithm 1.
 """
 
 from collections.abc import Sequence
-from itertools import islice
-from math import isfinite
 from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from evopress.linalg import output_energy, ratio, relative_error
+from evopress.linalg import Levels, relative_errors
 
 T = TypeVar("T")
 
@@ -93,34 +91,15 @@ def by_level(lanes: Tensor, num_levels: int) -> Tensor:
     return lanes.unflatten(-1, (num_levels, -1)).movedim((-2, -1), (0, 1)).contiguous()
 
 
-def undamped_errors(
-    layers: Sequence[tuple[Sequence[Tensor], Tensor, Tensor]], *, H: Tensor, damp: float
-) -> list[list[float]]:
+def undamped_errors(layers: Sequence[tuple[Levels, Tensor, Tensor]], *, H: Tensor, damp: float) -> list[list[float]]:
     """tr(ΔW H ΔWᵀ) / tr(W H Wᵀ) of every level of each layer; a GPU is waited for once.
 
-    A layer is given by its dense weights by level, its dense weight before, and the sweep's losses
-    Σ E² = tr(ΔW (H + damp·I) ΔWᵀ), (levels,), which save a product with H per level.
+    A layer is given by its levels, its dense weight before, and the sweep's losses Σ E² = tr(ΔW (H + damp·I) ΔWᵀ),
+    (levels,), which save a product with H per level.
     """
-    alive = (H.diagonal() != 0).double()
-    sums = [torch.cat(_energies(*layer, H=H, damped=damp * alive)) for layer in layers]
-    return [
-        [
-            ratio(part, whole) if isfinite(part) and isfinite(whole) else relative_error(level - weight, weight, H)
-            for level, part in zip(levels, parts, strict=True)
-        ]  # the latter where the sums are beyond float32
-        for (levels, weight, _), (whole, *parts) in zip(layers, _lists(sums), strict=True)
-    ]
-
-
-def _lists(tensors: Sequence[Tensor]) -> list[list[float]]:
-    """The values of tensors of one dimension, in one transfer from the device."""
-    values = iter(torch.cat(list(tensors)).tolist())
-    return [list(islice(values, len(tensor))) for tensor in tensors]
-
-
-def _energies(
-    levels: Sequence[Tensor], weight: Tensor, losses: Tensor, *, H: Tensor, damped: Tensor
-) -> tuple[Tensor, Tensor]:
-    """What there was, (1,), and what is lost at each level, (levels,), without what the damping added."""
-    changes = torch.stack([(level - weight).square_().sum(0, dtype=torch.float64) for level in levels])
-    return output_energy(weight, H).double().sum()[None], losses.double() - changes @ damped
+    damped = damp * (H.diagonal() != 0).double()
+    lost = []
+    for levels, weight, losses in layers:
+        changes = torch.stack([(level() - weight).square_().sum(0, dtype=torch.float64) for level in levels])
+        lost.append(losses.double() - changes @ damped)
+    return relative_errors([(levels, weight) for levels, weight, _ in layers], H, lost)

@@ -109,9 +109,9 @@ class Search(ABC):
         return None
 
     def beside(self, found: Sequence[Profile]) -> "Search":
-        """The search to run for one of many budgets; itself if it has no use for what is `found` for a neighbouring one.
+        """The search to run for one of many budgets; itself if it has no use for what was `found` for a neighbour.
 
-        That is, the best first, what came close to it there; none of them need hold the budget here. There is nothing
-        for the first of the budgets.
+        That is the best profile, then what came close to it there; none of them need hold the budget here. For the
+        first of the budgets it is empty.
         """
         return self
