@@ -33,10 +33,10 @@ options_of() { # search, task
     echo search=evolution search.offspring=16 'search.stages=[{survivors:4,tokens:512},{survivors:1,tokens:2048}]' \
       search.generations=16 search.initial_candidates=16 search.initial_tokens=512 ;;
   "super_fast "*) echo search=super_fast search.generations=8 search.initial_candidates=16 search.initial_tokens=512 ;;
-  "random "*) echo search=random search.candidates=96 search.tokens=1024 ;;
-  "dp "*) echo search=dp search.errors=measured search.tokens=512 ;;
+  "random "*) echo search=random search.candidates=64 search.tokens=1024 ;;
+  "dp "*) echo search=dp search.errors=measured search.tokens=256 ;;
   "greedy 25 % depth") echo search=greedy search.tokens=512 ;;
-  "greedy "*) echo search=greedy search.tokens=256 search.per_step=70 ;;
+  "greedy "*) echo search=greedy search.tokens=256 search.per_step=105 ;;
   *) echo "unknown search: $1" >&2; return 2 ;;
   esac
 }
