@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from random import Random
 
-
 from evopress import data as texts
 from evopress import memory
 from evopress.database import DecodedLevels
