@@ -18,8 +18,9 @@ timid to bold, and the true fitness picks one of them; there the next table is m
 Where no uniform profile meets the budget, the way leads down from one above it: gradients at an evenly spaced mixture
 that has broken down say little about a better one.
 
-A switch to a costlier level ("up") is scored first + `up_curvature` · second, one to a cheaper level ("down") by its
-second-order effect alone: first-order terms of downs promise gains that vanish when many units go down together.
+A switch to a costlier level ("up") is scored first + `up_curvature` · second, one to a cheaper level ("down") in the
+rounds by its second-order effect alone: first-order terms of downs promise gains that vanish when many units go down
+together. The generations move few units at a time, and there they count, by `down_slope`.
 
 A drop changes the model too much for what holds near a profile to be of use. Of drops alone, `Swaps` measures instead.
 Where levels and drops are in one space, every round also measures what each sub-block does alone; the knapsack weighs
@@ -84,6 +85,7 @@ class Guided(Search):
     draws: int = Field(default=1, gt=0)
     dampings: list[Annotated[float, Field(gt=0)]] = Field(min_length=1)
     up_curvature: float = Field(default=0.6, ge=0)
+    down_slope: float = Field(default=1.0, ge=0, le=1)
     line_tokens: int = Field(gt=0)
     generations: int = Field(ge=0)
     generations_per_table: int = Field(default=2, gt=0)
@@ -91,6 +93,7 @@ class Guided(Search):
     free_share: float = Field(default=0.3, gt=0, le=1)
     noise: float = Field(default=0.5, ge=0)
     stages: list[Stage] = Field(min_length=1)
+    stage_excerpt: int | None = Field(default=None, gt=0)
     trade: Literal["any", "groups"] = "any"
     start: Profile | None = None
     others: list[Profile] = Field(default_factory=list)
@@ -157,11 +160,13 @@ class Guided(Search):
         first, second = ([[row[order] for row in unit] for unit in by_unit] for order in (0, 1))
         return Effects(profile, first, second)
 
-    def _path(self, space: Space, caps: tuple[Cap, ...], tables: list[Effects]) -> list[Profile]:
+    def _path(
+        self, space: Space, caps: tuple[Cap, ...], tables: list[Effects], down_slope: float = 0.0
+    ) -> list[Profile]:
         """The way that the last table points out from its profile, from bold to timid."""
         profile, found = tables[-1].profile, []
         for damping, way in product(self.dampings, ways(space, caps, profile)):
-            scores = self._scores(space, tables, damping)
+            scores = self._scores(space, tables, damping, down_slope)
             found.append(spent(space, way, proposed(space, way, profile, scores), scores))
         return [profile for profile in dict.fromkeys(found) if profile != tables[-1].profile]
 
@@ -187,12 +192,12 @@ class Guided(Search):
         caps = without_drops(space, caps, parent)
 
         def mutant() -> Profile:
-            scores = self._scores(space, tables, rng.choice(self.dampings))
+            scores = self._scores(space, tables, rng.choice(self.dampings), self.down_slope)
             noisy = [[rng.lognormvariate(0.0, self.noise) * score for score in unit] for unit in scores]
             share = self.free_share * rng.random()
             return spent(space, caps, proposed(space, thawed(space, caps, parent, share, rng), parent, noisy), noisy)
 
-        path = self._path(space, caps, tables) if tables[-1].profile == parent else []
+        path = self._path(space, caps, tables, self.down_slope) if tables[-1].profile == parent else []
         candidates = [*path, *distinct(mutant, self.offspring - len(path), exclude={parent, *path})]
         if not candidates:
             return parent  # the budget leaves no other profile
@@ -200,12 +205,12 @@ class Guided(Search):
             if number == len(self.stages):
                 candidates = [parent, *candidates]
             stage_label = f"{label}, stage {number}/{len(self.stages)}"
-            fitness = yield from fitness_of(Batch(tuple(candidates), stage.tokens, stage_label, excerpt=self.excerpt))
+            fitness = yield from fitness_of(Batch(tuple(candidates), stage.tokens, stage_label, excerpt=self.stage_excerpt))
             candidates = best_first(candidates, fitness)[: stage.survivors]
         check_numbers(fitness)
         return candidates[0]
 
-    def _scores(self, space: Space, tables: list[Effects], damping: float) -> Scores:
+    def _scores(self, space: Space, tables: list[Effects], damping: float, down_slope: float = 0.0) -> Scores:
         """What the last table says of every level, with the curvature of all tables."""
         profile, first = tables[-1].profile, tables[-1].first
         second = averaged(space, tables)
@@ -214,7 +219,8 @@ class Guided(Search):
             levels = space.units[unit].levels
             curvature = second[unit][level] * (damping if second[unit][level] > 0 else 1)  # a restored part's is a gain
             is_up = levels[level].cost > levels[profile[unit]].cost
-            return first[unit][level] + self.up_curvature * curvature if is_up else curvature
+            slope, bend = (1.0, self.up_curvature) if is_up else (down_slope, 1.0)
+            return bend * curvature + (slope * first[unit][level] if slope else 0.0)
 
         return [[score(unit, level) for level in range(len(space.units[unit].levels))] for unit in range(len(space))]
 

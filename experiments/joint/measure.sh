@@ -32,7 +32,7 @@ for seed in ${SEEDS:-0 1 2}; do
     for method in "$@"; do
       case "$method" in
       guided) # measuring drops costs as much as three generations
-        run "$bytes" widths-guided "$seed" search=guided search.generations=9 space=any
+        run "$bytes" widths-guided "$seed" search=guided search.generations=8 space=any
         run "$bytes" joint-guided "$seed" search=guided space=joint
         ;;
       evolution)

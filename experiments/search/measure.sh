@@ -25,7 +25,6 @@ setting_of() { # task
 
 options_of() { # search, task
   case "$1 $2" in
-  "guided 25 % depth") echo search=guided search.generations=0 ;; # of drops, generations are more rounds of swaps
   "guided "*) echo search=guided ;;
   "short 25 % depth") echo search=guided search.rounds=1 search.generations=0 search.table_tokens=1024 ;;
   "short "*) echo search=guided search.rounds=1 search.generations=0 search.table_tokens=768 search.line_tokens=512 ;;
@@ -34,9 +33,9 @@ options_of() { # search, task
       search.generations=16 search.initial_candidates=16 search.initial_tokens=512 ;;
   "super_fast "*) echo search=super_fast search.generations=8 search.initial_candidates=16 search.initial_tokens=512 ;;
   "random "*) echo search=random search.candidates=64 search.tokens=1024 ;;
-  "dp "*) echo search=dp search.errors=measured search.tokens=256 ;;
-  "greedy 25 % depth") echo search=greedy search.tokens=512 ;;
-  "greedy "*) echo search=greedy search.tokens=256 search.per_step=105 ;;
+  "dp "*) echo search=dp search.errors=measured search.tokens=128 ;;
+  "greedy 25 % depth") echo search=greedy search.tokens=256 ;;
+  "greedy "*) echo search=greedy search.tokens=128 search.per_step=105 ;;
   *) echo "unknown search: $1" >&2; return 2 ;;
   esac
 }
