@@ -154,9 +154,29 @@ def test_first_order_gains_of_downs_are_not_believed():
     assert asked[1].profiles[1].count(2) == 2
 
 
+@pytest.mark.parametrize(("down_slope", "moved"), [(0.0, False), (1.0, True)])
+def test_in_generations_first_order_gains_of_downs_count_by_their_weight(down_slope, moved):
+    """Units 0 and 1 gain by going down, to first order; what that saves is worth little to units 2 and 3."""
+    space = bit_space([8] * 4)
+
+    def table(question):
+        up, down = [-0.1, 0.0, 0.0], [0.0, 0.0, 0.2]
+        return [
+            [(-1.0 if unit < 2 else 0.0) * (level == 2) + up[level] * (unit > 1), down[level]]
+            for unit in range(4)
+            for level in range(3)
+        ]
+
+    method = guided(rounds=0, generations=1, dampings=[1.0], down_slope=down_slope, offspring=1)
+    _, asked = play(method, space, BITS3, lambda p: 0.0, table=table)
+    batches = [question for question in asked if isinstance(question, Batch)]
+    tried = batches[0].profiles[0] if batches else (1, 1, 1, 1)
+    assert (tried == (2, 2, 0, 0)) == moved
+
+
 def test_generations_ask_what_the_stages_say_with_a_table_every_few():
     space, weights = bit_space([8] * 8), [float(i) for i in range(8)]
-    method = guided(rounds=0, generations=3, generations_per_table=2)
+    method = guided(rounds=0, generations=3, generations_per_table=2, down_slope=0.0, excerpt=8, stage_excerpt=16)
     _, asked = play(method, space, BITS3, linear_fitness(weights), table=flat_table(space, weights))
     assert [q.num_tokens for q in asked] == [32, 32, 64, 32, 64, 32, 32, 64]
     assert [isinstance(q, Table) for q in asked] == [True, False, False, False, False, True, False, False]
@@ -164,6 +184,7 @@ def test_generations_ask_what_the_stages_say_with_a_table_every_few():
     parent = evenly_spaced_profile(space, BITS3)
     assert parent not in asked[1].profiles and asked[2].profiles[0] == parent
     assert len(set(asked[1].profiles)) == len(asked[1].profiles)
+    assert all(question.excerpt == (8 if isinstance(question, Table) else 16) for question in asked)
 
 
 def test_where_the_budget_leaves_no_other_profile_the_search_ends():
