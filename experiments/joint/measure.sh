@@ -3,7 +3,7 @@
 # skipped:
 #
 #   TEXT=folder with wikitext2_valid.txt and wikitext2_test.txt
-#   SEEDS="0 1 2" TASKS="3-bit 2.5-bit 2.25-bit" bash experiments/joint/measure.sh guided evolution drops
+#   SEEDS="0 1 2" TASKS="3-bit 2.5-bit 2.25-bit" bash experiments/joint/measure.sh widths joint drops evolution
 #
 # then: python experiments/joint/collect.py
 set -euo pipefail
@@ -31,10 +31,8 @@ for seed in ${SEEDS:-0 1 2}; do
     esac
     for method in "$@"; do
       case "$method" in
-      guided) # measuring drops costs as much as three generations
-        run "$bytes" widths-guided "$seed" search=guided search.generations=8 space=any
-        run "$bytes" joint-guided "$seed" search=guided space=joint
-        ;;
+      widths) run "$bytes" widths-guided "$seed" search=guided search.generations=8 space=any ;; # about as many tokens
+      joint) run "$bytes" joint-guided "$seed" search=guided space=joint ;;
       evolution)
         run "$bytes" widths-evolution "$seed" "${algorithm1[@]}" space=any
         run "$bytes" joint-evolution "$seed" "${algorithm1[@]}" space=joint
