@@ -37,11 +37,15 @@ class Found:
     label: str
 
 
-def history(log: Path) -> Iterator[Found]:
+def asked_in(run: Path) -> list[dict]:
+    """All questions of a run so far."""
+    return [json.loads(line) for line in (run / "search.jsonl").read_text().splitlines()[1:]]
+
+
+def history(run: Path) -> Iterator[Found]:
     """Where a search stood after each batch that decided something."""
     spent = 0.0
-    for line in log.read_text().splitlines()[1:]:
-        asked = json.loads(line)
+    for asked in asked_in(run):
         spent += asked["token_equivalents"]
         if not DECISION.search(asked.get("label") or ""):
             continue
@@ -53,7 +57,7 @@ def standing(run: Path, mark: float) -> Found | None:
     """Where a run stood within `mark` token equivalents; once it is done, its result."""
     result = run / "profile.json"
     done = json.loads(result.read_text()) if result.exists() else None
-    passed = [found for found in history(run / "search.jsonl") if found.token_equivalents <= mark]
+    passed = [found for found in history(run) if found.token_equivalents <= mark]
     if done and done["token_equivalents"] <= mark:
         profile = tuple(unit["level"] for unit in done["units"])
         kl_search = passed[-1].kl_search if passed and passed[-1].profile == profile else None
@@ -85,7 +89,7 @@ def main() -> None:
     records = []
     for (run, found), result in zip(rows, results, strict=True):
         seconds = json.loads((run / "seconds.json").read_text()).get("search", 0.0)
-        total = max(f.token_equivalents for f in history(run / "search.jsonl"))
+        total = sum(asked["token_equivalents"] for asked in asked_in(run))
         records.append(
             {
                 "task": args.task,

@@ -18,6 +18,7 @@ COLOURS = {
     "super_fast": "tab:red",
     "random": "grey",
     "additive": "tab:green",
+    "greedy": "tab:purple",
 }
 
 Record = dict
