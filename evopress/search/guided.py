@@ -20,7 +20,8 @@ that has broken down say little about a better one.
 
 A switch to a costlier level ("up") is scored first + `up_curvature` · second, one to a cheaper level ("down") in the
 rounds by its second-order effect alone: first-order terms of downs promise gains that vanish when many units go down
-together. The generations move few units at a time, and there they count, by `down_slope`.
+together. The generations move few units at a time, and there they count, by `down_slope`. What one of them gains is
+less than what longer contexts change, so they have an excerpt length of their own.
 
 A drop changes the model too much for what holds near a profile to be of use. Of drops alone, `Swaps` measures instead.
 Where levels and drops are in one space, every round also measures what each sub-block does alone; the knapsack weighs
@@ -90,7 +91,7 @@ class Guided(Search):
     generations: int = Field(ge=0)
     generations_per_table: int = Field(default=2, gt=0)
     offspring: int = Field(gt=0)
-    free_share: float = Field(default=0.3, gt=0, le=1)
+    free_share: float = Field(default=0.1, gt=0, le=1)
     noise: float = Field(default=0.5, ge=0)
     stages: list[Stage] = Field(min_length=1)
     stage_excerpt: int | None = Field(default=None, gt=0)
