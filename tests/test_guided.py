@@ -176,7 +176,9 @@ def test_in_generations_first_order_gains_of_downs_count_by_their_weight(down_sl
 
 def test_generations_ask_what_the_stages_say_with_a_table_every_few():
     space, weights = bit_space([8] * 8), [float(i) for i in range(8)]
-    method = guided(rounds=0, generations=3, generations_per_table=2, down_slope=0.0, excerpt=8, stage_excerpt=16)
+    method = guided(
+        rounds=0, generations=3, generations_per_table=2, down_slope=0.0, free_share=0.3, excerpt=8, stage_excerpt=16
+    )
     _, asked = play(method, space, BITS3, linear_fitness(weights), table=flat_table(space, weights))
     assert [q.num_tokens for q in asked] == [32, 32, 64, 32, 64, 32, 32, 64]
     assert [isinstance(q, Table) for q in asked] == [True, False, False, False, False, True, False, False]
