@@ -16,6 +16,9 @@ common=(model=smollm2 data=text "data.source=$TEXT/wikitext2_valid.txt" "data.te
 setting_of() { # task
   case "$1" in
   "3 bit") echo compress=gptq compress.group_size=64 budget=3bit ;;
+  "3 bit, rounded otherwise") # what batches change in the last digits of Hessians makes another database
+    echo compress=gptq compress.group_size=64 budget=3bit evaluator.batch_tokens=1024
+    ;;
   *" bit") echo compress=gptq compress.group_size=64 budget=3bit "budget.target=${1% bit}" ;;
   "60 % sparsity") echo compress=sparsegpt compress.num_levels=4 budget=sparsity60 ;;
   "25 % depth") echo compress=drop budget=drop25 ;;
@@ -45,7 +48,7 @@ for task in "$@"; do
   for seed in ${SEEDS:-0 1 2}; do
     for search in ${SEARCHES:-guided short evolution super_fast random}; do
       options=$(options_of "$search" "$task")
-      folder="outputs/studies/search/$(tr -s ' %' '-' <<<"$task")/$search-$seed"
+      folder="outputs/studies/search/$(tr -s ' %,' '-' <<<"$task")/$search-$seed"
       # shellcheck disable=SC2086 # words are options
       [ -f "$folder/profile.json" ] || "$python" -m evopress.run "${common[@]}" "hydra.run.dir=$folder" "seed=$seed" \
         $setting $options
