@@ -206,7 +206,8 @@ class Guided(Search):
             if number == len(self.stages):
                 candidates = [parent, *candidates]
             stage_label = f"{label}, stage {number}/{len(self.stages)}"
-            fitness = yield from fitness_of(Batch(tuple(candidates), stage.tokens, stage_label, excerpt=self.stage_excerpt))
+            batch = Batch(tuple(candidates), stage.tokens, stage_label, excerpt=self.stage_excerpt)
+            fitness = yield from fitness_of(batch)
             candidates = best_first(candidates, fitness)[: stage.survivors]
         check_numbers(fitness)
         return candidates[0]
