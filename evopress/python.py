@@ -114,6 +114,8 @@ DEMO_SEARCH = Guided(
     generations=2,
     generations_per_table=2,
     offspring=6,
+    free_share=0.3,
+    down_slope=0.0,
     stages=[Stage(survivors=2, tokens=512), Stage(survivors=1, tokens=1024)],
 )
 
