@@ -37,7 +37,7 @@ AXES = {
 }
 
 
-OTHERS = 3
+OTHERS = 1
 """Profiles of the neighbour's last comparison, besides its best, that a search tries at its own budget."""
 
 
@@ -59,7 +59,7 @@ def trace(job: Job, bench: Workbench, one: Callable[[Job, Workbench], Profile]) 
     budgets = ordered(job, bench)
     found: list[tuple[Job, Profile]] = []
     for number, budget in enumerate(budgets):
-        method = job.search.beside(_archived(*found[-1]) if found else [])
+        method = job.search.beside(_archived(*found[-1]) if found else [], (number + 1) / len(budgets))
         folder = job.folder / f"{budget.target}{budget.metric}"
         part = replace(job, budget=budget, search=method, folder=folder, seed=job.seed + number, targets=())
         if processes.is_first():

@@ -338,10 +338,23 @@ def test_what_is_brought_down_is_what_costs_least():
     assert brought(space, Budget(metric="bits", target=3.67).caps(space), (0, 0, 0), scores) == (0, 1, 0)
 
 
-def test_others_join_the_first_comparison_only():
+def test_others_join_the_first_comparison_and_their_best_every_one():
     space, weights = bit_space([8] * 8), [9.0, 8.0, 7.0, 6.0, 0.4, 0.3, 0.2, 0.1]
-    other = (2, 2, 2, 2, 0, 0, 0, 0)
-    method = guided(generations=0).beside([(0,) * 8, other])
-    _, (_, line, *_) = play(method, space, BITS3, linear_fitness(weights), table=flat_table(space, weights))
-    assert other in line.profiles
-    assert (0,) * 8 not in line.profiles
+    best, other = (2, 2, 2, 2, 0, 0, 0, 0), (2, 2, 2, 1, 1, 0, 0, 0)
+    method = guided(rounds=2, generations=0).beside([(0,) * 8, other], 1.0)
+    _, questions = play(method, space, BITS3, linear_fitness(weights), table=flat_table(space, weights))
+    first = next(question for question in questions if isinstance(question, Batch))
+    assert other in first.profiles
+    assert (0,) * 8 not in first.profiles  # it is brought to the budget
+    method = guided(rounds=2, generations=0).beside([best, other], 1.0)
+    _, questions = play(method, space, BITS3, linear_fitness(weights), table=flat_table(space, weights))
+    first, second = (question.profiles for question in questions if isinstance(question, Batch))
+    assert {best, other} < set(first)
+    assert best in second
+    assert other not in second
+
+
+@pytest.mark.parametrize(("own", "fronts"), [(6, [1, 1, 1, 2, 2, 3]), (1, [1] * 6), (0, [0] * 6)])
+def test_the_smaller_a_budget_of_many_the_more_generations_it_has(own, fronts):
+    method = guided(generations=own)
+    assert [method.beside([], number / 6).generations for number in range(1, 7)] == fronts

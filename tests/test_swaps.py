@@ -77,7 +77,7 @@ def test_a_start_from_another_budget_is_brought_to_this_one(target):
     space, budget = drop_space(8), Budget(metric="drop", target=target)
     start = random_profile(space, DROP, Random(0))
     weights = [float(i) for i in range(16)]
-    search = SWAPS.beside([start])
+    search = SWAPS.beside([start], 0.5)
     best, asked = play(search, space, budget, linear_fitness(weights))
     assert asked[0].profiles[0] == start
     assert [cap.slack(space, best) for cap in budget.caps(space)] == [0, 0]

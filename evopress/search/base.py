@@ -108,10 +108,10 @@ class Search(ABC):
         """How many questions `run` will ask, for the progress display; None when not known."""
         return None
 
-    def beside(self, found: Sequence[Profile]) -> "Search":
+    def beside(self, found: Sequence[Profile], place: float) -> "Search":
         """The search to run for one of many budgets; itself if it has no use for what was `found` for a neighbour.
 
         That is the best profile, then what came close to it there; none of them need hold the budget here. For the
-        first of the budgets it is empty.
+        first of the budgets it is empty. `place`, above 0, is 1 for the smallest budget.
         """
         return self

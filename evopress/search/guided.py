@@ -8,8 +8,8 @@ timid to bold, and the true fitness picks one of them; there the next table is m
     repeat rounds times, the cap coming down to the budget in equal steps:
         table ← first- and second-order effect of every switch at profile
         path ← for each damping d: the profile of least summed score, with d · second in place of second
-        profile ← the fittest of path, profile if it holds the budget, and at first what searches for other budgets
-            found, all on one minibatch
+        profile ← the fittest of path, profile if it holds the cap, and what a search for another budget found, brought
+            to the cap; all on one minibatch
     repeat generations times:
         every few generations: a table at profile
         offspring ← path, and profiles of least noisy score with a random share of the units free to move
@@ -76,8 +76,8 @@ class Guided(Search):
 
     `trade`: whether units may trade across trade groups (`any`, only the budget counts) or each group keeps the cost it
     has in the evenly spaced profile (`groups`). `start`, a level per unit, need not hold the budget, nor need `others`,
-    which join the first line search once they do. Of drops, every round and every generation is a round of swaps, from
-    the first of `others` if there is one.
+    which join the first line search once they do, and their first every later one. Of drops, every round and every
+    generation is a round of swaps, from the first of `others` if there is one.
     """
 
     rounds: int = Field(ge=0)
@@ -111,8 +111,10 @@ class Guided(Search):
         tables = -(-self.generations // self.generations_per_table)
         return (3 if space.children else 2) * self.rounds + tables + self.generations * len(self.stages)
 
-    def beside(self, found: Sequence[Profile]) -> "Guided":
-        return replace(self, others=list(found), generations=-(-self.generations // 6))
+    def beside(self, found: Sequence[Profile], place: float) -> "Guided":
+        """Generations gain most where the budget is smallest: they grow with `place`, to half."""
+        generations = max(min(1, self.generations), int(self.generations * place / 2))
+        return replace(self, others=list(found), generations=generations)
 
     def run(self, space: Space, budget: Budget, rng: Random) -> SearchRun:
         if _is_depth(space):
@@ -126,7 +128,7 @@ class Guided(Search):
             if space.children:
                 rows = yield from drop_effects(space, profile, max(1, self.table_tokens // 2), self.excerpt)
                 tables[-1] = replace(tables[-1], second=[rows.get(i, row) for i, row in enumerate(tables[-1].second)])
-            others = self.others if number == 1 else []
+            others = self.others if number == 1 else self.others[:1]
             label = f"round {number}/{self.rounds}, line search"
             aim = towards(space, caps, profile, self.rounds + 1 - number)
             profile = yield from self._line_search(space, aim, tables, others, label)

@@ -80,7 +80,7 @@ class Swaps(Search):
     def _line(self, candidates: list[Profile], label: str) -> Batch:
         return Batch(tuple(candidates), self.line_tokens, f"{label}, swaps at once", excerpt=self.excerpt)
 
-    def beside(self, found: Sequence[Profile]) -> "Swaps":
+    def beside(self, found: Sequence[Profile], place: float) -> "Swaps":
         return replace(self, start=found[0], rounds=-(-self.rounds // 3)) if found else self
 
     def _effects(self, space: Space, profile: Profile, label: str) -> Generator[Question, Answer, dict[int, float]]:
