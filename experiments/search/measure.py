@@ -102,7 +102,7 @@ def main() -> None:
                 "cost": bench.space.cost(found.profile),
                 "perplexity_unseen": round(result.perplexity, 3),
                 "stands_at": found.label,
-                "overrides": [re.sub("=.*/", "=", override) for override in overrides[run]],  # files without folders
+                "overrides": [re.sub("^(data.*=).*/", r"\1", override) for override in overrides[run]],  # no folders
             }
         )
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else []

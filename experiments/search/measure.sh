@@ -16,8 +16,8 @@ common=(model=smollm2 data=text "data.source=$TEXT/wikitext2_valid.txt" "data.te
 setting_of() { # task
   case "$1" in
   "3 bit") echo compress=gptq compress.group_size=64 budget=3bit ;;
-  "3 bit, rounded otherwise") # what batches change in the last digits of Hessians makes another database
-    echo compress=gptq compress.group_size=64 budget=3bit evaluator.batch_tokens=1024 outputs=outputs/rounded
+  "3 bit, batches of "*) # what they change in the last digits of Hessians makes another database
+    echo compress=gptq compress.group_size=64 budget=3bit "evaluator.batch_tokens=${1##* }" "outputs=outputs/batches${1##* }"
     ;;
   *" bit") echo compress=gptq compress.group_size=64 budget=3bit "budget.target=${1% bit}" ;;
   "60 % sparsity") echo compress=sparsegpt compress.num_levels=4 budget=sparsity60 ;;
