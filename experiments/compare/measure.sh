@@ -7,11 +7,8 @@
 # then: python experiments/compare/collect.py
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-: "${TEXT:?set TEXT to the folder with wikitext2_valid.txt and wikitext2_test.txt}"
-python=${PYTHON:-.venv/bin/python}
-common=(model=smollm2 data=text "data.source=$TEXT/wikitext2_valid.txt" "data.test_source=$TEXT/wikitext2_test.txt"
-  data.window=512 data.calibration_tokens=16384 data.search_tokens=131072 data.validation_tokens=8192
-  data.test_tokens=4096)
+. experiments/setting.sh
+common+=(data.test_tokens=4096)
 evolution=(search=evolution search.offspring=8 'search.stages=[{survivors:2,tokens:512},{survivors:1,tokens:1024}]'
   search.initial_candidates=8 search.initial_tokens=512)
 

@@ -5,11 +5,7 @@
 #   bash experiments/known/measure.sh
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-: "${TEXT:?set TEXT to the folder with wikitext2_valid.txt and wikitext2_test.txt}"
-python=${PYTHON:-.venv/bin/python}
-common=(model=smollm2 data=text "data.source=$TEXT/wikitext2_valid.txt" "data.test_source=$TEXT/wikitext2_test.txt"
-  data.window=512 data.calibration_tokens=16384 data.search_tokens=131072 data.validation_tokens=8192
-  data.test_tokens=8192)
+. experiments/setting.sh
 
 run() { # name, then options
   local folder="outputs/studies/known/$1"

@@ -7,11 +7,8 @@
 # Searches of their own for the same budgets: SEARCHES=guided bash experiments/search/measure.sh "2.5 bit" "2.75 bit" ...
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-: "${TEXT:?set TEXT to the folder with wikitext2_valid.txt and wikitext2_test.txt}"
-python=${PYTHON:-.venv/bin/python}
-common=(model=smollm2 data=text "data.source=$TEXT/wikitext2_valid.txt" "data.test_source=$TEXT/wikitext2_test.txt"
-  data.window=512 data.calibration_tokens=16384 data.search_tokens=131072 data.validation_tokens=8192
-  data.test_tokens=8192 compress=gptq compress.group_size=64 budget=3bit search=guided)
+. experiments/setting.sh
+common+=(compress=gptq compress.group_size=64 budget=3bit search=guided)
 
 for seed in ${SEEDS:-0 1 2}; do
   folder="outputs/studies/front/$seed"

@@ -7,11 +7,8 @@
 # then, for each task: python experiments/search/measure.py --task "3 bit" --at 60000 300000 -- outputs/studies/search/3-bit/*
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-: "${TEXT:?set TEXT to the folder with wikitext2_valid.txt and wikitext2_test.txt}"
-python=${PYTHON:-.venv/bin/python}
-common=(model=smollm2 data=text "data.source=$TEXT/wikitext2_valid.txt" "data.test_source=$TEXT/wikitext2_test.txt"
-  data.window=512 data.calibration_tokens=16384 data.search_tokens=131072 data.validation_tokens=8192
-  data.test_tokens=8192 'stages=[database,search]')
+. experiments/setting.sh
+common+=('stages=[database,search]')
 
 setting_of() { # task
   case "$1" in
@@ -31,9 +28,7 @@ options_of() { # search, task
   "guided "*) echo search=guided ;;
   "short 25 % depth") echo search=guided search.rounds=1 search.generations=0 search.table_tokens=1024 ;;
   "short "*) echo search=guided search.rounds=1 search.generations=0 search.table_tokens=768 search.line_tokens=512 ;;
-  "evolution "*) # the paper's shape, on fewer tokens
-    echo search=evolution search.offspring=16 'search.stages=[{survivors:4,tokens:512},{survivors:1,tokens:2048}]' \
-      search.generations=16 search.initial_candidates=16 search.initial_tokens=512 ;;
+  "evolution "*) echo "${algorithm1[@]}" ;;
   "super_fast "*) echo search=super_fast search.generations=8 search.initial_candidates=16 search.initial_tokens=512 ;;
   "random "*) echo search=random search.candidates=64 search.tokens=1024 ;;
   "dp "*) echo search=dp search.errors=measured search.tokens=128 ;;
