@@ -43,10 +43,9 @@ class Answers:
     def __call__(self, number: int, question: Question) -> tuple[Answer, float]:
         rng = minibatch_rng(self.seed, number)
         pool = self.bench.splits.search
-        if question.num_tokens > pool.numel() and not self.has_warned:
-            texts.warn_if_small(pool, question.num_tokens)
-            self.has_warned = True
-        tokens = texts.minibatch(pool, question.num_tokens, rng, question.excerpt)
+        tokens = texts.minibatch(pool, question.num_tokens, rng, question.excerpt, bos=self.bench.splits.bos)
+        if not self.has_warned:
+            self.has_warned = texts.warn_if_small(tokens, question.num_tokens)
         evaluator = self.bench.evaluator
         if isinstance(question, Table):
             if question.kind == "switch_effects":

@@ -1,6 +1,6 @@
 """How the KL divergence would change if one unit went to another level: gradient and curvature at a compressed profile.
 
-A switch changes the outputs of a unit at token t by Δ_t: ΔW x_t for a layer, plus or minus its output for a sub-block.
+A switch changes the output of a layer at token t by Δ_t = ΔW x_t; that of several tied layers is all of them at once.
 With N tokens, and D draws of z, random vectors whose covariance is the Fisher information of the logits::
 
     g_t = ∂/∂out_t mean KL(dense ‖ compressed)         γ_dt = ∂/∂out_t Σ_s z_dsᵀ logits_s
@@ -27,7 +27,7 @@ from torch.nn import Module
 
 from evopress import processes
 from evopress.database import OUTSIDE, DecodedLevels
-from evopress.models import SUBBLOCKS, Kwargs, LanguageModel
+from evopress.models import Kwargs, LanguageModel
 from evopress.profile import Profile, Space
 from evopress.space import BlockChoice, Ends, by_block, end_levels, ends
 
@@ -44,9 +44,8 @@ PART_TOKENS = 512
 class Effects:
     """Effects of all switches, for each level of each unit in turn; zero where a unit is at that level already.
 
-    Zero as well for what may be dropped besides the levels of its layers, as a drop is too large a step to foretell so,
-    and for layers in a dropped one. `second` is the half of a square, so not negative. Both are (switches,), in nats
-    per token.
+    Zero as well for what may be dropped, as a drop is too large a step to foretell so, and for layers in a dropped one.
+    `second` is the half of a square, so not negative. Both are (switches,), in nats per token.
     """
 
     first: Float[Tensor, " switches"]
@@ -93,7 +92,7 @@ def token_equivalents(space: Space, num_tokens: int, draws: int) -> float:
     """What a table costs in tokens through the whole model.
 
     Three forward passes (dense, compressed, and once more with the graph), 1 + `draws` backward passes that count two
-    each, and a product as large as the unit for every level it could go to (none for sub-blocks).
+    each, and a product as large as the unit for every level it could go to.
     """
     products = sum(unit.num_weights * (len(unit.levels) - 1) for unit in space.units if unit.layers)
     return num_tokens * (3 + 2 * (1 + draws) + products / space.num_weights)
@@ -125,9 +124,7 @@ class _Pass:
             starts.append(starts[-1] + len(unit.levels))
         samples = states[-1].new_zeros(starts[-1], 1 + draws, self.tokens.numel(), dtype=torch.float32)
         for block in reversed(range(self.lm.num_blocks)):
-            members = [i for i, unit in enumerate(self.space.units) if block in unit.blocks]
-            step = self._layers if any(self.space.units[i].layers for i in members) else self._subblocks
-            gradients, found = step(block, choices[block], states[block], gradients, kwargs[block])
+            gradients, found = self._layers(block, choices[block], states[block], gradients, kwargs[block])
             for (index, level), values in found.items():
                 samples[starts[index] + level] += values
         for (index, level), values in (*at_head.items(), *self._embeddings(states[0], gradients).items()):
@@ -258,32 +255,6 @@ class _Pass:
             if block in unit.blocks:
                 for layer in unit.layers:
                     yield index, layer[prefix:]
-
-    def _subblocks(
-        self, block: int, choice: BlockChoice, state: Tensor, gradients: list[Tensor], kwargs: Kwargs
-    ) -> tuple[list[Tensor], dict[tuple[int, int], Tensor]]:
-        """The same for sub-blocks that are kept or dropped. What one adds to the stream counts as its output."""
-        attention, mlp = SUBBLOCKS
-
-        def added(stream: Tensor, part: str) -> Tensor:
-            others = frozenset(SUBBLOCKS) - {part}
-            return self.lm.run_block(block, stream, kwargs, dropped=others) - stream
-
-        state = state.detach().requires_grad_()
-        with torch.enable_grad():
-            by_attention = added(state, attention)
-            middle = state + by_attention * (attention not in choice.dropped)
-            by_mlp = added(middle, mlp)
-            output = middle + by_mlp * (mlp not in choice.dropped)
-        backs = [torch.autograd.grad(output, [state, middle], gradient, retain_graph=True) for gradient in gradients]
-        at = {attention: [back[1] for back in backs], mlp: gradients, "block": gradients}
-        adds = {attention: by_attention, mlp: by_mlp, "block": by_attention + by_mlp}
-        found: dict[tuple[int, int], Tensor] = {}
-        for index, unit in enumerate(self.space.units):
-            if block in unit.blocks and len(unit.levels) > 1:
-                change = adds[unit.kind].detach() * (1.0 if self.profile[index] else -1.0)
-                found[index, 1 - self.profile[index]] = (torch.stack(at[unit.kind]) * change).sum(-1).float().flatten(1)
-        return [back[0] for back in backs], found
 
 
 def fisher_probe(

@@ -57,13 +57,17 @@ class Data:
 
 @dataclass(frozen=True)
 class Splits:
-    """Windows of token ids, int64 (windows, time), no text in two of them. `hashes` are SHA-256 of the ids."""
+    """Windows of token ids, int64 (windows, time), no text in two of them. `hashes` are SHA-256 of the ids.
+
+    `bos`: whether every window starts with the BOS token.
+    """
 
     calibration: Windows
     search: Windows
     validation: Windows
     test: Windows
     hashes: dict[str, str]
+    bos: bool = False
 
 
 def load(data: Data, tokenizer: PreTrainedTokenizerBase, cache: Path) -> Splits:
@@ -96,7 +100,7 @@ def load(data: Data, tokenizer: PreTrainedTokenizerBase, cache: Path) -> Splits:
         data.window,
         "on" if data.bos else "off",
     )
-    return Splits(**windows, hashes=hashes)
+    return Splits(**windows, hashes=hashes, bos=data.bos)
 
 
 def load_test(source: str, data: Data, tokenizer: PreTrainedTokenizerBase, cache: Path) -> Windows:
@@ -110,25 +114,39 @@ def set_name(source: str) -> str:
     return source if source == "pydoc" or source in texts.HUB else Path(source).stem
 
 
-def minibatch(windows: Windows, num_tokens: int, rng: Random, excerpt: int | None = None) -> Windows:
+def minibatch(
+    windows: Windows, num_tokens: int, rng: Random, excerpt: int | None = None, *, bos: bool = False
+) -> Windows:
     """Random windows without repetition, `num_tokens` in all, rounded up to whole windows.
 
     Fewer tokens than a window are the start of one window; more than there are, all windows. With `excerpt`, so many
-    neighbouring tokens from a random place of each window stand for it, so that the same tokens come from more texts.
+    neighbouring tokens from one random place, the same in all windows, stand for each, so that the same tokens come
+    from more texts; with `bos` the first of them is that of the window.
     """
-    length = min(windows.shape[1], num_tokens, excerpt or num_tokens)
-    count = min(len(windows), ceil(num_tokens / length))
+    count, length = minibatch_shape(len(windows), windows.shape[1], num_tokens, excerpt)
     chosen = windows[rng.sample(range(len(windows)), count)]
     start = rng.randint(0, windows.shape[1] - length) if excerpt else 0
-    return chosen[:, start : start + length]
+    tokens = chosen[:, start : start + length]
+    return torch.cat([chosen[:, :1], tokens[:, 1:]], 1) if bos else tokens
 
 
-def warn_if_small(windows: Windows, num_tokens: int) -> None:
-    """Say once, ahead of a search, that its largest minibatch is larger than the pool."""
-    if num_tokens > windows.numel():
+def minibatch_shape(num_windows: int, window: int, num_tokens: int, excerpt: int | None) -> tuple[int, int]:
+    """How many of the windows a minibatch has, and how many tokens of each."""
+    length = min(window, num_tokens, excerpt or num_tokens)
+    return min(num_windows, ceil(num_tokens / length)), length
+
+
+def warn_if_small(tokens: Windows, num_tokens: int) -> bool:
+    """Say that a minibatch has fewer tokens than were asked for; whether it was said."""
+    is_small = tokens.numel() < num_tokens
+    if is_small:
         log.warning(
-            "a minibatch of %d tokens is asked for but data.search_tokens gives only %d", num_tokens, windows.numel()
+            "a minibatch of %d tokens is asked for but data.search_tokens gives only %d windows, %d tokens of each: "
+            "raise data.search_tokens, or the excerpt of the search",
+            num_tokens,
+            *tokens.shape,
         )
+    return is_small
 
 
 def _test_split(source: str) -> str:

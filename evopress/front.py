@@ -1,4 +1,4 @@
-"""Many budgets from one database: every search is a short one that knows what that of the next larger budget found.
+"""Many budgets from one database: a guided search is a short one that knows what that of the next larger budget found.
 
 Each target becomes a run directory of its own below that of the job; beside them stand `front.csv`, `front.png` with
 the searched, the uniform and the additive curve, `comparison.html`, and `archive.csv` with every profile that any of
@@ -8,7 +8,7 @@ the searches evaluated.
 import csv
 import io
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 
@@ -56,15 +56,11 @@ class Point:
 
 def trace(job: Job, bench: Workbench, one: Callable[[Job, Workbench], Profile]) -> None:
     """Search and evaluate every target of the job by `one`, from the largest model to the smallest."""
-    budgets = ordered(job, bench)
     found: list[tuple[Job, Profile]] = []
-    for number, budget in enumerate(budgets):
-        method = job.search.beside(_archived(*found[-1]) if found else [], (number + 1) / len(budgets))
-        folder = job.folder / f"{budget.target}{budget.metric}"
-        part = replace(job, budget=budget, search=method, folder=folder, seed=job.seed + number, targets=())
+    for part in parts(job, bench.space, lambda: _archived(*found[-1]) if found else []):
         if processes.is_first():
-            folder.mkdir(parents=True, exist_ok=True)
-        log.info("target %d of %d: %s", number + 1, len(budgets), budget)
+            part.folder.mkdir(parents=True, exist_ok=True)
+        log.info("target %d of %d: %s", len(found) + 1, len(set(job.targets)), part.budget)
         found.append((part, one(part, bench)))
     if "evaluate" not in job.stages:
         return
@@ -88,7 +84,7 @@ def _archived(part: Job, profile: Profile) -> list[Profile]:
 
 
 def archive_csv(space: Space, parts: Sequence[Job]) -> str:
-    """A row for every profile and minibatch of every search: target, question, levels, cost, bytes and fitness."""
+    """A row for every profile and minibatch of every search: target, minibatch, levels, cost, bytes and fitness."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("target", "batch", "levels", "cost", "size_bytes", "fitness"))
@@ -100,11 +96,17 @@ def archive_csv(space: Space, parts: Sequence[Job]) -> str:
     return text.getvalue()
 
 
-def ordered(job: Job, bench: Workbench) -> list[Budget]:
-    """The job's targets, from the largest model to the smallest. Raises ValueError for one that is out of reach."""
+def parts(job: Job, space: Space, found: Callable[[], list[Profile]] = list) -> Iterator[Job]:
+    """A job for every target, from the largest model to the smallest, each knowing what was `found` for the last one.
+
+    Raises ValueError for a target that is out of reach.
+    """
     budgets = [replace(job.budget, target=target) for target in dict.fromkeys(job.targets)]
-    cost = {budget: bench.space.cost(evenly_spaced_profile(bench.space, budget)) for budget in budgets}
-    return sorted(budgets, key=lambda budget: -cost[budget])
+    cost = {budget: space.cost(evenly_spaced_profile(space, budget)) for budget in budgets}
+    for number, budget in enumerate(sorted(budgets, key=lambda budget: -cost[budget])):
+        method = job.search.beside(found(), (number + 1) / len(budgets))
+        folder = job.folder / f"{budget.target}{budget.metric}"
+        yield replace(job, budget=budget, search=method, folder=folder, seed=job.seed + number, targets=())
 
 
 def as_csv(points: list[Point]) -> str:
@@ -118,7 +120,7 @@ def as_csv(points: list[Point]) -> str:
 
 
 def curves(points: Sequence[Point], metric: str, name: str, style: Style) -> Figure:
-    """KL on the data set `name` against the target: searched, evenly spread, and by additive errors."""
+    """KL on the data set `name` against what was achieved: searched, evenly spread, and by additive errors."""
     figure, axes = new_axes(3.2)
     targets = [point.achieved for point in points]
     lines = (

@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, requires, version
 from math import isfinite
+from random import Random
 
 from torch import Tensor
 
@@ -165,8 +166,7 @@ def prepare(job: Job, lm: LanguageModel, splits: Splits) -> Workbench:
     space = layer_space(lm, compressor, job.space)
     if job.budget.metric == "size":
         space = replace(space.priced_in_bytes(), fixed_bytes=fixed_bytes(job.export, lm, space))
-    for target in job.targets or (job.budget.target,):  # one out of reach is an error before hours of work, not after
-        evenly_spaced_profile(space, replace(job.budget, target=target))
+    _first_questions(job, space)
     database = open_database(job, compressor, lm, splits)
     settings = job.evaluator
     build(
@@ -180,6 +180,13 @@ def prepare(job: Job, lm: LanguageModel, splits: Splits) -> Workbench:
     weights = DecodedLevels(database, limit_bytes=int(settings.cache_gb * 1e9), dtype=lm.dtype, device=lm.device)
     evaluator = Evaluator(lm, space, weights, settings)
     return Workbench(lm, splits, space, evaluator, database, identity | {"database": fingerprint(database.identity)})
+
+
+def _first_questions(job: Job, space: Space) -> None:
+    """Run every search to its first question: what it cannot do is an error before hours of work, not after."""
+    for part in front.parts(job, space) if job.targets else [job]:
+        evenly_spaced_profile(space, part.budget)
+        next(part.search.run(space, part.budget, Random(part.seed)), None)
 
 
 def open_database(job: Job, compressor: Compressor, lm: LanguageModel, splits: Splits) -> Database:

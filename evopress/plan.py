@@ -7,7 +7,8 @@ in the blocks and the head, and for each group of layers rows × cols of them th
     database        two forward passes over the calibration tokens; with a Hessian, cols² per token and group (half of
                     a symmetric product), ⅔ cols³ for its factor, rows cols² for each level and 2 rows cols² to weigh
                     the levels' errors
-    search          the search itself is run on random answers; common prefixes of profiles count once
+    search          the search itself is run on random answers, that of every target; common prefixes of profiles count
+                    once
     evaluate        dense, uniform and searched model on every test set
     memory          weights, and the largest of what the stages hold besides them, by the terms of `_memory`
 """
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import AutoModelForCausalLM
 
-from evopress import processes
+from evopress import front, processes
 from evopress.compress.drop import Drop
 from evopress.compress.sweep import MAX_ELEMENTS
 from evopress.experts import unpack
@@ -26,7 +27,7 @@ from evopress.families import expert_of, family_of, with_experts
 from evopress.loading import ModelSource, config_of, device_of, dtype_of
 from evopress.models import LanguageModel
 from evopress.profile import Space
-from evopress.rehearsal import rehearsed
+from evopress.rehearsal import Rehearsal, rehearsed
 from evopress.space import drop_space, layer_space
 
 if TYPE_CHECKING:
@@ -178,14 +179,22 @@ class _Stages:
         return tokens // processes.world_size() * self.lm.hidden_size * self.dtype.itemsize
 
     def search_and_evaluate(self) -> tuple[StagePlan, StagePlan]:
-        searching, seen = rehearsed(self.job, self.lm.num_blocks, self.space)
+        searches = self._rehearsals()
+        searching = sum(each.tokens for each in searches)
         windows = self.job.data.num_windows("test") * (1 + len(self.job.eval.datasets))
-        evaluating = 4.0 * windows * self.job.data.window
-        memory = (*self._memory(), *self._evaluator(seen))
+        evaluating = 4.0 * len(searches) * windows * self.job.data.window
+        memory = (*self._memory(), *self._evaluator(frozenset().union(*(each.seen for each in searches))))
         return (
             StagePlan("search", searching, searching * self._per_token, memory),
             StagePlan("evaluate", evaluating, evaluating * self._per_token, memory),
         )
+
+    def _rehearsals(self) -> list[Rehearsal]:
+        """Of every target."""
+        found: list[Rehearsal] = []
+        for part in front.parts(self.job, self.space, lambda: [each.profile for each in found[-1:]]):
+            found.append(rehearsed(part, self.lm.num_blocks, self.space))
+        return found or [rehearsed(self.job, self.lm.num_blocks, self.space)]
 
     def _groups(self) -> list[tuple[int, int]]:
         """Rows and columns of each group of a block."""
@@ -216,7 +225,7 @@ class _Stages:
         of_blocks = [sum(parameter.numel() for parameter in block.parameters()) for block in self.lm.blocks]
         return weights - sum(of_blocks) + max(of_blocks)
 
-    def _evaluator(self, seen: set[tuple[int, int]]) -> tuple[Amount, ...]:
+    def _evaluator(self, seen: frozenset[tuple[int, int]]) -> tuple[Amount, ...]:
         settings, hidden = self.job.evaluator, self.lm.hidden_size * self.dtype.itemsize
         units = [self.space.units[index] for index, _ in seen]
         decoded = sum(unit.num_weights for unit in units if unit.layers)

@@ -95,6 +95,11 @@ class Space:
                 found[parent] = (*found.get(parent, ()), index)
         return found
 
+    @cached_property
+    def is_depth(self) -> bool:
+        """Whether units are kept or dropped, and have no levels."""
+        return not any(unit.layers for unit in self.units)
+
     def is_gone(self, index: int, profile: Sequence[int]) -> bool:
         """Whether the unit sits in a dropped one."""
         parent = self.parents[index]
@@ -159,7 +164,7 @@ def to_text(space: Space, profile: Profile) -> str:
 
     A parent has a line of its own, `name: 1` where it is dropped, and then none for what is inside it.
     """
-    if _is_depth(space):
+    if space.is_depth:
         dropped = _dropped_parts(space, profile)
         return "".join(f"{'+'.join(part for part in PARTS if part in parts) or 'none'}\n" for parts in dropped)
     return "".join(
@@ -201,7 +206,7 @@ def from_text(space: Space, text: str, zero: Profile | None = None) -> Profile:
     given twice.
     """
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
-    return _depth_from(space, lines) if _is_depth(space) else _layers_from(space, lines, zero)
+    return _depth_from(space, lines) if space.is_depth else _layers_from(space, lines, zero)
 
 
 def _layers_from(space: Space, lines: list[tuple[int, str]], zero: Profile | None) -> Profile:
@@ -249,10 +254,6 @@ def _level_of(unit: Unit, value: float) -> int:
         if f"{level.value:g}" == f"{value:g}":
             return index
     raise ValueError(f"{unit.name} has no level {value:g}; it has {', '.join(f'{x.value:g}' for x in unit.levels)}")
-
-
-def _is_depth(space: Space) -> bool:
-    return not any(unit.layers for unit in space.units)
 
 
 def _parts_of(unit: Unit) -> frozenset[str]:

@@ -1,10 +1,13 @@
 """A search that is run on random answers, to see what it will ask: tokens, and the levels that it looks at."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
 from random import Random
 from typing import TYPE_CHECKING
 
 from evopress import curvature
+from evopress.data import minibatch_shape
 from evopress.profile import Profile, Space
 from evopress.search.base import Answer, Batch, Question, Table
 from evopress.search.moves import evenly_spaced_profile
@@ -13,24 +16,35 @@ if TYPE_CHECKING:
     from evopress.job import Job
 
 
-def rehearsed(job: "Job", num_blocks: int, space: Space) -> tuple[float, set[tuple[int, int]]]:
-    """Token equivalents of the search, run on random answers, and each (unit, level) that it looks at.
+@dataclass(frozen=True)
+class Rehearsal:
+    """A search of random answers: its token equivalents, each (unit, level) it looked at, and what it returned.
 
     The tokens of the dense model are included, the levels of the evenly spaced profile too.
     """
+
+    tokens: float
+    seen: frozenset[tuple[int, int]]
+    profile: Profile
+
+
+def rehearsed(job: "Job", num_blocks: int, space: Space) -> Rehearsal:
+    """Run the search of one budget on random answers."""
     rng = Random(job.seed)
     run = job.search.run(space, job.budget, Random(job.seed))
-    pool = job.data.num_windows("search") * job.data.window
+    windows = job.data.num_windows("search"), job.data.window
     total = 0.0
     seen = set(enumerate(evenly_spaced_profile(space, job.budget)))
     try:
         question = next(run)
         while True:
-            total += min(question.num_tokens, pool) * _passes(question, num_blocks, space)
+            total += prod(minibatch_shape(*windows, question.num_tokens, question.excerpt)) * _passes(
+                question, num_blocks, space
+            )
             seen |= _levels_of(question, space)
             question = run.send(_some_answer(question, num_blocks, space, rng))
     except StopIteration as stop:
-        return total, seen | set(enumerate(stop.value))
+        return Rehearsal(total, frozenset(seen | set(enumerate(stop.value))), stop.value)
 
 
 def _levels_of(question: Question, space: Space) -> set[tuple[int, int]]:

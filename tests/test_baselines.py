@@ -1,5 +1,6 @@
 """Each baseline does what its paper says, on spaces where the answer is known."""
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evopress.budget import Budget
-from evopress.profile import to_json, to_text
+from evopress.profile import Space, to_json, to_text
 from evopress.search.additive import Additive, error_table, knapsack, switches
 from evopress.search.base import Batch, Table
 from evopress.search.brute_force import BruteForce
@@ -88,6 +89,14 @@ def test_greedy_in_larger_steps_never_goes_below_the_budget():
     assert len(asked) == 3
 
 
+@given(st.lists(st.sampled_from([8, 16, 24, 40]), min_size=2, max_size=9), st.sampled_from([2.3, 3.0, 3.6]))
+def test_greedy_spends_what_its_last_step_saved_too_much(sizes, target):
+    space, budget = bit_space(sizes), Budget(metric="bits", target=target)
+    best, _ = play(Greedy(tokens=8, per_step=9), space, budget, linear_fitness([1.0 + i for i in range(len(sizes))]))
+    slack = budget.caps(space)[0].slack(space, best)
+    assert 0 <= slack < min((size for size, level in zip(sizes, best, strict=True) if level), default=slack + 1)
+
+
 @pytest.mark.parametrize("score", ["perplexity", "kl"])
 def test_scores_by_removal_drop_the_blocks_that_matter_least(score):
     space = drop_space(8)
@@ -124,6 +133,27 @@ def test_window_drops_consecutive_blocks():
     assert asked == [Table("cosine", 8, (4.0,))]
 
 
+def keeping(space: Space, *indices: int) -> Space:
+    """`space` where these units may not be dropped."""
+    units = [replace(unit, levels=unit.levels[: 1 if i in indices else 2]) for i, unit in enumerate(space.units)]
+    return Space(tuple(units))
+
+
+def test_a_window_has_no_block_that_must_stay():
+    half, similar = Budget(metric="drop", target=0.5), [[0.9], [0.0], [0.8], [0.0], [0.3], [0.0], [0.0], [0.0]]
+    windows = Scores(score="window", tokens=8)
+    best, _ = play(windows, keeping(drop_space(4), 1), half, sum, table=lambda question: similar)
+    assert best == (0, 0, 1, 1, 1, 1, 0, 0)
+    with pytest.raises(ValueError, match="of no 2 consecutive blocks all may be dropped"):
+        play(windows, keeping(drop_space(4), 2, 4), half, sum, table=lambda question: similar)
+
+
+def test_a_window_of_no_blocks_drops_nothing():
+    nothing = Budget(metric="drop", target=0.01)
+    best, asked = play(Scores(score="window", tokens=8), drop_space(4), nothing, sum)
+    assert (best, asked) == ((0,) * 8, [])
+
+
 def test_scores_refuse_layers():
     with pytest.raises(ValueError, match="compress=drop"):
         play(Scores(score="kl", tokens=8), bit_space([8, 8]), BITS3, lambda profile: 0.0)
@@ -135,6 +165,8 @@ def test_brute_force_is_the_minimum_and_refuses_too_many():
     best, asked = play(BruteForce(tokens=8), space, budget, linear_fitness(weights))
     assert len(asked[0].profiles) == 36
     assert linear_fitness(weights)(best) == min(map(linear_fitness(weights), asked[0].profiles))
+    with pytest.raises(ValueError, match=r"lower budget.target, or keep less"):
+        play(BruteForce(tokens=8), keeping(space, 0, 2, 4), budget, linear_fitness(weights))
     with pytest.raises(ValueError, match="36 masks, more than search"):
         play(BruteForce(tokens=8, max_profiles=35), space, budget, linear_fitness(weights))
 

@@ -323,7 +323,19 @@ def test_minibatches_of_other_seeds_differ_and_reach_every_window():
 
 def test_a_pool_that_is_too_small_is_mentioned(caplog):
     windows = torch.zeros(2, 10, dtype=torch.int64)
-    warn_if_small(windows, 20)
+    assert not warn_if_small(minibatch(windows, 20, Random(0)), 20)
+    assert not warn_if_small(minibatch(windows, 8, Random(0), excerpt=4), 8)
     assert not caplog.records
-    warn_if_small(windows, 21)
-    assert "21 tokens" in caplog.text and "data.search_tokens gives only 20" in caplog.text
+    assert warn_if_small(minibatch(windows, 20, Random(0), excerpt=4), 20)
+    assert "20 tokens" in caplog.text and "data.search_tokens gives only 2 windows, 4 tokens of each" in caplog.text
+
+
+def test_an_excerpt_starts_with_the_bos_token_where_windows_do():
+    windows = torch.arange(60).view(3, 20)
+    starts = set()
+    for seed in range(40):
+        with_bos, without = (minibatch(windows, 15, Random(seed), excerpt=5, bos=bos) for bos in (True, False))
+        assert torch.equal(with_bos[:, 1:], without[:, 1:])
+        assert with_bos.shape == (3, 5) and set(with_bos[:, 0].tolist()) == {0, 20, 40}
+        starts.add(int(without[0, 0]) % 20)
+    assert len(starts) > 5

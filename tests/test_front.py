@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -11,6 +12,7 @@ from evopress.compress.drop import Drop
 from evopress.pipeline import run
 from evopress.search.evolution import Stage
 from evopress.search.guided import Guided
+from evopress.search.owl import Owl
 from evopress.search.swaps import Swaps
 from tests.test_pipeline import job, model_folders
 
@@ -74,8 +76,16 @@ def test_a_front_that_was_cut_off_goes_on_to_the_same_bytes(tmp_path, model_fold
     assert [point["kl_additive"] for point in read(tmp_path / "run" / "front.csv")] == ["", ""]
 
 
-def test_a_target_out_of_reach_is_an_error_before_the_database(tmp_path, model_folders):
-    front = job(tmp_path / "run", tmp_path, model_folders("llama"), search=GUIDED, targets=(3.0, 1.5))
-    with pytest.raises(ValueError, match="the smallest level is 2"):
-        run(front)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"targets": (3.0, 1.5)}, "the smallest level is 2"),
+        ({"search": replace(GUIDED, start=(1, 1))}, "search.start is not of this model"),
+        ({"search": Owl(multiples=[5.0], spreads=[0.1], tokens=32), "targets": ()}, "search=owl allots sparsity"),
+    ],
+)
+def test_what_a_search_cannot_do_is_an_error_before_the_database(changes, message, tmp_path, model_folders):
+    settings = {"search": GUIDED, "targets": (3.0,), **changes}
+    with pytest.raises(ValueError, match=message):
+        run(job(tmp_path / "run", tmp_path, model_folders("llama"), **settings))
     assert not list(tmp_path.glob("databases/*/*"))

@@ -246,6 +246,20 @@ def test_settings_that_cannot_work_are_refused(changes, message):
         guided(**changes)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"start": (0,) * 3}, "search.start is not of this model and database: the profile has 3 entries"),
+        ({"start": (9,) * 4}, "search.start .* has levels 0 to 2, not 9"),
+        ({"others": [(1,) * 4, (1,) * 5, (1,) * 4]}, "search.others .* 5 entries"),
+        ({"start": (0,) * 4, "rounds": 0}, "search.start is beyond the budget, .* search.rounds=1"),
+    ],
+)
+def test_given_profiles_that_cannot_be_used_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        next(guided(**changes).run(bit_space([8] * 4), BITS3, Random(0)))
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("llama")
@@ -346,7 +360,7 @@ def test_others_join_the_first_comparison_and_their_best_every_one():
     first = next(question for question in questions if isinstance(question, Batch))
     assert other in first.profiles
     assert (0,) * 8 not in first.profiles  # it is brought to the budget
-    method = guided(rounds=2, generations=0).beside([best, other], 1.0)
+    method = guided(rounds=2, generations=0, others=[other]).beside([best], 1.0)  # the user's own stay
     _, questions = play(method, space, BITS3, linear_fitness(weights), table=flat_table(space, weights))
     first, second = (question.profiles for question in questions if isinstance(question, Batch))
     assert {best, other} < set(first)

@@ -230,6 +230,7 @@ def test_effects_of_drops_are_measured_where_the_search_stands():
     asking = drop_effects(LARGE, profile, 8)
     batch = next(asking)
     assert isinstance(batch, Batch) and batch.num_tokens == 8 and len(set(batch.profiles)) == 13
+    assert batch.fitness == "kl"  # whatever the run's own: tables of levels are in KL
     with pytest.raises(StopIteration) as stop:
         asking.send([loss(each) for each in batch.profiles])
     rows = stop.value.value

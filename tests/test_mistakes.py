@@ -67,6 +67,10 @@ MISTAKES = [
     ("compress.scale_dtype=int8", "compress.scale_dtype is 'int8': input should be 'float16', 'bfloat16' or 'float32'"),
     ("compress=sparsegpt compress.base=2", "compress.base is 2: it must be a share from 0 to 1"),
     ("compress=sparsegpt compress.num_levels=0", "compress.num_levels is 0: input should be greater than 0"),
+    (
+        "compress=sparsegpt compress.num_levels=31",
+        "compress.num_levels is 31: input should be less than",
+    ),
     ("compress=drop compress.granularity=layer", "compress.granularity is 'layer'"),
     ("search=evolution search.offspring=0", "search.offspring is 0"),
     ("search=evolution search.offspring=8", "search.stages must keep fewer and fewer of the 8 offspring"),

@@ -1,5 +1,6 @@
 """What is foretold from the configuration is what a run then takes."""
 
+import csv
 from dataclasses import replace
 
 import pytest
@@ -94,6 +95,21 @@ def test_the_search_takes_the_tokens_foretold(search, tmp_path):
 
     run(replace(settings, tracker=Watcher(), stages=("database", "search")))
     assert foretold.tokens == pytest.approx(seen[-1], rel=0.2)  # other answers make other mutants
+
+
+def test_the_searches_of_all_targets_are_foretold(tmp_path):
+    save_tiny("llama", tmp_path / "model")
+    search = Guided(
+        rounds=2, table_tokens=64, dampings=[1, 2], line_tokens=32, generations=6, offspring=3, stages=STAGES
+    )
+    settings = job(tmp_path, tmp_path / "model", search=search, targets=(3.0, 2.5))
+    foretold = next(stage for stage in plan(settings).stages if stage.name == "search")
+    alone = next(stage for stage in plan(replace(settings, targets=())).stages if stage.name == "search")
+    run(settings)
+    with open(tmp_path / "run" / "front.csv", newline="") as file:
+        spent = sum(float(row["token_equivalents"]) for row in csv.DictReader(file))
+    assert foretold.tokens == pytest.approx(spent, rel=0.2)
+    assert alone.tokens < foretold.tokens < 2 * alone.tokens
 
 
 def test_drops_need_no_database(tmp_path):

@@ -24,7 +24,7 @@ from evopress.search.moves import (
 )
 from evopress.search.random import Random as RandomSearch
 from evopress.search.uniform import Uniform
-from tests.spaces import BITS3, bit_space, drop_space, linear_fitness, play
+from tests.spaces import BITS3, bit_space, drop_space, linear_fitness, play, sparse_space
 
 
 def evolution(**changes) -> Evolution:
@@ -134,6 +134,8 @@ def test_drop_profiles_drop_as_many_attentions_as_mlps():
 def test_out_of_reach_budget_says_what_is_reached():
     with pytest.raises(ValueError, match=r"most compressed profile has 2: raise budget.target"):
         evenly_spaced_profile(bit_space([8, 8]), Budget(metric="bits", target=1.5))
+    with pytest.raises(ValueError, match=r"has 0.7: lower budget.target$"):
+        evenly_spaced_profile(sparse_space(2), Budget(metric="sparsity", target=0.8))
 
 
 def test_evolution_finds_the_best_profile_of_a_linear_fitness():
@@ -187,6 +189,8 @@ def test_generations_for_depth_follow_the_paper():
     space, budget = drop_space(32), Budget(metric="drop", target=0.25)
     method = evolution(generations=None)
     assert method.num_questions(space, budget) == 1 + 2 * round(8 * 24 / 1.5)
+    with pytest.raises(ValueError, match=r"for drops only: set search.generations"):
+        play(method, bit_space([8] * 4), BITS3, sum)
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,11 @@ def test_a_start_from_another_budget_is_brought_to_this_one(target):
     assert len(asked) < SWAPS.num_questions(space, budget)
 
 
+def test_an_excerpt_holds_from_the_first_question_on():
+    _, asked = play(replace(SWAPS, excerpt=16), drop_space(8), DROP, sum)
+    assert {question.excerpt for question in asked} == {16}
+
+
 def test_layers_are_refused():
     with pytest.raises(ValueError, match="use it with compress=drop"):
         play(SWAPS, bit_space([8] * 4), BITS3, sum)

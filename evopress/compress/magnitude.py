@@ -34,7 +34,7 @@ class Magnitude(Compressor):
     needs_hessian: ClassVar[bool] = False
 
     base: float = 0.5
-    num_levels: int = Field(default=8, gt=0)
+    num_levels: int = Field(default=8, gt=0, le=30)
     step: int | None = Field(default=None, gt=0)
     value_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
 

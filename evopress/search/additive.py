@@ -117,7 +117,7 @@ class _Knapsack:
             costs[parent] = [kept, 0][: len(costs[parent])]
         spare = cap.max_cost - sum(min(costs[top]) for top in tops)
         if spare < 0:
-            raise ValueError("budget.target is below the most compressed profile: raise it")
+            raise ValueError("no profile is within budget.target: ask for less compression")
         extra = {i: [cost - min(of_unit) for cost in of_unit] for i, of_unit in costs.items()}
         step = max(gcd(*(cost for of_unit in extra.values() for cost in of_unit)) or 1, -(-spare // MAX_STATES), 1)
         extra = {i: [-(-cost // step) for cost in of_unit] for i, of_unit in extra.items()}

@@ -1,7 +1,7 @@
 """The contract of a search: a generator that asks questions and is sent their answers."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from math import isfinite, isnan
 from random import Random
@@ -41,8 +41,8 @@ class Table:
       included; 0 where there are not so many.
     - `relative_change`: [unit][i], ‖after − before‖ / ‖after‖ of the same two; infinite where there are not so many.
     - `switch_effects`: [switch][2], a row for each level of each unit in turn: how the KL would change to first and to
-      second order if the unit alone left `profile` for that level; 0 for drops in a space that has levels as well, and
-      inside what is dropped. `arguments[0]` is the number of draws.
+      second order if the unit alone left `profile` for that level; 0 for drops, and inside what is dropped.
+      `arguments[0]` is the number of draws.
 
     `excerpt` is that of `Batch`.
     """
@@ -78,6 +78,15 @@ def check_numbers(fitness: Sequence[float]) -> None:
             f"the fitness of all {len(fitness)} candidates is NaN or infinite, so none can be chosen: set "
             f"model.dtype=float32, or leave the most compressed levels out of the compressor's settings"
         )
+
+
+def check_given(space: Space, key: str, profiles: Iterable[Profile]) -> None:
+    """Raises ValueError, naming the key, for a profile from the settings that is of another space."""
+    for profile in profiles:
+        try:
+            space.check(profile)
+        except ValueError as error:
+            raise ValueError(f"{key} is not of this model and database: {error}") from error
 
 
 def rows_of(table: Table) -> Generator[Question, Answer, list[list[float]]]:

@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from evopress.budget import Budget, Cap
 from evopress.profile import Profile, Space
 from evopress.search.base import Batch, Search, SearchRun, best_first, check_numbers, fitness_of
+from evopress.search.moves import out_of_reach
 
 
 @checked_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -24,10 +25,12 @@ class BruteForce(Search):
         return 1
 
     def run(self, space: Space, budget: Budget, rng: Random) -> SearchRun:
-        if any(len(unit.levels) > 2 or unit.layers for unit in space.units):
+        if not space.is_depth:
             raise ValueError("search=brute_force enumerates drops: use it with compress=drop")
         caps = budget.caps(space)
         number = prod(comb(len(_droppable(space, cap)), -cap.slack(space, space.uniform(0))) for cap in caps)
+        if not number:
+            raise ValueError(out_of_reach(space, budget))
         if number > self.max_profiles:
             raise ValueError(
                 f"there are {number} masks, more than search.max_profiles={self.max_profiles}: raise it, use "

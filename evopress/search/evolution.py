@@ -40,6 +40,8 @@ class Stage:
 class Evolution(Search):
     """The paper's search. `generations: null` takes k(n−k)/1.5, the paper's number for dropping k of n sub-blocks.
 
+    Raises ValueError for null where nothing is dropped.
+
     `initial_candidates` random start profiles are compared on `initial_tokens` where the uniform profile does not
     exist or does not spend the budget.
     """
@@ -105,6 +107,8 @@ class Evolution(Search):
     def _num_generations(self, space: Space, budget: Budget) -> int:
         if self.generations is not None:
             return self.generations
+        if budget.metric != "drop":
+            raise ValueError("search.generations=null is a number for drops only: set search.generations")
         units = len(space) // len(space.groups)
         dropped = budget.achieved(space, random_profile(space, budget, Random(0))) * units
         return round(dropped * (units - dropped) / 1.5)

@@ -10,6 +10,8 @@ from evopress.budget import Budget
 from evopress.profile import Profile, Space
 from evopress.search.additive import switched
 from evopress.search.base import Batch, Search, SearchRun, check_numbers, fitness_of
+from evopress.search.moves import out_of_reach
+from evopress.search.proposals import spent
 
 
 @checked_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -17,6 +19,7 @@ class Greedy(Search):
     """Each step tries every unit one level lower on `tokens`, and lowers the best `per_step` of them.
 
     Only units under a cap that is still broken are tried. `per_step` above 1 saves evaluations where units are many.
+    What the last step saved too much is spent where, by its figures, it hurt most per cost.
     """
 
     tokens: int = Field(gt=0)
@@ -26,13 +29,14 @@ class Greedy(Search):
         caps = budget.caps(space)
         profile = space.uniform(0)
         step = 0
+        harm: dict[int, float] = {}
         while any(cap.slack(space, profile) < 0 for cap in caps):
             step += 1
             broken = [i for cap in caps if cap.slack(space, profile) < 0 for i in cap.members]
             lowerable = [i for i in broken if profile[i] < len(space.units[i].levels) - 1]
             lowerable = [i for i in lowerable if space.cost(_lowered(space, profile, i)) < space.cost(profile)]
             if not lowerable:
-                raise ValueError("budget.target is below the most compressed profile: raise it")
+                raise ValueError(out_of_reach(space, budget))
             tried = [_lowered(space, profile, i) for i in lowerable]
             fitness = yield from fitness_of(Batch((profile, *tried), self.tokens, f"step {step}"))
             check_numbers(fitness[1:])
@@ -41,11 +45,13 @@ class Greedy(Search):
                 (found - base) / (space.cost(profile) - space.cost(lowered))
                 for found, lowered in zip(fitness[1:], tried, strict=True)
             ]
+            harm = dict(zip(lowerable, scores, strict=True))
             order = sorted(range(len(tried)), key=lambda j: (isnan(scores[j]), scores[j]))
             for j in order[: self.per_step]:
                 if any(lowerable[j] in cap.members and cap.slack(space, profile) < 0 for cap in caps):
                     profile = _lowered(space, profile, lowerable[j])
-        return profile
+        gains = [[-harm.get(i, 0.0) * level.cost for level in unit.levels] for i, unit in enumerate(space.units)]
+        return spent(space, caps, profile, gains)
 
 
 def _lowered(space: Space, profile: Profile, index: int) -> Profile:

@@ -48,6 +48,7 @@ from evopress.search.base import (
     SearchRun,
     Table,
     best_first,
+    check_given,
     check_numbers,
     fitness_of,
     rows_of,
@@ -106,7 +107,7 @@ class Guided(Search):
         return self
 
     def num_questions(self, space: Space, budget: Budget) -> int:
-        if _is_depth(space):
+        if space.is_depth:
             return self._swaps().num_questions(space, budget)
         tables = -(-self.generations // self.generations_per_table)
         return (3 if space.children else 2) * self.rounds + tables + self.generations * len(self.stages)
@@ -114,11 +115,15 @@ class Guided(Search):
     def beside(self, found: Sequence[Profile], place: float) -> "Guided":
         """Generations gain most where the budget is smallest: they grow with `place`, to half."""
         generations = max(min(1, self.generations), int(self.generations * place / 2))
-        return replace(self, others=list(found), generations=generations)
+        return replace(self, others=[*found, *self.others], generations=generations)
 
     def run(self, space: Space, budget: Budget, rng: Random) -> SearchRun:
-        if _is_depth(space):
+        check_given(space, "search.start", [self.start] if self.start else [])
+        check_given(space, "search.others", self.others)
+        if space.is_depth:
             return (yield from self._swaps().run(space, budget, rng))
+        if self.start and not self.rounds and not budget.holds(space, self.start):
+            raise ValueError("search.start is beyond the budget, and only rounds lower it: set search.rounds=1 or more")
         uniform = evenly_spaced_profile(space, budget)
         caps = budget.caps(space) if self.trade == "any" else group_caps(space, uniform)
         profile = self.start or self._first(space, budget)
@@ -171,7 +176,7 @@ class Guided(Search):
         for damping, way in product(self.dampings, ways(space, caps, profile)):
             scores = self._scores(space, tables, damping, down_slope)
             found.append(spent(space, way, proposed(space, way, profile, scores), scores))
-        return [profile for profile in dict.fromkeys(found) if profile != tables[-1].profile]
+        return [other for other in dict.fromkeys(found) if other != profile]
 
     def _line_search(
         self, space: Space, caps: tuple[Cap, ...], tables: list[Effects], others: Sequence[Profile], label: str
@@ -182,7 +187,8 @@ class Guided(Search):
         scores = self._scores(space, tables, damping=1.0)
         near = [brought(space, caps, other, scores) for other in others]
         fitting = [other for other in near if all(cap.slack(space, other) >= 0 for cap in caps)]
-        candidates = list(dict.fromkeys([*[profile] * holds, *self._path(space, caps, tables), *fitting]))
+        stay = [profile] if holds else []
+        candidates = list(dict.fromkeys([*stay, *self._path(space, caps, tables), *fitting]))
         fitness = yield from fitness_of(Batch(tuple(candidates), self.line_tokens, label, excerpt=self.excerpt))
         check_numbers(fitness)
         return best_first(candidates, fitness)[0]
@@ -235,14 +241,9 @@ def averaged(space: Space, tables: list[Effects]) -> Scores:
 
     def is_alike(table: Effects, unit: int) -> bool:
         gone = space.is_gone(unit, last.profile), space.is_gone(unit, table.profile)
-        return table.profile[unit] == last.profile[unit] and (table is last if any(gone) else True)
+        return table.profile[unit] == last.profile[unit] and (table is last or not any(gone))
 
     return [
         [fmean(values) for values in zip(*(t.second[unit] for t in tables if is_alike(t, unit)), strict=True)]
         for unit in range(len(space))
     ]
-
-
-def _is_depth(space: Space) -> bool:
-    """Whether units are kept or dropped."""
-    return not any(unit.layers for unit in space.units)

@@ -14,13 +14,14 @@ Rows = list[list[float]]
 def drop_effects(
     space: Space, profile: Profile, num_tokens: int, excerpt: int | None = None
 ) -> Generator[Question, Answer, dict[int, list[float]]]:
-    """Asks what every sub-block alone does to the fitness when it changes sides, all on one minibatch.
+    """Asks what every sub-block alone does to the KL, as tables do of levels, when it changes sides, on one minibatch.
 
     Returns rows of scores by unit, in which a change of sides has its effect and staying 0. Units inside a dropped
     sub-block have a row as well: 0 at the levels at which it was restored, and infinite at those that were not tried.
     """
     changes = {i: _changed(space, profile, i) for i in space.children if len(space.units[i].levels) > 1}
-    batch = Batch((profile, *changes.values()), num_tokens, f"{len(changes)} single drops", excerpt=excerpt)
+    profiles = (profile, *changes.values())
+    batch = Batch(profiles, num_tokens, f"{len(changes)} single drops", fitness="kl", excerpt=excerpt)
     base, *fitness = yield from fitness_of(batch)
     check_numbers(fitness)
     rows: dict[int, list[float]] = {}

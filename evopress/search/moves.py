@@ -27,7 +27,7 @@ def uniform_profile(space: Space, budget: Budget) -> Profile | None:
             return profile if not _raisable_within(space, budget.caps(space), profile) else None
     if budget.holds(space, _all_dropped(space)):
         return None
-    raise ValueError(_out_of_reach(space, budget))
+    raise ValueError(out_of_reach(space, budget))
 
 
 def random_profile(space: Space, budget: Budget, rng: Random) -> Profile:
@@ -279,6 +279,9 @@ def _all_dropped(space: Space) -> Profile:
     return tuple(len(space.units[i].levels) - 1 if i in space.children else level for i, level in enumerate(lowest))
 
 
-def _out_of_reach(space: Space, budget: Budget) -> str:
+def out_of_reach(space: Space, budget: Budget) -> str:
+    """What to say of a budget that no profile meets."""
     smallest = budget.achieved(space, _all_dropped(space))
-    return f"budget.target is {budget} but the most compressed profile has {smallest:g}: raise budget.target"
+    remedy = "raise" if budget.metric in ("bits", "size") else "lower"
+    keep = ", or keep less by compress.keep_*" if budget.metric == "drop" else ""
+    return f"budget.target is {budget} but the most compressed profile has {smallest:g}: {remedy} budget.target{keep}"

@@ -1,6 +1,6 @@
 """From scores of single levels to whole profiles within caps, and what the caps may be on the way there."""
 
-from math import isnan
+from math import inf, isnan
 from random import Random
 
 from evopress.budget import Cap
@@ -46,38 +46,36 @@ def proposed(space: Space, caps: tuple[Cap, ...], profile: Profile, scores: Scor
 
 def brought(space: Space, caps: tuple[Cap, ...], profile: Profile, scores: Scores) -> Profile:
     """`profile` within the caps, as far as levels alone can bring it there: the switches of the best score per cost."""
-    levels = list(profile)
     for cap in caps:
-        while cap.slack(space, tuple(levels)) < 0:
-            saving = [
-                ((scores[unit][level] - scores[unit][levels[unit]]) / saved, unit, level)
-                for unit in space.traders(levels, cap.members)
-                for level, option in enumerate(space.units[unit].levels)
-                for saved in [space.units[unit].levels[levels[unit]].cost - option.cost]
-                if saved > 0
-            ]
-            if not saving:
+        while cap.slack(space, profile) < 0:
+            lowered = _best_switch(space, cap, profile, scores, (-inf, -1))
+            if lowered == profile:
                 break
-            _, unit, level = min(saving, key=lambda found: (isnan(found[0]), found))
-            levels[unit] = level
-    return spent(space, caps, tuple(levels), scores)
+            profile = lowered
+    return spent(space, caps, profile, scores)
 
 
 def spent(space: Space, caps: tuple[Cap, ...], profile: Profile, scores: Scores) -> Profile:
     """Spend what a cap leaves over: of the switches that fit, make that of the best score per cost, until none fits."""
-    levels = list(profile)
     for cap in caps:
         while True:
-            slack = cap.slack(space, tuple(levels))
-            fitting = [
-                ((scores[unit][level] - scores[unit][levels[unit]]) / extra, unit, level)
-                for unit in space.traders(levels, cap.members)
-                for level, option in enumerate(space.units[unit].levels)
-                for extra in [option.cost - space.units[unit].levels[levels[unit]].cost]
-                if 0 < extra <= slack
-            ]
-            if not fitting:
+            raised = _best_switch(space, cap, profile, scores, (1, cap.slack(space, profile)))
+            if raised == profile:
                 break
-            _, unit, level = min(fitting, key=lambda found: (isnan(found[0]), found))
-            levels[unit] = level
-    return tuple(levels)
+            profile = raised
+    return profile
+
+
+def _best_switch(space: Space, cap: Cap, profile: Profile, scores: Scores, extra_cost: tuple[float, float]) -> Profile:
+    """`profile` with the switch of the best score per cost, of those that cost so much more; itself if none does."""
+    fitting = [
+        ((scores[unit][level] - scores[unit][profile[unit]]) / abs(extra), unit, level)
+        for unit in space.traders(profile, cap.members)
+        for level, option in enumerate(space.units[unit].levels)
+        for extra in [option.cost - space.units[unit].levels[profile[unit]].cost]
+        if extra_cost[0] <= extra <= extra_cost[1]
+    ]
+    if not fitting:
+        return profile
+    _, unit, level = min(fitting, key=lambda found: (isnan(found[0]), found))
+    return (*profile[:unit], level, *profile[unit + 1 :])

@@ -29,27 +29,31 @@ Blocks = list[tuple[int, ...]]
 class Scores(Search):
     """Drops the units with the lowest scores. With `whole_blocks`, attention and MLP of a block share one score.
 
-    Raises ValueError for a space that is not one of drops.
+    With `excerpt`, so many tokens of a text stand for a whole window. Raises ValueError for a space that is not one of
+    drops.
     """
 
     score: Literal["cosine", "window", "relative_change", "perplexity", "kl"]
     tokens: int = Field(gt=0)
     whole_blocks: bool = True
+    excerpt: int | None = Field(default=None, gt=0)
 
     def num_questions(self, space: Space, budget: Budget) -> int:
         return 1
 
     def run(self, space: Space, budget: Budget, rng: Random) -> SearchRun:
-        if any(unit.layers for unit in space.units):
+        if not space.is_depth:
             raise ValueError("this search scores what can be dropped: use it with compress=drop")
         together = blocks(space) if self.whole_blocks else [(index,) for index in range(len(space))]
         if self.score == "window":
             return (yield from self._window(space, budget, blocks(space)))
         if self.score == "perplexity" or self.score == "kl":
             profiles = tuple(drop(space, members) for members in together)
-            scores = yield from fitness_of(Batch(profiles, self.tokens, "single drops", fitness=self.score))
+            batch = Batch(profiles, self.tokens, "single drops", fitness=self.score, excerpt=self.excerpt)
+            scores = yield from fitness_of(batch)
         else:
-            table = yield from rows_of(Table(self.score, self.tokens, (float(len(together[0])),)))
+            distance = float(len(together[0]))
+            table = yield from rows_of(Table(self.score, self.tokens, (distance,), excerpt=self.excerpt))
             sign = -1.0 if self.score == "cosine" else 1.0
             scores = [sign * table[members[0]][0] for members in together]
         check_numbers(scores)
@@ -61,11 +65,20 @@ class Scores(Search):
 
     def _window(self, space: Space, budget: Budget, together: Blocks) -> SearchRun:
         length = -min(cap.slack(space, space.uniform(0)) for cap in budget.caps(space))
-        table = yield from rows_of(Table("cosine", self.tokens, (float(length * len(together[0])),)))
-        scores = [table[together[block][0]][0] for block in range(len(together) - length + 1)]
-        check_numbers(scores)
-        first = max(range(len(scores)), key=lambda block: -inf if isnan(scores[block]) else scores[block])
-        return drop(space, tuple(index for members in together[first : first + length] for index in members))
+        if not length:
+            return space.uniform(0)
+        windows = [sum(together[first : first + length], ()) for first in range(len(together) - length + 1)]
+        windows = [members for members in windows if all(len(space.units[i].levels) > 1 for i in members)]
+        if not windows:
+            raise ValueError(
+                f"of no {length} consecutive blocks all may be dropped: lower budget.target, or keep less by "
+                f"compress.keep_*"
+            )
+        distance = float(length * len(together[0]))
+        table = yield from rows_of(Table("cosine", self.tokens, (distance,), excerpt=self.excerpt))
+        scores = {members: table[members[0]][0] for members in windows}
+        check_numbers(list(scores.values()))
+        return drop(space, max(windows, key=lambda members: -inf if isnan(scores[members]) else scores[members]))
 
 
 def blocks(space: Space) -> Blocks:

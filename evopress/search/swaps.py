@@ -31,6 +31,7 @@ from evopress.search.base import (
     Search,
     SearchRun,
     best_first,
+    check_given,
     check_numbers,
     fitness_of,
 )
@@ -56,11 +57,13 @@ class Swaps(Search):
         return 1 + 2 * self.rounds
 
     def run(self, space: Space, budget: Budget, rng: Random) -> SearchRun:
-        if any(unit.layers for unit in space.units):
+        if not space.is_depth:
             raise ValueError("search=swaps measures what can be dropped: use it with compress=drop")
+        check_given(space, "search.start", [self.start] if self.start else [])
         caps = budget.caps(space)
         if self.start is None:  # what single sub-blocks do to a dense model says less of many than what blocks do
-            profile = yield from Scores(score="kl", tokens=self.effect_tokens).run(space, budget, rng)
+            scores = Scores(score="kl", tokens=self.effect_tokens, excerpt=self.excerpt)
+            profile = yield from scores.run(space, budget, rng)
         else:
             effects = yield from self._effects(space, self.start, "start")
             profile = cheapest(space, caps, self.start, effects)
@@ -98,15 +101,13 @@ class Swaps(Search):
 def cheapest(space: Space, caps: Sequence[Cap], profile: Profile, effects: dict[int, float]) -> Profile:
     """`profile` with what hurts least dropped, or what helps most kept again, until every cap is met and spent."""
     for cap in caps:
-        slack = cap.slack(space, profile)
-        drops = slack < 0
+        drops = cap.slack(space, profile) < 0
         movable = (i for i in cap.members if i in effects and profile[i] == (0 if drops else 1))
         for index in sorted(movable, key=lambda i: (isnan(effects[i]), effects[i], i)):
-            kept, dropped = space.units[index].levels
-            if slack < 0 if drops else kept.cost <= slack + dropped.cost:
-                profile = flipped(profile, (index,))
-                slack = cap.slack(space, profile)
-        if slack < 0:
+            changed = flipped(profile, (index,))
+            wanted = cap.slack(space, profile) < 0 if drops else cap.slack(space, changed) >= 0
+            profile = changed if wanted else profile
+        if cap.slack(space, profile) < 0:
             raise ValueError("budget.target drops more than may be dropped: lower it, or keep fewer by compress.keep_*")
     return profile
 
