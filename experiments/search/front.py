@@ -1,6 +1,6 @@
 """Fronts of six budgets, from the runs of `front.sh`, beside searches of their own, from `results.json`.
 
-python experiments/search/front.py        # writes front.json and prints the README's table
+python experiments/search/front.py        # writes front.json and prints the table of the README
 """
 
 import csv
