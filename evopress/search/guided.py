@@ -10,6 +10,8 @@ timid to bold, and the true fitness picks one of them; there the next table is m
         path ← for each damping d: the profile of least summed score, with d · second in place of second
         profile ← the fittest of path, profile if it holds the cap, and what a search for another budget found, brought
             to the cap; all on one minibatch
+    repeat refinements times:
+        measure the most promising switches one by one, and the fittest of what they lead to (see `refinement`)
     repeat generations times:
         every few generations: a table at profile
         offspring ← path, and profiles of least noisy score with a random share of the units free to move
@@ -20,8 +22,8 @@ that has broken down say little about a better one.
 
 A switch to a costlier level ("up") is scored first + `up_curvature` · second, one to a cheaper level ("down") in the
 rounds by its second-order effect alone: first-order terms of downs promise gains that vanish when many units go down
-together. The generations move few units at a time, and there they count, by `down_slope`. What one of them gains is
-less than what longer contexts change, so they have an excerpt length of their own.
+together. The generations move few units at a time, and there they count, by `down_slope`. What a generation or a
+refinement gains is less than what longer contexts change, so they have excerpt lengths of their own.
 
 A drop changes the model too much for what holds near a profile to be of use. Of drops alone, `Swaps` measures instead.
 Where levels and drops are in one space, every round also measures what each sub-block does alone; the knapsack weighs
@@ -29,10 +31,9 @@ that with the table, and the path goes once with its drops and once without any.
 """
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 from random import Random
-from statistics import fmean
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, model_validator
@@ -46,29 +47,20 @@ from evopress.search.base import (
     Question,
     Search,
     SearchRun,
-    Table,
     best_first,
     check_given,
     check_numbers,
     fitness_of,
-    rows_of,
 )
+from evopress.search.effects import Effects, averaged, effects_at
 from evopress.search.evolution import Stage
 from evopress.search.joint import drop_effects, ways, without_drops
 from evopress.search.moves import distinct, evenly_spaced_profile, lowest_above, uniform_profile
 from evopress.search.proposals import Scores, brought, group_caps, proposed, spent, thawed, towards
+from evopress.search.refinement import Refinement, refined
 from evopress.search.swaps import Swaps
 
 Asking = Generator[Question, Answer, Profile]
-
-
-@dataclass(frozen=True)
-class Effects:
-    """[unit][level]: predicted change of the KL when the unit alone leaves `profile`, to first and to second order."""
-
-    profile: Profile
-    first: Scores
-    second: Scores
 
 
 @checked_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -89,6 +81,8 @@ class Guided(Search):
     up_curvature: float = Field(default=0.6, ge=0)
     down_slope: float = Field(default=1.0, ge=0, le=1)
     line_tokens: int = Field(gt=0)
+    refinements: int = Field(default=0, ge=0)
+    refinement: Refinement | None = None
     generations: int = Field(ge=0)
     generations_per_table: int = Field(default=2, gt=0)
     offspring: int = Field(gt=0)
@@ -104,18 +98,26 @@ class Guided(Search):
     def _one_survives(self) -> "Guided":
         if self.stages[-1].survivors != 1:
             raise ValueError(f"the last of search.stages keeps {self.stages[-1].survivors} candidates: let it keep 1")
+        if self.refinements and not self.refinement:
+            raise ValueError("search.refinements needs search.refinement, its tokens and share")
         return self
 
     def num_questions(self, space: Space, budget: Budget) -> int:
         if space.is_depth:
             return self._swaps().num_questions(space, budget)
         tables = -(-self.generations // self.generations_per_table)
-        return (3 if space.children else 2) * self.rounds + tables + self.generations * len(self.stages)
+        return (
+            (3 if space.children else 2) * self.rounds
+            + 3 * self.refinements
+            + tables
+            + self.generations * len(self.stages)
+        )
 
     def beside(self, found: Sequence[Profile], place: float) -> "Guided":
-        """Generations gain most where the budget is smallest: they grow with `place`, to half."""
+        """With one refinement. Generations gain most where the budget is smallest: they grow with `place`, to half."""
         generations = max(min(1, self.generations), int(self.generations * place / 2))
-        return replace(self, others=[*found, *self.others], generations=generations)
+        others, refinements = [*found, *self.others], min(1, self.refinements)
+        return replace(self, others=others, generations=generations, refinements=refinements)
 
     def run(self, space: Space, budget: Budget, rng: Random) -> SearchRun:
         check_given(space, "search.start", [self.start] if self.start else [])
@@ -129,7 +131,7 @@ class Guided(Search):
         profile = self.start or self._first(space, budget)
         tables: list[Effects] = []
         for number in range(1, self.rounds + 1):
-            tables.append((yield from self._table(space, profile)))
+            tables.append((yield from self._effects(space, profile)))
             if space.children:
                 rows = yield from drop_effects(space, profile, max(1, self.table_tokens // 2), self.excerpt)
                 tables[-1] = replace(tables[-1], second=[rows.get(i, row) for i, row in enumerate(tables[-1].second)])
@@ -137,9 +139,11 @@ class Guided(Search):
             label = f"round {number}/{self.rounds}, line search"
             aim = towards(space, caps, profile, self.rounds + 1 - number)
             profile = yield from self._line_search(space, aim, tables, others, label)
+        if self.refinement:
+            profile = yield from refined(space, caps, profile, self.refinement, self.refinements)
         for number in range(1, self.generations + 1):
             if (number - 1) % self.generations_per_table == 0:
-                tables.append((yield from self._table(space, profile)))
+                tables.append((yield from self._effects(space, profile)))
             label = f"generation {number}/{self.generations}"
             profile = yield from self._generation(space, caps, profile, tables, rng, label)
         return profile
@@ -150,23 +154,20 @@ class Guided(Search):
         return uniform or (lowest_above if self.rounds else evenly_spaced_profile)(space, budget)
 
     def _swaps(self) -> Swaps:
-        """Per token, the effects of some 60 units cost three times as much as a table, and a comparison half."""
+        """Per token, the effects of some 60 units cost three times as much as a table, and a comparison half.
+
+        A refinement costs as much as two rounds.
+        """
         return Swaps(
-            rounds=self.rounds + self.generations,
+            rounds=self.rounds + self.generations + 2 * self.refinements,
             effect_tokens=max(1, self.table_tokens // 2),
             line_tokens=3 * self.line_tokens,
             excerpt=self.excerpt,
             start=next(iter(self.others), self.start),
         )
 
-    def _table(self, space: Space, profile: Profile) -> Generator[Question, Answer, Effects]:
-        rows = yield from rows_of(
-            Table("switch_effects", self.table_tokens, (float(self.draws),), profile, self.excerpt)
-        )
-        flat = iter(rows)
-        by_unit = [[next(flat) for _ in unit.levels] for unit in space.units]
-        first, second = ([[row[order] for row in unit] for unit in by_unit] for order in (0, 1))
-        return Effects(profile, first, second)
+    def _effects(self, space: Space, profile: Profile) -> Generator[Question, Answer, Effects]:
+        return (yield from effects_at(space, profile, self.table_tokens, self.draws, self.excerpt))
 
     def _path(
         self, space: Space, caps: tuple[Cap, ...], tables: list[Effects], down_slope: float = 0.0
@@ -223,7 +224,7 @@ class Guided(Search):
     def _scores(self, space: Space, tables: list[Effects], damping: float, down_slope: float = 0.0) -> Scores:
         """What the last table says of every level, with the curvature of all tables."""
         profile, first = tables[-1].profile, tables[-1].first
-        second = averaged(space, tables)
+        second = averaged(space, tables).second
 
         def score(unit: int, level: int) -> float:
             levels = space.units[unit].levels
@@ -233,17 +234,3 @@ class Guided(Search):
             return bend * curvature + (slope * first[unit][level] if slope else 0.0)
 
         return [[score(unit, level) for level in range(len(space.units[unit].levels))] for unit in range(len(space))]
-
-
-def averaged(space: Space, tables: list[Effects]) -> Scores:
-    """Second-order effects, each the mean over the tables in which the unit left the same level as in the last one."""
-    last = tables[-1]
-
-    def is_alike(table: Effects, unit: int) -> bool:
-        gone = space.is_gone(unit, last.profile), space.is_gone(unit, table.profile)
-        return table.profile[unit] == last.profile[unit] and (table is last or not any(gone))
-
-    return [
-        [fmean(values) for values in zip(*(t.second[unit] for t in tables if is_alike(t, unit)), strict=True)]
-        for unit in range(len(space))
-    ]
