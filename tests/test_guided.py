@@ -24,6 +24,7 @@ from evopress.search.evolution import Stage
 from evopress.search.guided import Guided
 from evopress.search.moves import evenly_spaced_profile
 from evopress.search.proposals import brought, proposed, spent, thawed, towards
+from evopress.search.refinement import Refinement
 from evopress.space import SpaceSettings
 from evopress.tracking import Tracker
 from tests.spaces import BITS3, bit_space, drop_space, linear_fitness, play, sparse_space
@@ -31,6 +32,7 @@ from tests.tiny_models import save_tiny
 
 HALF = Budget(metric="sparsity", target=0.5)
 DROP = Budget(metric="drop", target=0.25)
+REFINEMENT = Refinement(table_tokens=32, share=0.5, tokens=32, line_tokens=64)
 
 
 def guided(**changes) -> Guided:
@@ -276,7 +278,7 @@ def job(folder, outputs, model, **changes) -> Job:
         compress=GPTQ(bits=[2, 3, 4], group_size=32),
         space=SpaceSettings(),
         budget=Budget(metric="bits", target=3),
-        search=guided(generations=2),
+        search=guided(generations=2, refinements=1, refinement=REFINEMENT),
         evaluator=EvaluatorSettings(),
         eval=Eval(),
         tracker=Tracker(),
@@ -372,3 +374,8 @@ def test_others_join_the_first_comparison_and_their_best_every_one():
 def test_the_smaller_a_budget_of_many_the_more_generations_it_has(own, fronts):
     method = guided(generations=own)
     assert [method.beside([], number / 6).generations for number in range(1, 7)] == fronts
+
+
+def test_of_refinements_a_budget_of_many_has_one():
+    assert guided(refinements=4, refinement=REFINEMENT).beside([], 0.5).refinements == 1
+    assert guided(refinements=0).beside([], 0.5).refinements == 0

@@ -19,6 +19,7 @@ from evopress.pipeline import Job, run
 from evopress.plan import plan, without_weights
 from evopress.search.evolution import Evolution, Stage
 from evopress.search.guided import Guided
+from evopress.search.refinement import Refinement
 from evopress.search.uniform import Uniform
 from evopress.space import SpaceSettings
 from evopress.tracking import Tracker
@@ -29,6 +30,8 @@ COMPRESSORS = [
     (SparseGPT(base=0.5, num_levels=2), Budget(metric="sparsity", target=0.5)),
 ]
 STAGES = [Stage(survivors=2, tokens=32), Stage(survivors=1, tokens=64)]
+GUIDED = Guided(rounds=1, table_tokens=64, dampings=[1, 2], line_tokens=32, generations=2, offspring=3, stages=STAGES)
+REFINEMENT = Refinement(table_tokens=64, share=0.5, tokens=32, line_tokens=64)
 
 
 def job(folder, model, **changes) -> Job:
@@ -79,9 +82,10 @@ def test_the_database_is_as_large_as_foretold(compress, budget, tmp_path):
     "search",
     [
         Evolution(generations=3, offspring=4, stages=STAGES, initial_candidates=4, initial_tokens=32),
-        Guided(rounds=1, table_tokens=64, dampings=[1, 2], line_tokens=32, generations=2, offspring=3, stages=STAGES),
+        GUIDED,
+        replace(GUIDED, refinements=2, refinement=REFINEMENT, generations=0),
     ],
-    ids=["evolution", "guided"],
+    ids=["evolution", "guided", "refinements"],
 )
 def test_the_search_takes_the_tokens_foretold(search, tmp_path):
     save_tiny("llama", tmp_path / "model")

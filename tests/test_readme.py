@@ -34,7 +34,7 @@ LITTLE_TEXT = ["window=32", "calibration_tokens=128", "search_tokens=256", "vali
 ONE_STAGE = "search.stages=[{survivors: 1, tokens: 32}]"
 SHORT = {
     "Evolution": ["search.generations=1", "search.offspring=2", "search.initial_candidates=2", ONE_STAGE],
-    "Guided": ["search.rounds=1", "search.table_tokens=32", "search.line_tokens=32", "search.generations=1", ONE_STAGE],
+    "Guided": ["search.rounds=1", "search.table_tokens=32", "search.line_tokens=32", "search.refinements=1"],
     "Climb": ["search.steps=2", "search.tokens=32"],
 }
 """What makes a search short, by its class."""

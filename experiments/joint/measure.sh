@@ -26,14 +26,14 @@ for seed in ${SEEDS:-0 1 2}; do
     esac
     for method in "$@"; do
       case "$method" in
-      widths) run "$bytes" widths-guided "$seed" search=guided search.generations=8 space=any ;; # about as many tokens
-      joint) run "$bytes" joint-guided "$seed" search=guided space=joint ;;
+      widths) run "$bytes" widths-guided "$seed" search=guided search.generations=8 search.refinements=0 space=any ;; # about as many tokens
+      joint) run "$bytes" joint-guided "$seed" search=guided search.generations=6 search.refinements=0 space=joint ;;
       evolution)
         run "$bytes" widths-evolution "$seed" "${algorithm1[@]}" space=any
         run "$bytes" joint-evolution "$seed" "${algorithm1[@]}" space=joint
         ;;
       drops) # every layer at 3 bits, and sub-blocks dropped down to the same bytes
-        run "$bytes" drops-guided "$seed" search=guided search.rounds=4 search.generations=0 space=joint compress.bits=[3]
+        run "$bytes" drops-guided "$seed" search=guided search.rounds=4 search.generations=0 search.refinements=0 space=joint compress.bits=[3]
         ;;
       *) echo "unknown method: $method" >&2; exit 2 ;;
       esac

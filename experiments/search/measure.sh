@@ -26,8 +26,11 @@ setting_of() { # task
 options_of() { # search, task
   case "$1 $2" in
   "guided "*) echo search=guided ;;
-  "short 25 % depth") echo search=guided search.rounds=1 search.generations=0 search.table_tokens=1024 ;;
-  "short "*) echo search=guided search.rounds=1 search.generations=0 search.table_tokens=768 search.line_tokens=512 ;;
+  "generations "*) echo search=guided search.generations=6 search.refinements=0 ;;
+  "short 25 % depth") echo search=guided search.rounds=1 search.generations=0 search.table_tokens=1024 search.refinements=0 ;;
+  "short "*)
+    echo search=guided search.rounds=1 search.generations=0 search.table_tokens=768 search.line_tokens=512 search.refinements=0
+    ;;
   "evolution "*) echo "${algorithm1[@]}" ;;
   "super_fast "*) echo search=super_fast search.generations=8 search.initial_candidates=16 search.initial_tokens=512 ;;
   "random "*) echo search=random search.candidates=64 search.tokens=1024 ;;
