@@ -370,12 +370,10 @@ def test_others_join_the_first_comparison_and_their_best_every_one():
     assert other not in second
 
 
-@pytest.mark.parametrize(("own", "fronts"), [(6, [1, 1, 1, 2, 2, 3]), (1, [1] * 6), (0, [0] * 6)])
-def test_the_smaller_a_budget_of_many_the_more_generations_it_has(own, fronts):
-    method = guided(generations=own)
-    assert [method.beside([], number / 6).generations for number in range(1, 7)] == fronts
-
-
-def test_of_refinements_a_budget_of_many_has_one():
-    assert guided(refinements=4, refinement=REFINEMENT).beside([], 0.5).refinements == 1
-    assert guided(refinements=0).beside([], 0.5).refinements == 0
+@pytest.mark.parametrize(
+    ("own", "fronts"), [(6, [1, 1, 1, 2, 2, 3]), (4, [1, 1, 1, 1, 1, 2]), (1, [1] * 6), (0, [0] * 6)]
+)
+def test_the_smaller_a_budget_of_many_the_more_follows_its_rounds(own, fronts):
+    method = guided(generations=own, refinements=own, refinement=REFINEMENT)
+    parts = [method.beside([], number / 6) for number in range(1, 7)]
+    assert [part.generations for part in parts] == [part.refinements for part in parts] == fronts

@@ -3,6 +3,7 @@
 import html
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ from evopress.search.greedy import Greedy
 from evopress.search.guided import Guided
 from evopress.search.owl import Owl
 from evopress.search.random import Random as RandomSearch
+from evopress.search.refinement import Refinement
 from evopress.search.scores import Scores
 from evopress.search.uniform import Uniform
 from evopress.space import SpaceSettings
@@ -236,6 +238,8 @@ def effects(question) -> list[list[float]]:
     return [[NAN, NAN] for unit in BITS.units for _ in unit.levels]
 
 
+GUIDED = Guided(rounds=1, table_tokens=8, dampings=[1.0], line_tokens=8, generations=2, offspring=4, stages=STAGES)
+REFINEMENT = Refinement(table_tokens=8, share=1, tokens=8, line_tokens=8)
 SEARCHES = {
     "evolution": (
         Evolution(generations=3, offspring=4, stages=STAGES, initial_candidates=4, initial_tokens=8),
@@ -243,8 +247,9 @@ SEARCHES = {
         BITS3,
         None,
     ),
-    "guided": (
-        Guided(rounds=1, table_tokens=8, dampings=[1.0], line_tokens=8, generations=2, offspring=4, stages=STAGES),
+    "guided": (GUIDED, BITS, BITS3, effects),
+    "refinements": (
+        replace(GUIDED, rounds=0, generations=0, refinements=2, refinement=REFINEMENT),
         BITS,
         BITS3,
         effects,
@@ -256,6 +261,9 @@ SEARCHES = {
     "perplexity": (Scores(score="perplexity", tokens=8), DROPS, DROP, None),
     "brute_force": (BruteForce(tokens=8), DROPS, DROP, None),
 }
+
+
+ELITIST = ("evolution", "guided", "refinements")
 
 
 def played(name: str, fitness) -> tuple[Profile, list]:
@@ -277,14 +285,14 @@ def test_a_nan_is_never_chosen_while_there_is_a_number(name, first):
     told: dict[Profile, float] = {}
 
     def fitness(profile: Profile) -> float:
-        is_parent = profile == space.uniform(1) and name in ("evolution", "guided")
+        is_parent = profile == space.uniform(1) and name in ELITIST
         is_number = is_parent or len(told) % 2 == first
         return told.setdefault(profile, float(sum(profile[:3])) if is_number else NAN)
 
     best, _ = played(name, fitness)
     numbers = [value for value in told.values() if value == value]
     assert len(numbers) < len(told)
-    assert told[best] == told[best] and (name in ("evolution", "guided") or told[best] == min(numbers))
+    assert told[best] == told[best] and (name in ELITIST or told[best] == min(numbers))
 
 
 def poisoned(profile: Profile) -> float:

@@ -114,10 +114,13 @@ class Guided(Search):
         )
 
     def beside(self, found: Sequence[Profile], place: float) -> "Guided":
-        """With one refinement. Generations gain most where the budget is smallest: they grow with `place`, to half."""
-        generations = max(min(1, self.generations), int(self.generations * place / 2))
-        others, refinements = [*found, *self.others], min(1, self.refinements)
-        return replace(self, others=others, generations=generations, refinements=refinements)
+        """What follows the rounds gains most where the budget is smallest: it grows with `place`, to half."""
+
+        def share(times: int) -> int:
+            return max(min(1, times), int(times * place / 2))
+
+        others, refinements = [*found, *self.others], share(self.refinements)
+        return replace(self, others=others, refinements=refinements, generations=share(self.generations))
 
     def run(self, space: Space, budget: Budget, rng: Random) -> SearchRun:
         check_given(space, "search.start", [self.start] if self.start else [])

@@ -14,7 +14,7 @@ worth a look, but is too rough to choose among them; measuring all of them would
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from math import ceil, inf, isfinite
+from math import ceil, inf, isfinite, isnan
 from statistics import fmean, median
 
 import numpy as np
@@ -88,18 +88,17 @@ def promising(space: Space, caps: tuple[Cap, ...], effects: Effects, share: floa
 
     A gain that the first order promises of a switch down is left out: it is the lesser part, and noise is picked.
     """
-    ups: list[tuple[float, Switch]] = []
-    downs: list[tuple[float, Switch]] = []
+    ups: list[tuple[bool, float, Switch]] = []
+    downs: list[tuple[bool, float, Switch]] = []
     for unit in sorted(unit for cap in caps for unit in cap.members):
         options, current = space.units[unit].levels, effects.profile[unit]
         for level in (current - 1, current + 1):
             if 0 <= level < len(options):
                 extra = options[level].cost - options[current].cost
-                first, second = effects.first[unit][level], effects.second[unit][level]
-                (ups if extra > 0 else downs).append(
-                    (((first if extra > 0 else 0.0) + second) / max(abs(extra), 1), (unit, level))
-                )
-    return sorted(switch for side in (ups, downs) for _, switch in sorted(side)[: ceil(len(side) * share)])
+                slope = effects.first[unit][level] if extra > 0 else 0.0
+                rate = (slope + effects.second[unit][level]) / max(abs(extra), 1)
+                (ups if extra > 0 else downs).append((isnan(rate), rate, (unit, level)))
+    return sorted(switch for side in (ups, downs) for *_, switch in sorted(side)[: ceil(len(side) * share)])
 
 
 def _path(space: Space, caps: tuple[Cap, ...], known: list[_Measured]) -> list[Profile]:
@@ -134,12 +133,15 @@ def _fitted(space: Space, effects: Effects, measured: dict[Switch, float]) -> di
         unit, level = switch
         return space.units[unit].levels[level].cost > space.units[unit].levels[effects.profile[unit]].cost
 
-    fitted: dict[Switch, float] = {}
+    def orders_of(switch: Switch) -> tuple[float, float]:
+        unit, level = switch
+        return effects.first[unit][level], effects.second[unit][level]
+
+    fitted = dict(measured)  # of switches of which the table has no number
     for side in (True, False):
-        members = [switch for switch in measured if is_up(switch) == side]
-        if not members:
-            continue
-        orders = np.array([[effects.first[unit][level], effects.second[unit][level]] for unit, level in members])
-        slopes = np.linalg.lstsq(orders, np.array([measured[switch] for switch in members]), rcond=None)[0]
-        fitted |= dict(zip(members, (orders @ slopes).tolist(), strict=True))
+        members = [switch for switch in measured if is_up(switch) == side and all(map(isfinite, orders_of(switch)))]
+        if members:
+            orders = np.array([orders_of(switch) for switch in members])
+            slopes = np.linalg.lstsq(orders, np.array([measured[switch] for switch in members]), rcond=None)[0]
+            fitted |= dict(zip(members, (orders @ slopes).tolist(), strict=True))
     return fitted
