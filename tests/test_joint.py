@@ -30,6 +30,7 @@ from evopress.search.moves import (
     uniform_profile,
 )
 from evopress.search.random import Random as RandomSearch
+from evopress.search.refinement import Refinement
 from evopress.space import BlockChoice, SpaceSettings, by_block, layer_space
 from tests.spaces import BITS3, joint_space, play
 from tests.tiny_models import NUM_BLOCKS, tiny
@@ -174,6 +175,8 @@ GUIDED = Guided(
     table_tokens=2,
     dampings=[1.0, 4.0],
     line_tokens=1,
+    refinements=2,
+    refinement=Refinement(table_tokens=2, share=0.5, tokens=1, line_tokens=1),
     generations=3,
     offspring=4,
     stages=[Stage(survivors=2, tokens=1), Stage(survivors=1, tokens=2)],

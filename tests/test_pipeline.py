@@ -21,6 +21,7 @@ from evopress.pipeline import Job, run
 from evopress.search.additive import Additive
 from evopress.search.evolution import Evolution, Stage
 from evopress.search.guided import Guided
+from evopress.search.refinement import Refinement
 from evopress.space import SpaceSettings
 from evopress.tracking import Tracker
 from tests.tiny_models import FAMILIES, save_tiny
@@ -159,6 +160,8 @@ def test_a_guided_search_of_levels_and_drops_goes_through_the_whole_job(drops, t
         table_tokens=64,
         dampings=[1.0, 4.0],
         line_tokens=64,
+        refinements=2,
+        refinement=Refinement(table_tokens=64, share=0.5, tokens=64, line_tokens=64),
         generations=2,
         offspring=4,
         stages=[Stage(survivors=1, tokens=64)],

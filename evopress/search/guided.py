@@ -159,10 +159,10 @@ class Guided(Search):
     def _swaps(self) -> Swaps:
         """Per token, the effects of some 60 units cost three times as much as a table, and a comparison half.
 
-        A refinement costs as much as two rounds.
+        Two refinements make three rounds, so that both searches cost about as much.
         """
         return Swaps(
-            rounds=self.rounds + self.generations + 2 * self.refinements,
+            rounds=self.rounds + self.generations + 3 * self.refinements // 2,
             effect_tokens=max(1, self.table_tokens // 2),
             line_tokens=3 * self.line_tokens,
             excerpt=self.excerpt,

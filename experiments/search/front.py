@@ -10,15 +10,16 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 HERE = Path(__file__).parent
+SEARCH = ["search=guided", "search.generations=6", "search.refinements=0"]
 RUNS = HERE.parents[1] / "outputs" / "studies" / "front"
 
 
 def alone() -> dict[tuple[float, int], dict[str, float]]:
-    """What the default search found for one budget alone, and for what, by budget and seed."""
+    """What the search of `front.sh` found for one budget alone, and for what, by budget and seed."""
     found = {}
     for record in json.loads((HERE / "results.json").read_text()):
         changed = [key for key in record["overrides"] if key.startswith("search")]
-        if record["task"].endswith(" bit") and changed == ["search=guided"] and record["stands_at"] == "end":
+        if record["task"].endswith(" bit") and changed == SEARCH and record["stands_at"] == "end":
             key = float(record["task"].removesuffix(" bit")), record["seed"]
             found[key] = {"kl": record["kl_unseen"], "tokens": record["token_equivalents"]}
     return found

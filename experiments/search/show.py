@@ -14,6 +14,7 @@ HERE = Path(__file__).parent
 TASKS = ("3 bit", "2.5 bit", "60 % sparsity", "25 % depth")
 COLOURS = {
     "guided": "tab:blue",
+    "generations": "tab:cyan",
     "evolution": "tab:orange",
     "super_fast": "tab:red",
     "random": "grey",
@@ -26,8 +27,10 @@ Record = dict
 
 
 def name_of(record: Record) -> str:
-    """The option that the command picked; swaps are what the guided search does with drops."""
+    """The option that the command picked; `generations` is the guided search with these in place of refinements."""
     picked = [str(o).removeprefix("search=") for o in record["overrides"] if str(o).startswith("search=")]
+    if "search.generations=6" in record["overrides"]:
+        return "generations"
     return {"dp": "additive", "swaps": "guided"}.get(picked[0], picked[0])
 
 
