@@ -1,4 +1,4 @@
-"""Evolution guided by gradients: second-order tables propose, the fitness of the combined model decides.
+"""Search guided by gradients: second-order tables propose, the fitness of the combined model decides.
 
 Algorithm 1 draws its switches blindly, and sums of measured errors are wrong about many switches at once. Here a table
 says what every single switch would do at the current profile, an exact knapsack turns it into whole profiles, from
@@ -65,7 +65,7 @@ Asking = Generator[Question, Answer, Profile]
 
 @checked_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Guided(Search):
-    """Rounds of table and line search, then evolution whose mutants the table proposes.
+    """Rounds of table and line search, then refinements, then evolution whose mutants the table proposes.
 
     `trade`: whether units may trade across trade groups (`any`, only the budget counts) or each group keeps the cost it
     has in the evenly spaced profile (`groups`). `start`, a level per unit, need not hold the budget, nor need `others`,
