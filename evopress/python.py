@@ -25,6 +25,7 @@ from evopress.profile import Profile
 from evopress.search.base import Search
 from evopress.search.evolution import Stage
 from evopress.search.guided import Guided
+from evopress.search.refinement import Refinement
 from evopress.space import SpaceSettings
 from evopress.tracking import Tracker
 
@@ -111,6 +112,7 @@ DEMO_SEARCH = Guided(
     line_tokens=1024,
     table_tokens=1024,
     dampings=[1, 2],
+    refinement=Refinement(table_tokens=512, share=0.08, tokens=1024, line_tokens=1536, excerpt=256),
     generations=2,
     generations_per_table=2,
     offspring=6,

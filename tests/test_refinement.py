@@ -12,7 +12,7 @@ from evopress.profile import Profile
 from evopress.search.base import Batch, Question, Table
 from evopress.search.effects import Effects, averaged
 from evopress.search.guided import Guided
-from evopress.search.refinement import Refinement, promising
+from evopress.search.refinement import Refinement, estimated, promising
 from tests.spaces import BITS3, bit_space, linear_fitness, play
 
 REFINEMENT = Refinement(table_tokens=24, share=1, tokens=16, line_tokens=48, excerpt=8)
@@ -80,9 +80,10 @@ def test_of_each_direction_the_best_share_per_cost_is_measured():
     space, profile = bit_space([8, 8, 16, 16]), (1,) * 4
     first = [[-1.0, 0.0, -9.0], [-3.0, 0.0, -9.0], [-4.0, 0.0, -9.0], [-1.0, 0.0, -9.0]]  # of downs it does not count
     second = [[0.0, 0.0, down] for down in (4.0, 3.0, 5.0, 7.0)]
-    effects = Effects(profile, first, second)
-    assert promising(space, BITS3.caps(space), effects, 0.25) == [(1, 0), (2, 2)]
-    assert promising(space, BITS3.caps(space), effects, 0.5) == [(1, 0), (1, 2), (2, 0), (2, 2)]
+    caps = BITS3.caps(space)
+    estimates = estimated(space, caps, Effects(profile, first, second), [])
+    assert promising(space, caps, estimates, profile, 0.25) == [(1, 0), (2, 2)]
+    assert promising(space, caps, estimates, profile, 0.5) == [(1, 0), (1, 2), (2, 0), (2, 2)]
 
 
 def test_switches_that_break_the_model_are_never_made():

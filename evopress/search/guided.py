@@ -69,8 +69,8 @@ class Guided(Search):
 
     `trade`: whether units may trade across trade groups (`any`, only the budget counts) or each group keeps the cost it
     has in the evenly spaced profile (`groups`). `start`, a level per unit, need not hold the budget, nor need `others`,
-    which join the first line search once they do, and their first every later one. Of drops, every round and every
-    generation is a round of swaps, from the first of `others` if there is one.
+    which join the first line search once they do, and their first every later one. Of drops, all rounds, refinements
+    and generations are rounds of swaps, from the first of `others` if there is one.
     """
 
     rounds: int = Field(ge=0)
@@ -143,7 +143,7 @@ class Guided(Search):
             aim = towards(space, caps, profile, self.rounds + 1 - number)
             profile = yield from self._line_search(space, aim, tables, others, label)
         if self.refinement:
-            profile = yield from refined(space, caps, profile, self.refinement, self.refinements)
+            profile = yield from refined(space, caps, profile, self.refinement, self.refinements, tables)
         for number in range(1, self.generations + 1):
             if (number - 1) % self.generations_per_table == 0:
                 tables.append((yield from self._effects(space, profile)))
@@ -157,12 +157,9 @@ class Guided(Search):
         return uniform or (lowest_above if self.rounds else evenly_spaced_profile)(space, budget)
 
     def _swaps(self) -> Swaps:
-        """Per token, the effects of some 60 units cost three times as much as a table, and a comparison half.
-
-        Two refinements make three rounds, so that both searches cost about as much.
-        """
+        """Per token, the effects of some 60 units cost three times as much as a table, and a comparison half."""
         return Swaps(
-            rounds=self.rounds + self.generations + 3 * self.refinements // 2,
+            rounds=self.rounds + self.refinements + self.generations,
             effect_tokens=max(1, self.table_tokens // 2),
             line_tokens=3 * self.line_tokens,
             excerpt=self.excerpt,

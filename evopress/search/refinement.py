@@ -1,18 +1,18 @@
 """Refinement: where a table no longer tells which switches pay, the most promising ones are measured one by one.
 
 Close to the best profile what a single switch gains is a hundredth of the KL and less. There a table finds the switches
-worth a look, but is too rough to choose among them; measuring all of them would cost more than all rounds before::
+worth a look, but is too rough to choose among them; measuring all of them would cost more than all rounds before. So
+many small refinements each measure a few, and all that is known of a switch counts while its unit stays as it is::
 
-    table ← first- and second-order effect of every switch at profile
-    promising ← the `share` of best predicted effect per cost, of switches one level up and of those one level down
+    table ← first- and second-order effect of every switch at profile, the mean with those of earlier tables
+    estimates ← of every switch one level up or down (see `estimated`): what was measured, drawn towards the table
+    promising ← the `share` of best estimated effect per cost, of switches up and of switches down
     measured ← the fitness of each alone, less that of profile, all on one minibatch
-    fitted ← least squares of measured on first and second, for ups and downs apart
-    scores ← the mean of measured and fitted: what is measured has its noise, and picks of the best follow it
-    path ← for each caution c: the profile of least summed score, with c · noise added to every switch
+    path ← for each caution c: the profile of measured switches of least summed estimate + c · noise
     profile ← the fittest of path and profile on another minibatch
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from math import ceil, inf, isfinite, isnan
 from statistics import fmean, median
@@ -33,7 +33,16 @@ Switch = tuple[int, int]
 """A unit and the level it would go to."""
 
 CAUTIONS = (0.25, 0.5, 1.0, 2.0)
-"""Factors on the noise of a single score, which every switch has to gain besides."""
+"""Factors on the noise of a single estimate, which every switch has to gain besides."""
+
+RAW_SLOPES = ((1.0, 1.0), (0.0, 1.0))
+"""Of the two orders, for ups and downs, until there are measurements to fit them to.
+
+What the first order promises of a switch down is the lesser part, and its noise would be picked.
+"""
+
+ENOUGH = 3
+"""Measured switches to which two slopes are fitted."""
 
 
 @checked_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -48,23 +57,44 @@ class Refinement:
 
 
 @dataclass(frozen=True)
-class _Measured:
-    """What single switches away from the profile of `effects` did to the fitness on one minibatch."""
+class Measured:
+    """What single switches away from `profile` did to the fitness on one minibatch."""
 
-    effects: Effects
+    profile: Profile
     gains: dict[Switch, float]
 
 
+@dataclass(frozen=True)
+class Estimates:
+    """What every switch by one level would do to the fitness; `measured` ones left it a number.
+
+    `noise` is the median difference between what was measured and what the table says of it.
+    """
+
+    gains: dict[Switch, float]
+    measured: frozenset[Switch]
+    noise: float
+
+
 def refined(
-    space: Space, caps: tuple[Cap, ...], profile: Profile, settings: Refinement, times: int
+    space: Space,
+    caps: tuple[Cap, ...],
+    profile: Profile,
+    settings: Refinement,
+    times: int,
+    tables: Sequence[Effects] = (),
 ) -> Generator[Question, Answer, Profile]:
-    """`profile`, which holds `caps`, or a better one, after so many refinements; what is dropped stays as it is."""
+    """`profile`, which holds `caps`, or a better one, after so many refinements; what is dropped stays as it is.
+
+    `tables` are those made on the way to `profile`.
+    """
     caps = without_drops(space, caps, profile)
-    known: list[_Measured] = []
+    tables, known = list(tables), list[Measured]()
     for number in range(1, times + 1):
         label = f"refinement {number}/{times}"
-        effects = yield from effects_at(space, profile, settings.table_tokens, 1, settings.excerpt)
-        switches = promising(space, caps, effects, settings.share)
+        tables.append((yield from effects_at(space, profile, settings.table_tokens, 1, settings.excerpt)))
+        effects = averaged(space, tables)
+        switches = promising(space, caps, estimated(space, caps, effects, known), profile, settings.share)
         if not switches:
             break
         singles = [switched(space, profile, *switch) for switch in switches]
@@ -74,8 +104,9 @@ def refined(
         )
         check_numbers([base])
         gains = {switch: found - base for switch, found in zip(switches, fitness, strict=True)}
-        known.append(_Measured(effects, gains))
-        candidates = list(dict.fromkeys([profile, *_path(space, caps, known)]))
+        known.append(Measured(profile, gains))
+        path = _path(space, caps, effects, estimated(space, caps, effects, known))
+        candidates = list(dict.fromkeys([profile, *path]))
         asked = f"{label}, line search"
         fitness = yield from fitness_of(Batch(tuple(candidates), settings.line_tokens, asked, excerpt=settings.excerpt))
         check_numbers(fitness)
@@ -83,65 +114,80 @@ def refined(
     return profile
 
 
-def promising(space: Space, caps: tuple[Cap, ...], effects: Effects, share: float) -> list[Switch]:
-    """The best `share` of the switches one level up, and of those one level down, by predicted effect per cost.
+def estimated(space: Space, caps: tuple[Cap, ...], effects: Effects, known: Sequence[Measured]) -> Estimates:
+    """Of every switch of the caps by one level from the profile of `effects`.
 
-    A gain that the first order promises of a switch down is left out: it is the lesser part, and noise is picked.
+    The table foretells by the least squares of what was measured on its two orders, ups and downs apart. Its word is
+    one more measurement: measurements have their noise, and the best of many are the luckiest.
     """
-    ups: list[tuple[bool, float, Switch]] = []
-    downs: list[tuple[bool, float, Switch]] = []
-    for unit in sorted(unit for cap in caps for unit in cap.members):
-        options, current = space.units[unit].levels, effects.profile[unit]
-        for level in (current - 1, current + 1):
-            if 0 <= level < len(options):
-                extra = options[level].cost - options[current].cost
-                slope = effects.first[unit][level] if extra > 0 else 0.0
-                rate = (slope + effects.second[unit][level]) / max(abs(extra), 1)
-                (ups if extra > 0 else downs).append((isnan(rate), rate, (unit, level)))
-    return sorted(switch for side in (ups, downs) for *_, switch in sorted(side)[: ceil(len(side) * share)])
-
-
-def _path(space: Space, caps: tuple[Cap, ...], known: list[_Measured]) -> list[Profile]:
-    """Profiles of the switches that were measured, from bold to timid; what they leave over goes by the table."""
-    profile, effects = known[-1].effects.profile, averaged(space, [measured.effects for measured in known])
-    gains: dict[Switch, list[float]] = {}
+    found: dict[Switch, list[float]] = {}
     for measured in known:
         for (unit, level), gain in measured.gains.items():
-            if measured.effects.profile[unit] == profile[unit] and isfinite(gain):
-                gains.setdefault((unit, level), []).append(gain)
-    mean = {switch: fmean(found) for switch, found in gains.items()}
-    fitted = _fitted(space, effects, mean)
-    noise = median(abs(mean[switch] - fitted[switch]) for switch in mean) if mean else 0.0
+            if measured.profile[unit] == effects.profile[unit]:
+                found.setdefault((unit, level), []).append(gain)
+    sound = {switch: fmean(values) for switch, values in found.items() if all(map(isfinite, values))}
+    gains: dict[Switch, float] = {}
+    misfits = []
+    for switches, raw in zip(neighbours(space, caps, effects.profile), RAW_SLOPES, strict=True):
+        foretold = _foretold(effects, switches, sound, raw)
+        for switch in switches:
+            told = [foretold[switch]] if isfinite(foretold[switch]) or switch not in found else []
+            gains[switch] = fmean([*found.get(switch, ()), *told])
+        misfits += [abs(sound[s] - foretold[s]) for s in switches if s in sound and isfinite(foretold[s])]
+    return Estimates(gains, frozenset(sound), median(misfits) if misfits else 0.0)
+
+
+def promising(
+    space: Space, caps: tuple[Cap, ...], estimates: Estimates, profile: Profile, share: float
+) -> list[Switch]:
+    """The best `share` of the switches up, and of those down, by estimated effect per cost."""
+
+    def rank(switch: Switch) -> tuple[bool, float, Switch]:
+        unit, level = switch
+        options, gain = space.units[unit].levels, estimates.gains[switch]
+        return isnan(gain), gain / max(abs(options[level].cost - options[profile[unit]].cost), 1), switch
+
+    sides = neighbours(space, caps, profile)
+    return sorted(switch for side in sides for switch in sorted(side, key=rank)[: ceil(len(side) * share)])
+
+
+def neighbours(space: Space, caps: tuple[Cap, ...], profile: Profile) -> tuple[list[Switch], list[Switch]]:
+    """All switches by one level that the caps are about: to a costlier one, and to one that is not."""
+    ups: list[Switch] = []
+    downs: list[Switch] = []
+    for unit in sorted(unit for cap in caps for unit in cap.members):
+        levels, current = space.units[unit].levels, profile[unit]
+        for level in (current - 1, current + 1):
+            if 0 <= level < len(levels):
+                (ups if levels[level].cost > levels[current].cost else downs).append((unit, level))
+    return ups, downs
+
+
+def _foretold(
+    effects: Effects, switches: Sequence[Switch], measured: dict[Switch, float], slopes: tuple[float, float]
+) -> dict[Switch, float]:
+    """Slopes times orders: those of least squares on what was measured, where that is enough for a fit."""
+    orders = {(unit, level): (effects.first[unit][level], effects.second[unit][level]) for unit, level in switches}
+    known = [switch for switch in switches if switch in measured and all(map(isfinite, orders[switch]))]
+    if len(known) >= ENOUGH:
+        fit = np.linalg.lstsq(
+            np.array([orders[switch] for switch in known]), np.array([measured[switch] for switch in known]), rcond=None
+        )
+        slopes = tuple(fit[0].tolist())
+    return {switch: float(np.dot(slopes, both)) for switch, both in orders.items()}
+
+
+def _path(space: Space, caps: tuple[Cap, ...], effects: Effects, estimates: Estimates) -> list[Profile]:
+    """Profiles of the switches that were measured, from bold to timid; what they leave over goes by the table."""
     table = [
         [sum(both) for both in zip(*unit, strict=True)] for unit in zip(effects.first, effects.second, strict=True)
     ]
     found = []
     for caution in CAUTIONS:
         scores: Scores = [[inf] * len(unit.levels) for unit in space.units]
-        for unit, level in enumerate(profile):
+        for unit, level in enumerate(effects.profile):
             scores[unit][level] = 0.0
-        for unit, level in mean:
-            scores[unit][level] = (mean[unit, level] + fitted[unit, level]) / 2 + caution * noise
-        found.append(spent(space, caps, proposed(space, caps, profile, scores), table))
+        for unit, level in estimates.measured:
+            scores[unit][level] = estimates.gains[unit, level] + caution * estimates.noise
+        found.append(spent(space, caps, proposed(space, caps, effects.profile, scores), table))
     return found
-
-
-def _fitted(space: Space, effects: Effects, measured: dict[Switch, float]) -> dict[Switch, float]:
-    """Least squares of `measured` on the two orders of `effects`, for switches up and down apart."""
-
-    def is_up(switch: Switch) -> bool:
-        unit, level = switch
-        return space.units[unit].levels[level].cost > space.units[unit].levels[effects.profile[unit]].cost
-
-    def orders_of(switch: Switch) -> tuple[float, float]:
-        unit, level = switch
-        return effects.first[unit][level], effects.second[unit][level]
-
-    fitted = dict(measured)  # of switches of which the table has no number
-    for side in (True, False):
-        members = [switch for switch in measured if is_up(switch) == side and all(map(isfinite, orders_of(switch)))]
-        if members:
-            orders = np.array([orders_of(switch) for switch in members])
-            slopes = np.linalg.lstsq(orders, np.array([measured[switch] for switch in members]), rcond=None)[0]
-            fitted |= dict(zip(members, (orders @ slopes).tolist(), strict=True))
-    return fitted
