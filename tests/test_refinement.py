@@ -1,5 +1,6 @@
 """Rules of refinement: which switches are measured, what is made of them, and that nothing gets worse or dearer."""
 
+import dataclasses
 from math import inf, nan
 
 import pytest
@@ -12,7 +13,7 @@ from evopress.profile import Profile
 from evopress.search.base import Batch, Question, Table
 from evopress.search.effects import Effects, averaged
 from evopress.search.guided import Guided
-from evopress.search.refinement import Refinement, estimated, promising
+from evopress.search.refinement import Measured, Refinement, estimated, promising
 from tests.spaces import BITS3, bit_space, linear_fitness, play
 
 REFINEMENT = Refinement(table_tokens=24, share=1, tokens=16, line_tokens=48, excerpt=8)
@@ -84,6 +85,51 @@ def test_of_each_direction_the_best_share_per_cost_is_measured():
     estimates = estimated(space, caps, Effects(profile, first, second), [])
     assert promising(space, caps, estimates, profile, 0.25) == [(1, 0), (2, 2)]
     assert promising(space, caps, estimates, profile, 0.5) == [(1, 0), (1, 2), (2, 0), (2, 2)]
+
+
+def test_what_is_measured_counts_by_its_number_and_the_fitted_table_once():
+    """Ups gain thrice what the table says; those measured otherwise are drawn towards that."""
+    space, profile = bit_space([8] * 6), (1,) * 6
+    second = [[-float(unit + 1), 0.0, 1.0] for unit in range(6)]
+    effects = Effects(profile, [[0.0] * 3] * 6, second)
+    exact = {(unit, 0): -3.0 * (unit + 1) for unit in range(5)}
+    known = [Measured(profile, exact)]
+    estimates = estimated(space, BITS3.caps(space), effects, known)
+    assert estimates.gains == pytest.approx({**exact, (5, 0): -18.0, **{(unit, 2): 1.0 for unit in range(6)}})
+    assert estimates.measured == set(exact)
+    assert estimates.noise == pytest.approx(0)
+    symmetric = [Measured(profile, {s: gain + off for s, gain in exact.items()}) for off in (0.6, -0.6, 0.0)]
+    odd = [*symmetric, Measured(profile, {(5, 0): -18.0 + 4}), Measured((1,) * 5 + (2,), {(5, 0): 99.0})]
+    of_odd = estimated(space, BITS3.caps(space), effects, odd)
+    slope = sum(-(u + 1) * value for (u, _), value in {**exact, (5, 0): -14.0}.items()) / sum(
+        (u + 1) ** 2 for u in range(6)
+    )
+    assert of_odd.gains[5, 0] == pytest.approx((-14 - 6 * slope) / 2)
+    assert of_odd.gains[0, 0] == pytest.approx((3 * -3.0 - slope) / 4)
+
+
+def test_a_switch_that_was_measured_to_harm_makes_room_for_the_next():
+    space = bit_space([8] * 8)
+
+    def table(question: Question) -> list[list[float]]:
+        return [[0.0, 0.0 if level else -1.0 - unit] for unit in range(8) for level in range(3)]
+
+    _, asked = play(refining(times=2, share=0.25), space, BITS3, lambda p: float(p != (1,) * 8), table=table)
+    assert not set(asked[1].profiles[1:]) & set(asked[4].profiles[1:])
+
+
+def test_tables_of_the_rounds_count_as_well():
+    """The rounds' table says that the first units gain, that of the refinement the last, but less."""
+    space = bit_space([8] * 8)
+    tables = iter([[9.0, 9.0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 3.0, 3.0]])
+
+    def table(question: Question) -> list[list[float]]:
+        return [[0.0, -gain if level == 0 else 1.0] for gain in next(tables) for level in range(3)]
+
+    method = dataclasses.replace(refining(share=0.25), rounds=1)
+    _, asked = play(method, space, BITS3, lambda p: float(p != (1,) * 8), table=table)
+    assert asked[2].profile == (1,) * 8
+    assert {p.index(0) for p in asked[3].profiles if 0 in p} == {0, 1}
 
 
 def test_switches_that_break_the_model_are_never_made():
