@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 HERE = Path(__file__).parent
-SEARCH = ["search=guided", "search.generations=6", "search.refinements=0"]
+SEARCH = ["search=guided"]
 RUNS = HERE.parents[1] / "outputs" / "studies" / "front"
 
 

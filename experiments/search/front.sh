@@ -4,11 +4,11 @@
 #   TEXT=folder with wikitext2_valid.txt and wikitext2_test.txt
 #   SEEDS="0 1 2" bash experiments/search/front.sh && python experiments/search/front.py
 #
-# Searches of their own for the same budgets: SEARCHES=generations bash experiments/search/measure.sh "2.5 bit" "2.75 bit" ...
+# Searches of their own for the same budgets: SEARCHES=guided bash experiments/search/measure.sh "2.5 bit" "2.75 bit" ...
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . experiments/setting.sh
-common+=(compress=gptq compress.group_size=64 budget=3bit search=guided search.generations=6 search.refinements=0)
+common+=(compress=gptq compress.group_size=64 budget=3bit search=guided)
 
 for seed in ${SEEDS:-0 1 2}; do
   folder="outputs/studies/front/$seed"
