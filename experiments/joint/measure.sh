@@ -26,8 +26,8 @@ for seed in ${SEEDS:-0 1 2}; do
     esac
     for method in "$@"; do
       case "$method" in
-      widths) run "$bytes" widths-guided "$seed" search=guided search.generations=8 search.refinements=0 space=any ;; # about as many tokens
-      joint) run "$bytes" joint-guided "$seed" search=guided search.generations=6 search.refinements=0 space=joint ;;
+      widths) run "$bytes" widths-guided "$seed" search=guided search.rounds=4 search.generations=8 search.refinements=0 space=any ;; # about as many tokens
+      joint) run "$bytes" joint-guided "$seed" search=guided search.rounds=4 search.generations=6 search.refinements=0 space=joint ;;
       evolution)
         run "$bytes" widths-evolution "$seed" "${algorithm1[@]}" space=any
         run "$bytes" joint-evolution "$seed" "${algorithm1[@]}" space=joint
