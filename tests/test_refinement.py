@@ -83,8 +83,8 @@ def test_of_each_direction_the_best_share_per_cost_is_measured():
     second = [[0.0, 0.0, down] for down in (4.0, 3.0, 5.0, 7.0)]
     caps = BITS3.caps(space)
     estimates = estimated(space, caps, Effects(profile, first, second), [])
-    assert promising(space, caps, estimates, profile, 0.25) == [(1, 0), (2, 2)]
-    assert promising(space, caps, estimates, profile, 0.5) == [(1, 0), (1, 2), (2, 0), (2, 2)]
+    assert promising(space, caps, estimates, 0.25) == [(1, 0), (2, 2)]
+    assert promising(space, caps, estimates, 0.5) == [(1, 0), (1, 2), (2, 0), (2, 2)]
 
 
 def test_what_is_measured_counts_by_its_number_and_the_fitted_table_once():

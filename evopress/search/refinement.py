@@ -66,11 +66,12 @@ class Measured:
 
 @dataclass(frozen=True)
 class Estimates:
-    """What every switch by one level would do to the fitness; `measured` ones left it a number.
+    """What every switch by one level from `profile` would do to the fitness; `measured` ones left it a number.
 
     `noise` is the median difference between what was measured and what the table says of it.
     """
 
+    profile: Profile
     gains: dict[Switch, float]
     measured: frozenset[Switch]
     noise: float
@@ -94,7 +95,7 @@ def refined(
         label = f"refinement {number}/{times}"
         tables.append((yield from effects_at(space, profile, settings.table_tokens, 1, settings.excerpt)))
         effects = averaged(space, tables)
-        switches = promising(space, caps, estimated(space, caps, effects, known), profile, settings.share)
+        switches = promising(space, caps, estimated(space, caps, effects, known), settings.share)
         if not switches:
             break
         singles = [switched(space, profile, *switch) for switch in switches]
@@ -134,20 +135,19 @@ def estimated(space: Space, caps: tuple[Cap, ...], effects: Effects, known: Sequ
             told = [foretold[switch]] if isfinite(foretold[switch]) or switch not in found else []
             gains[switch] = fmean([*found.get(switch, ()), *told])
         misfits += [abs(sound[s] - foretold[s]) for s in switches if s in sound and isfinite(foretold[s])]
-    return Estimates(gains, frozenset(sound), median(misfits) if misfits else 0.0)
+    return Estimates(effects.profile, gains, frozenset(sound), median(misfits) if misfits else 0.0)
 
 
-def promising(
-    space: Space, caps: tuple[Cap, ...], estimates: Estimates, profile: Profile, share: float
-) -> list[Switch]:
+def promising(space: Space, caps: tuple[Cap, ...], estimates: Estimates, share: float) -> list[Switch]:
     """The best `share` of the switches up, and of those down, by estimated effect per cost."""
 
     def rank(switch: Switch) -> tuple[bool, float, Switch]:
         unit, level = switch
         options, gain = space.units[unit].levels, estimates.gains[switch]
-        return isnan(gain), gain / max(abs(options[level].cost - options[profile[unit]].cost), 1), switch
+        extra = options[level].cost - options[estimates.profile[unit]].cost
+        return isnan(gain), gain / max(abs(extra), 1), switch
 
-    sides = neighbours(space, caps, profile)
+    sides = neighbours(space, caps, estimates.profile)
     return sorted(switch for side in sides for switch in sorted(side, key=rank)[: ceil(len(side) * share)])
 
 
