@@ -10,32 +10,39 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 HERE = Path(__file__).parent
-SEARCH = ["search=guided"]
 RUNS = HERE.parents[1] / "outputs" / "studies" / "front"
+SEARCHES = {
+    "guided": ["search=guided"],
+    "generations": ["search=guided", "search.rounds=4", "search.generations=6", "search.refinements=0"],
+}
+"""Searches of their own, by what their commands changed; the first is that of `front.sh`."""
 
 
-def alone() -> dict[tuple[float, int], dict[str, float]]:
-    """What the search of `front.sh` found for one budget alone, and for what, by budget and seed."""
+def alone(search: str) -> dict[tuple[float, int], dict[str, float]]:
+    """What a search found for one budget alone, and for what, by budget and seed."""
     found = {}
     for record in json.loads((HERE / "results.json").read_text()):
         changed = [key for key in record["overrides"] if key.startswith("search")]
-        if record["task"].endswith(" bit") and changed == SEARCH and record["stands_at"] == "end":
+        if record["task"].endswith(" bit") and changed == SEARCHES[search] and record["stands_at"] == "end":
             key = float(record["task"].removesuffix(" bit")), record["seed"]
-            found[key] = {"kl": record["kl_unseen"], "tokens": record["token_equivalents"]}
+            found[key] = {f"kl_{search}": record["kl_unseen"], f"tokens_{search}": record["token_equivalents"]}
     return found
 
 
 def points() -> list[dict[str, float]]:
     """A record for each seed and budget."""
-    own, found = alone(), []
+    own, found = [alone(search) for search in SEARCHES], []
     for path in sorted(RUNS.glob("*/front.csv")):
         seed = int(path.parent.name)
         with open(path, newline="") as file:
             for row in csv.DictReader(file):
                 target, tokens = float(row["target"]), round(float(row["token_equivalents"]))
-                kl = {f"kl_{key}": round(float(row[f"kl_{key}"]), 5) for key in ("searched", "uniform", "additive")}
-                beside = {f"{key}_alone": value for key, value in own.get((target, seed), {}).items()}
-                found.append({"seed": seed, "target": target, "tokens": tokens} | kl | beside)
+                record = {"seed": seed, "target": target, "tokens": tokens}
+                for key in ("kl_searched", "kl_uniform", "kl_additive"):
+                    record[key] = round(float(row[key]), 5)
+                for of_search in own:
+                    record |= of_search.get((target, seed), {})
+                found.append(record)
     return found
 
 
@@ -49,17 +56,19 @@ def main() -> None:
     by_target: dict[float, list[dict[str, float]]] = defaultdict(list)
     for record in records:
         by_target[record["target"]].append(record)
-    print("| bits | uniform | additive (layer errors) | front | searches of their own | tokens, share |")
-    print("|---|---|---|---|---|---|")
+    heads = ("bits", "uniform", "additive", "front", "searches of their own", "with generations", "tokens, share")
+    print(f"| {' | '.join(heads)} |")
+    print(f"|{'---|' * len(heads)}")
     for target, members in sorted(by_target.items(), reverse=True):
-        fixed = " | ".join(f"{members[0][f'kl_{key}']:.3f}" for key in ("uniform", "additive"))
-        both = [m for m in members if "kl_alone" in m]
-        kls = f"{spread([m['kl_searched'] for m in members])} | {spread([m['kl_alone'] for m in both])}"
-        share = sum(m["tokens"] for m in both) / sum(m["tokens_alone"] for m in both) if both else 1.0
-        print(f"| {target:g} | {fixed} | {kls} | {share:.0%} |")
-    both = [m for m in records if "kl_alone" in m]
-    together, apart = (sum(m[key] for m in both) for key in ("tokens", "tokens_alone"))
-    print(f"{together:,.0f} token equivalents together, {apart:,.0f} apart, of {len(both)} searches each")
+        fixed = [f"{members[0][f'kl_{key}']:.3f}" for key in ("uniform", "additive")]
+        kls = [spread([m[f"kl_{key}"] for m in members if f"kl_{key}" in m]) for key in ("searched", *SEARCHES)]
+        both = [m for m in members if "tokens_guided" in m]
+        share = f"{sum(m['tokens'] for m in both) / sum(m['tokens_guided'] for m in both):.0%}" if both else ""
+        print(f"| {' | '.join([f'{target:g}', *fixed, *kls, share])} |")
+    for search in SEARCHES:
+        both = [m for m in records if f"tokens_{search}" in m]
+        together, apart = (sum(m[key] for m in both) for key in ("tokens", f"tokens_{search}"))
+        print(f"{together:,.0f} token equivalents together, {apart:,.0f} apart, of {len(both)} searches ({search})")
 
 
 if __name__ == "__main__":
