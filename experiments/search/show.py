@@ -35,11 +35,15 @@ def name_of(record: Record) -> str:
 
 
 def grouped(records: list[Record]) -> dict[tuple[str, str, int], list[Record]]:
-    """Records of all seeds that stand at about the same cost, by task, search and cost in steps of a fifth."""
+    """A record of each seed, where they stand at about the same cost, by task, search and cost in steps of a fifth."""
     found: dict[tuple[str, str, int], list[Record]] = defaultdict(list)
     for record in sorted(records, key=lambda r: float(r["token_equivalents"])):
         cost, kind = float(record["token_equivalents"]), (str(record["task"]), name_of(record))
-        near = [key for key in found if key[:2] == kind and cost < 1.2 * key[2]]
+        near = [
+            key
+            for key, members in found.items()
+            if key[:2] == kind and cost < 1.2 * key[2] and record["seed"] not in [m["seed"] for m in members]
+        ]
         found[near[-1] if near else (*kind, round(cost))].append(record)
     return found
 
