@@ -32,6 +32,7 @@ options_of() { # search, task
     echo search=guided search.rounds=1 search.generations=0 search.table_tokens=768 search.line_tokens=512 search.refinements=0
     ;;
   "evolution "*) echo "${algorithm1[@]}" ;;
+  "long "*) echo "${algorithm1[@]}" search.generations=64 ;;
   "super_fast "*) echo search=super_fast search.generations=8 search.initial_candidates=16 search.initial_tokens=512 ;;
   "random "*) echo search=random search.candidates=64 search.tokens=1024 ;;
   "dp "*) echo search=dp search.errors=measured search.tokens=128 ;;

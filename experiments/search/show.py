@@ -79,7 +79,7 @@ def plot(records: list[Record]) -> Figure:
             axes.plot(tokens, kl, "o", color=colour, ms=5, alpha=0.8, label=name)
         axes.set_title(task)
         axes.set_xscale("log")
-        axes.set_xlim(2.5e3, 4e5)
+        axes.set_xlim(2.5e3, 1.4e6)
         axes.set_xlabel("token equivalents")
         axes.set_ylabel("KL on unseen tokens, nats")
         axes.grid(lw=0.4)
