@@ -371,7 +371,7 @@ def test_others_join_the_first_comparison_and_their_best_every_one():
 
 
 @pytest.mark.parametrize(
-    ("own", "fronts"), [(9, [2, 3, 3, 3, 4, 4]), (6, [1, 2, 2, 2, 2, 3]), (1, [1] * 6), (0, [0] * 6)]
+    ("own", "fronts"), [(9, [2, 3, 4, 4, 5, 5]), (6, [1, 2, 2, 3, 3, 3]), (1, [1] * 6), (0, [0] * 6)]
 )
 def test_the_smaller_a_budget_of_many_the_more_follows_its_rounds(own, fronts):
     method = guided(generations=own, refinements=own, refinement=REFINEMENT)

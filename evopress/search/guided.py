@@ -114,10 +114,10 @@ class Guided(Search):
         )
 
     def beside(self, found: Sequence[Profile], place: float) -> "Guided":
-        """What follows the rounds gains most where the budget is smallest: from a quarter up to half, by `place`."""
+        """What follows the rounds gains most where the budget is smallest: a quarter of it up to two thirds, by `place`."""
 
         def share(times: int) -> int:
-            return max(min(1, times), int(times * (1 + place) / 4))
+            return max(min(1, times), int(times * (0.25 + 0.4 * place)))
 
         others, refinements = [*found, *self.others], share(self.refinements)
         return replace(self, others=others, refinements=refinements, generations=share(self.generations))
