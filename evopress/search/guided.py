@@ -114,7 +114,7 @@ class Guided(Search):
         )
 
     def beside(self, found: Sequence[Profile], place: float) -> "Guided":
-        """What follows the rounds gains most where the budget is smallest: a quarter of it up to two thirds, by `place`."""
+        """What follows the rounds gains most where the budget is smallest: from a quarter to two thirds, by `place`."""
 
         def share(times: int) -> int:
             return max(min(1, times), int(times * (0.25 + 0.4 * place)))
