@@ -69,21 +69,21 @@ def table(records: list[Record]) -> str:
 
 
 def plot(records: list[Record]) -> Figure:
-    figure = Figure(figsize=(10, 6.5), layout="constrained")
+    figure, labelled = Figure(figsize=(10, 6.8), layout="constrained"), {}
     for axes, task in zip(figure.subplots(2, 2).flat, TASKS, strict=True):
         for name, colour in COLOURS.items():
             own = [r for r in records if r["task"] == task and name_of(r) == name]
             if not own:
                 continue
             tokens, kl = ([record[key] for record in own] for key in ("token_equivalents", "kl_unseen"))
-            axes.plot(tokens, kl, "o", color=colour, ms=5, alpha=0.8, label=name)
+            (labelled[name],) = axes.plot(tokens, kl, "o", color=colour, ms=5, alpha=0.8)
         axes.set_title(task)
         axes.set_xscale("log")
         axes.set_xlim(2.5e3, 1.4e6)
         axes.set_xlabel("token equivalents")
         axes.set_ylabel("KL on unseen tokens, nats")
         axes.grid(lw=0.4)
-        axes.legend(fontsize=8)
+    figure.legend(labelled.values(), labelled, loc="outside lower center", ncols=len(labelled), fontsize=9)
     return figure
 
 
