@@ -1,6 +1,6 @@
-"""Fronts of six budgets, from the runs of `front.sh`, beside searches of their own, from `results.json`.
+"""What fronts found for each budget, beside searches of their own: `front.json` from their tables, and a table.
 
-python experiments/search/front.py        # writes front.json and prints the table of the README
+python experiments/search/front.py
 """
 
 import csv
@@ -12,63 +12,63 @@ from statistics import fmean, stdev
 HERE = Path(__file__).parent
 RUNS = HERE.parents[1] / "outputs" / "studies" / "front"
 SEARCHES = {
-    "guided": ["search=guided"],
-    "generations": ["search=guided", "search.rounds=4", "search.generations=6", "search.refinements=0"],
+    "searches of their own": ["search=guided"],
+    "with generations": ["search=guided", "search.rounds=4", "search.generations=6", "search.refinements=0"],
 }
-"""Searches of their own, by what their commands changed; the first is that of `front.sh`."""
+"""Searches for one budget alone, by what their commands changed; the first is that of `front.sh`."""
+
+ByBudget = dict[float, list[dict[str, float]]]
 
 
-def alone(search: str) -> dict[tuple[float, int], dict[str, float]]:
-    """What a search found for one budget alone, and for what, by budget and seed."""
-    found = {}
+def alone(changes: list[str]) -> ByBudget:
+    """What a search found for one budget alone, and for what: a record for each seed, by budget."""
+    found: ByBudget = defaultdict(list)
     for record in json.loads((HERE / "results.json").read_text()):
         changed = [key for key in record["overrides"] if key.startswith("search")]
-        if record["task"].endswith(" bit") and changed == SEARCHES[search] and record["stands_at"] == "end":
-            key = float(record["task"].removesuffix(" bit")), record["seed"]
-            found[key] = {f"kl_{search}": record["kl_unseen"], f"tokens_{search}": record["token_equivalents"]}
+        if record["task"].endswith(" bit") and changed == changes and record["stands_at"] == "end":
+            budget = float(record["task"].removesuffix(" bit"))
+            found[budget].append({"kl": record["kl_unseen"], "tokens": record["token_equivalents"]})
     return found
 
 
 def points() -> list[dict[str, float]]:
-    """A record for each seed and budget."""
-    own, found = [alone(search) for search in SEARCHES], []
+    """A record for each seed and budget of the fronts."""
+    found = []
     for path in sorted(RUNS.glob("*/front.csv")):
-        seed = int(path.parent.name)
         with open(path, newline="") as file:
             for row in csv.DictReader(file):
-                target, tokens = float(row["target"]), round(float(row["token_equivalents"]))
-                record = {"seed": seed, "target": target, "tokens": tokens}
-                for key in ("kl_searched", "kl_uniform", "kl_additive"):
-                    record[key] = round(float(row[key]), 5)
-                for of_search in own:
-                    record |= of_search.get((target, seed), {})
-                found.append(record)
+                tokens = round(float(row["token_equivalents"]))
+                record = {"seed": int(path.parent.name), "target": float(row["target"]), "tokens": tokens}
+                kls = {f"kl_{key}": round(float(row[f"kl_{key}"]), 5) for key in ("searched", "uniform", "additive")}
+                found.append(record | kls)
     return found
 
 
-def spread(values: list[float]) -> str:
-    return f"{fmean(values):.3f} ± {stdev(values):.3f}" if len(values) > 1 else "".join(f"{v:.3f}" for v in values)
+def spread(kls: list[float]) -> str:
+    return f"{fmean(kls):.3f} ± {stdev(kls):.3f}" if len(kls) > 1 else ", ".join(f"{kl:.3f}" for kl in kls)
 
 
 def main() -> None:
     records = points()
     (HERE / "front.json").write_text(json.dumps(records, indent=1) + "\n")
-    by_target: dict[float, list[dict[str, float]]] = defaultdict(list)
+    fronts: ByBudget = defaultdict(list)
     for record in records:
-        by_target[record["target"]].append(record)
-    heads = ("bits", "uniform", "additive", "front", "searches of their own", "with generations", "tokens, share")
+        fronts[record["target"]].append(record)
+    own = {name: alone(changes) for name, changes in SEARCHES.items()}
+    heads = ("bits", "uniform", "additive (layer errors)", "front", *SEARCHES, "tokens, share")
     print(f"| {' | '.join(heads)} |")
     print(f"|{'---|' * len(heads)}")
-    for target, members in sorted(by_target.items(), reverse=True):
-        fixed = [f"{members[0][f'kl_{key}']:.3f}" for key in ("uniform", "additive")]
-        kls = [spread([m[f"kl_{key}"] for m in members if f"kl_{key}" in m]) for key in ("searched", *SEARCHES)]
-        both = [m for m in members if "tokens_guided" in m]
-        share = f"{sum(m['tokens'] for m in both) / sum(m['tokens_guided'] for m in both):.0%}" if both else ""
-        print(f"| {' | '.join([f'{target:g}', *fixed, *kls, share])} |")
-    for search in SEARCHES:
-        both = [m for m in records if f"tokens_{search}" in m]
-        together, apart = (sum(m[key] for m in both) for key in ("tokens", f"tokens_{search}"))
-        print(f"{together:,.0f} token equivalents together, {apart:,.0f} apart, of {len(both)} searches ({search})")
+    together = apart = 0.0
+    for target, front in sorted(fronts.items(), reverse=True):
+        fixed = [f"{front[0][f'kl_{key}']:.3f}" for key in ("uniform", "additive")]
+        kls = [
+            spread([m["kl_searched"] for m in front]),
+            *(spread([m["kl"] for m in of[target]]) for of in own.values()),
+        ]
+        tokens = [fmean(m["tokens"] for m in group) for group in (front, next(iter(own.values()))[target])]
+        together, apart = together + tokens[0], apart + tokens[1]
+        print(f"| {' | '.join([f'{target:g}', *fixed, *kls, f'{tokens[0] / tokens[1]:.0%}'])} |")
+    print(f"{together:,.0f} token equivalents together, {apart:,.0f} apart, {together / apart:.1%}")
 
 
 if __name__ == "__main__":
