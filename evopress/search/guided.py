@@ -8,8 +8,8 @@ timid to bold, and the true fitness picks one of them; there the next table is m
     repeat rounds times, the cap coming down to the budget in equal steps:
         table ← first- and second-order effect of every switch at profile
         path ← for each damping d: the profile of least summed score, with d · second in place of second
-        profile ← the fittest of path, profile if it holds the cap, and what a search for another budget found, brought
-            to the cap; all on one minibatch
+        profile ← the fittest of path, profile if it holds the cap, and in the last round what a search for another
+            budget found, brought to this one; all on one minibatch
     repeat refinements times:
         measure the most promising switches one by one, and the fittest of what they lead to (see `refinement`)
     repeat generations times:
@@ -69,8 +69,9 @@ class Guided(Search):
 
     `trade`: whether units may trade across trade groups (`any`, only the budget counts) or each group keeps the cost it
     has in the evenly spaced profile (`groups`). `start`, a level per unit, need not hold the budget, nor need `others`,
-    which join the first line search once they do, and their first every later one. Of drops, all rounds, refinements
-    and generations are rounds of swaps, from the first of `others` if there is one.
+    which are brought to it for the last line search of the rounds: they are refined, and earlier would win against what
+    leads further. Of drops, all rounds, refinements and generations are rounds of swaps, from the first of `others` if
+    there is one.
     """
 
     rounds: int = Field(ge=0)
@@ -138,7 +139,7 @@ class Guided(Search):
             if space.children:
                 rows = yield from drop_effects(space, profile, max(1, self.table_tokens // 2), self.excerpt)
                 tables[-1] = replace(tables[-1], second=[rows.get(i, row) for i, row in enumerate(tables[-1].second)])
-            others = self.others if number == 1 else self.others[:1]
+            others = self.others if number == self.rounds else []
             label = f"round {number}/{self.rounds}, line search"
             aim = towards(space, caps, profile, self.rounds + 1 - number)
             profile = yield from self._line_search(space, aim, tables, others, label)
