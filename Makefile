@@ -42,7 +42,7 @@ engines: .engines/vllm/ready .engines/llama/ready ## vLLM and llama.cpp, each in
 	touch $@
 
 test-engines: $(VENV)/ready engines ## exports of SmolLM2 in vLLM and llama.cpp themselves
-	$(RUN) pytest tests/test_export_engines.py
+	$(RUN) pytest tests/export/test_engines.py
 
 lint: $(VENV)/ready ## ruff and mypy
 	$(VENV)/bin/ruff check .

@@ -5,13 +5,15 @@
 
 from typing import Any
 
-import evopress.compress as compress
-
 __all__ = ["compress", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """`load` is imported on first use: the program starts in a fraction of the seconds that transformers takes."""
+    """`compress` and `load` are imported on first use, because transformers takes seconds to import."""
+    if name == "compress":
+        from evopress.api import compress
+
+        return compress
     if name == "load":
         from evopress.export import load
 

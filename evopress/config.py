@@ -117,17 +117,17 @@ def _keys(node: DictConfig, prefix: str = "") -> list[str]:
 
 def _kinds() -> dict[str, tuple[type, ...]]:
     """What the class of each group must be one of."""
-    from evopress.budget import Budget
-    from evopress.compress.base import Compressor
-    from evopress.compress.drop import Drop
-    from evopress.data import Data
-    from evopress.evaluate import Eval
-    from evopress.evaluator import EvaluatorSettings
+    from evopress.compressors.base import Compressor
+    from evopress.compressors.drop import Drop
+    from evopress.data.windows import Data
+    from evopress.evaluation.evaluator import EvaluatorSettings
+    from evopress.evaluation.lm_eval_tasks import Eval
     from evopress.export import Export
-    from evopress.loading import ModelSource
+    from evopress.models.loading import ModelSource
+    from evopress.runtime.tracking import Tracker
     from evopress.search.base import Search
-    from evopress.space import SpaceSettings
-    from evopress.tracking import Tracker
+    from evopress.space.budget import Budget
+    from evopress.space.build import SpaceSettings
 
     kinds: list[tuple[type, ...]] = [(ModelSource,), (Data,), (Compressor, Drop), (SpaceSettings,), (Budget,)]
     kinds += [(Search,), (EvaluatorSettings,), (Eval,), (Export,), (Tracker,)]

@@ -4,19 +4,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from evopress.budget import Budget
-from evopress.compress.base import Compressor
-from evopress.compress.drop import Drop
-from evopress.data import Data
-from evopress.evaluate import Eval, check_tasks
-from evopress.evaluator import EvaluatorSettings
+from evopress.compressors.base import Compressor
+from evopress.compressors.drop import Drop
+from evopress.data.windows import Data
+from evopress.evaluation.evaluator import EvaluatorSettings
+from evopress.evaluation.lm_eval_tasks import Eval, check_tasks
 from evopress.export import Export
 from evopress.export import check as check_export
-from evopress.loading import ModelSource
-from evopress.models import LanguageModel
+from evopress.models.language_model import LanguageModel
+from evopress.models.loading import ModelSource
+from evopress.runtime.tracking import Tracker
 from evopress.search.base import Search
-from evopress.space import SpaceSettings
-from evopress.tracking import Tracker
+from evopress.space.budget import Budget
+from evopress.space.build import SpaceSettings
 
 STAGES = ("database", "search", "evaluate")
 """What a run does. The stage `plan` may stand before them, or alone: it tells what they would take."""

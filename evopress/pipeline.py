@@ -13,33 +13,34 @@ from random import Random
 
 from torch import Tensor
 
-from evopress import data as texts
-from evopress import front, processes
-from evopress.answers import Answers, Workbench
-from evopress.clock import Clock
-from evopress.comparison import compare, describe
-from evopress.compress.base import Compressor
-from evopress.compress.drop import Drop
-from evopress.compress.sequential import build, wanted
-from evopress.data import Splits
-from evopress.database import Database, DecodedLevels, fingerprint
-from evopress.evaluator import Evaluator, EvaluatorSettings
+from evopress import pareto
+from evopress.compressors.base import Compressor
+from evopress.compressors.drop import Drop
+from evopress.data import windows
+from evopress.data.windows import Splits
+from evopress.database.build import build, wanted
+from evopress.database.store import Database, DecodedLevels, fingerprint
+from evopress.evaluation.candidates import Candidate, as_table
+from evopress.evaluation.compare import compare, describe
+from evopress.evaluation.evaluator import Evaluator, EvaluatorSettings
+from evopress.evaluation.oracle import Answers, Workbench
 from evopress.export import Searched, export, fixed_bytes
 from evopress.export import check as check_export
-from evopress.files import alone_in, read_if_whole, sealed, write_atomically, write_json
-from evopress.forecast import plan_text
 from evopress.job import Job, name_of
-from evopress.loading import ModelSource
-from evopress.loading import load as load_model
-from evopress.models import LanguageModel
-from evopress.plan import plan
-from evopress.profile import Profile, Space, from_json, to_json, to_text
+from evopress.models.language_model import LanguageModel
+from evopress.models.loading import ModelSource
+from evopress.models.loading import load as load_model
+from evopress.planning.estimate import plan
+from evopress.planning.render import plan_text
 from evopress.report import write_report
-from evopress.results import Candidate, as_table
+from evopress.runtime import distributed
+from evopress.runtime.clock import Clock
+from evopress.runtime.files import alone_in, read_if_whole, sealed, write_atomically, write_json
+from evopress.runtime.tracking import JsonLines, Tracker, Trackers
 from evopress.search.driver import Answered, SearchLog, search
 from evopress.search.moves import evenly_spaced_profile
-from evopress.space import drop_space, layer_space
-from evopress.tracking import JsonLines, Tracker, Trackers
+from evopress.space.build import drop_space, layer_space
+from evopress.space.units import Profile, Space, from_json, to_json, to_text
 
 log = logging.getLogger(__name__)
 
@@ -52,12 +53,12 @@ def run(job: Job) -> Profile | None:
     if job.stages == ("plan",):
         return None
     job.folder.mkdir(parents=True, exist_ok=True)
-    with alone_in(job.folder) if processes.is_first() else nullcontext():
+    with alone_in(job.folder) if distributed.is_first() else nullcontext():
         return _tracked(job)
 
 
 def _tracked(job: Job) -> Profile | None:
-    tracker: Tracker = Trackers(JsonLines(), job.tracker) if processes.is_first() else Tracker()
+    tracker: Tracker = Trackers(JsonLines(), job.tracker) if distributed.is_first() else Tracker()
     name = f"{job.model.name} {name_of(job.compress)} {job.budget} {name_of(job.search)} seed {job.seed}"
     tracker.start(job.folder, name, job.config)
     finished = False
@@ -76,11 +77,11 @@ def _run_stages(job: Job) -> Profile | None:
         lm = (
             job.model
             if isinstance(job.model, LanguageModel)
-            else processes.first_then_others(partial(load_model, job.model, cache))
+            else distributed.first_then_others(partial(load_model, job.model, cache))
         )
-        splits = processes.from_first(partial(texts.load, job.data, lm.tokenizer, cache))
+        splits = distributed.from_first(partial(windows.load, job.data, lm.tokenizer, cache))
         for source in job.eval.datasets if "evaluate" in job.stages else ():  # an error before the search, not after
-            processes.from_first(partial(texts.load_test, source, job.data, lm.tokenizer, cache))
+            distributed.from_first(partial(windows.load_test, source, job.data, lm.tokenizer, cache))
         limit = job.model.max_perplexity if isinstance(job.model, ModelSource) else None
         check_dense(lm, splits.validation[:4], job.evaluator, limit or lm.vocab_size)
     with clock.stage("database"):
@@ -88,7 +89,7 @@ def _run_stages(job: Job) -> Profile | None:
     if "search" not in job.stages:
         return None
     if job.targets:
-        front.trace(job, bench, search_and_evaluate)
+        pareto.trace(job, bench, search_and_evaluate)
         return None
     return search_and_evaluate(job, bench, clock)
 
@@ -109,7 +110,7 @@ def evaluate(job: Job, bench: Workbench, profile: Profile, clock: Clock) -> None
     measured = {**{name: asdict(getattr(job, name)) for name in ("data", "eval")}, "profile": list(profile)}
     measured = json.loads(json.dumps({**measured, "depends_on": bench.identity}))
     done = {**measured, "export": json.loads(json.dumps(asdict(job.export)))}
-    found = processes.from_first(lambda: read_if_whole(path))
+    found = distributed.from_first(lambda: read_if_whole(path))
     if found.get("done") == done:
         log.info("the evaluation is done already: %s", path)
         return
@@ -119,7 +120,7 @@ def evaluate(job: Job, bench: Workbench, profile: Profile, clock: Clock) -> None
     else:
         with clock.stage("evaluate"):
             candidates = compare(job, bench, profile)
-    if not processes.is_first():
+    if not distributed.is_first():
         return
     results = {**describe(job, bench, profile), **{name: asdict(found) for name, found in candidates.items()}}
     results["measured"] = measured
@@ -184,7 +185,7 @@ def prepare(job: Job, lm: LanguageModel, splits: Splits) -> Workbench:
 
 def _first_questions(job: Job, space: Space) -> None:
     """Run every search to its first question: what it cannot do is an error before hours of work, not after."""
-    for part in front.parts(job, space) if job.targets else [job]:
+    for part in pareto.parts(job, space) if job.targets else [job]:
         evenly_spaced_profile(space, part.budget)
         next(part.search.run(space, part.budget, Random(part.seed)), None)
 
@@ -212,10 +213,10 @@ def find_profile(job: Job, bench: Workbench) -> Profile:
         "depends_on": bench.identity,
     }
     header = json.loads(json.dumps(header))
-    if processes.from_first(lambda: read_if_whole(path).get("settings") == header):
+    if distributed.from_first(lambda: read_if_whole(path).get("settings") == header):
         log.info("the search is done already: %s", path)
         profile = from_json(bench.space, path.read_text(encoding="utf-8"))
-        if processes.is_first():
+        if distributed.is_first():
             write_atomically(job.folder / "profile.txt", to_text(bench.space, profile))
         return profile
     watcher = _Watcher(job.tracker)
@@ -229,7 +230,7 @@ def find_profile(job: Job, bench: Workbench) -> Profile:
         watch=watcher,
     )
     achieved = job.budget.achieved(bench.space, profile)
-    if not processes.is_first():
+    if not distributed.is_first():
         return profile
     log.info("searched profile: %g %s after %d token equivalents", achieved, job.budget.metric, watcher.tokens)
     facts = {

@@ -11,26 +11,26 @@ from hydra.errors import CompactHydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from evopress import interruption
 from evopress.config import CONFIG_FOLDER, UserMistake, build, suggestions, with_one_voice, with_resume
+from evopress.runtime import signals
 
 log = logging.getLogger(__name__)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name="config")
 def compress(cfg: DictConfig) -> None:
-    interruption.listen()  # main did already, but not in the workers of a sweep's launcher
+    signals.listen()  # main did already, but not in the workers of a sweep's launcher
     folder = Path(cfg.resume or HydraConfig.get().runtime.output_dir)
     try:
-        from evopress import processes
         from evopress.pipeline import run  # takes seconds, which a misspelled key need not cost
+        from evopress.runtime import distributed
 
-        interruption.heed()
-        processes.join()
-        folder = processes.from_first(lambda: folder)
+        signals.heed()
+        distributed.join()
+        folder = distributed.from_first(lambda: folder)
         run(build(cfg, folder))
     except (Exception, KeyboardInterrupt) as error:
-        if interruption.came():
+        if signals.came():
             log.warning("interrupted; go on with: python -m evopress.run resume=%s", folder)
         elif isinstance(error, OSError):
             log.error("%s; once that is mended, go on with: python -m evopress.run resume=%s", error, folder)
@@ -39,11 +39,11 @@ def compress(cfg: DictConfig) -> None:
         else:
             raise
         log.debug("where it was raised:", exc_info=True)
-        sys.exit(130 if interruption.came() else 2)
+        sys.exit(130 if signals.came() else 2)
 
 
 def main() -> None:
-    interruption.listen()
+    signals.listen()
     sys.argv[1:] = with_one_voice(with_resume(sys.argv[1:]))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here; Hydra would print a traceback of a folder it cannot make
     logging.raiseExceptions = False  # nor is there one of a log that a full disk does not take

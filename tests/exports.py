@@ -4,14 +4,14 @@ from pathlib import Path
 
 import torch
 
-from evopress.compress.base import Compressor
-from evopress.compress.drop import Drop
-from evopress.compress.sequential import build
-from evopress.database import Database, DecodedLevels
+from evopress.compressors.base import Compressor
+from evopress.compressors.drop import Drop
+from evopress.database.build import build
+from evopress.database.store import Database, DecodedLevels
 from evopress.export import Searched
-from evopress.models import LanguageModel
-from evopress.profile import Profile, Space
-from evopress.space import SpaceSettings, drop_space, layer_space
+from evopress.models.language_model import LanguageModel
+from evopress.space.build import SpaceSettings, drop_space, layer_space
+from evopress.space.units import Profile, Space
 from tests.tiny_models import token_windows
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from evopress.compress.base import LayerGroup
+from evopress.compressors.base import LayerGroup
 
 
 def inputs(cols: int, tokens: int | None = None, *, seed: int = 0) -> Tensor:

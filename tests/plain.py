@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 from transformers import PreTrainedModel
 
-from evopress.compress.base import Compressor, LayerGroup
-from evopress.compress.weights import CompressedWeight
-from evopress.database import OUTSIDE, BlockLevels, Database, DecodedLevels
-from evopress.grids import fit_grid, max_codes
-from evopress.models import LanguageModel
-from evopress.profile import Profile, Space
-from evopress.space import applied
+from evopress.compressors.base import Compressor, LayerGroup
+from evopress.database.store import OUTSIDE, BlockLevels, Database, DecodedLevels
+from evopress.models.language_model import LanguageModel
+from evopress.space.build import applied
+from evopress.space.units import Profile, Space
+from evopress.weights.base import CompressedWeight
+from evopress.weights.grids import fit_grid, max_codes
 
 Levels = Mapping[str, list[CompressedWeight]]
 """All levels of every layer, by full name."""

@@ -14,8 +14,8 @@ KINDS = (
 )
 BITS = (6, 5, 4, 3, 2)
 CONFIG = {
-    "model": {"_target_": "evopress.loading.ModelSource", "name": "made-up"},
-    "compress": {"_target_": "evopress.compress.gptq.GPTQ", "bits": [2, 3, 4, 5, 6]},
+    "model": {"_target_": "evopress.models.loading.ModelSource", "name": "made-up"},
+    "compress": {"_target_": "evopress.compressors.gptq.GPTQ", "bits": [2, 3, 4, 5, 6]},
     "budget": {"metric": "bits", "target": 3},
     "seed": 0,
 }
@@ -114,6 +114,6 @@ def make_run(folder: Path, num_blocks: int = 2, generations: int = 3, offspring:
     (folder / "search.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "run.log").write_text(
         "[2026-01-01 10:00:00,000][evopress.pipeline][INFO] - dense perplexity 12.35\n"
-        "[2026-01-01 10:00:01,000][evopress.models][WARNING] - the tokenizer has no BOS token\n"
+        "[2026-01-01 10:00:01,000][evopress.models.language_model][WARNING] - the tokenizer has no BOS token\n"
     )
     return folder

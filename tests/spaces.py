@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from random import Random
 
-from evopress.budget import Budget
-from evopress.profile import DROPPED, KEPT, Level, Profile, Space, Unit
 from evopress.search.base import Batch, Question, Search
+from evopress.space.budget import Budget
+from evopress.space.units import DROPPED, KEPT, Level, Profile, Space, Unit
 
 BITS3 = Budget(metric="bits", target=3)
 

@@ -11,21 +11,21 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from evopress.compress.base import Compressor, LayerGroup
-from evopress.compress.drop import Drop
-from evopress.compress.gguf import GGUF
-from evopress.compress.gptq import GPTQ
-from evopress.compress.magnitude import Magnitude
-from evopress.compress.rtn import RTN
-from evopress.compress.sparsegpt import SparseGPT
-from evopress.compress.wanda import Wanda
-from evopress.compress.weights import CompressedWeight, QuantizedWeight, SparseWeight
-from evopress.database import DecodedLevels
-from evopress.evaluator import Evaluator, EvaluatorSettings
-from evopress.families import family_of
-from evopress.linalg import RunningHessian
-from evopress.models import LanguageModel
-from evopress.space import SpaceSettings, drop_space, layer_space
+from evopress.compressors.base import Compressor, LayerGroup
+from evopress.compressors.drop import Drop
+from evopress.compressors.gguf import GGUF
+from evopress.compressors.gptq import GPTQ
+from evopress.compressors.linalg import RunningHessian
+from evopress.compressors.magnitude import Magnitude
+from evopress.compressors.rtn import RTN
+from evopress.compressors.sparsegpt import SparseGPT
+from evopress.compressors.wanda import Wanda
+from evopress.database.store import DecodedLevels
+from evopress.evaluation.evaluator import Evaluator, EvaluatorSettings
+from evopress.models.families import family_of
+from evopress.models.language_model import LanguageModel
+from evopress.space.build import SpaceSettings, drop_space, layer_space
+from evopress.weights.base import CompressedWeight, QuantizedWeight, SparseWeight
 from tests.tiny_models import random_model, token_windows, tokenizer
 
 AWAY = torch.device("meta")

@@ -14,18 +14,18 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from evopress.budget import Budget
-from evopress.compress.rtn import RTN
-from evopress.data import Data
-from evopress.evaluate import Eval
-from evopress.evaluator import Evaluator, EvaluatorSettings
+from evopress.compressors.rtn import RTN
+from evopress.data.windows import Data
+from evopress.evaluation.evaluator import Evaluator, EvaluatorSettings
+from evopress.evaluation.lm_eval_tasks import Eval
 from evopress.export import Export, export
-from evopress.files import alone_in, sealed, write_atomically
-from evopress.loading import ModelSource, load
+from evopress.models.loading import ModelSource, load
 from evopress.pipeline import Job, run
+from evopress.runtime.files import alone_in, sealed, write_atomically
+from evopress.runtime.tracking import Tracker
 from evopress.search.evolution import Evolution, Stage
-from evopress.space import SpaceSettings
-from evopress.tracking import Tracker
+from evopress.space.budget import Budget
+from evopress.space.build import SpaceSettings
 from tests.exports import compressed
 from tests.tiny_models import random_model, save_tiny, tiny, token_windows, tokenizer
 
@@ -151,7 +151,7 @@ def test_a_full_disk_names_the_file_and_costs_nothing_but_time(name, nth, whole,
 
 def test_a_limit_on_the_size_of_files_leaves_no_half_file(tmp_path):
     """The same from the operating system: a process whose files may hold 4096 bytes."""
-    script = "import sys; from pathlib import Path; from evopress.files import write_atomically as w\n"
+    script = "import sys; from pathlib import Path; from evopress.runtime.files import write_atomically as w\n"
     script += "w(Path(sys.argv[1]), b'x' * 4000)\nw(Path(sys.argv[1]), b'y' * 5000)\n"
 
     def limit() -> None:

@@ -18,14 +18,14 @@ from omegaconf import OmegaConf
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from evopress import texts
-from evopress.compress.weights import Kept, from_tensors
 from evopress.config import CONFIG_FOLDER, UserMistake, build, with_resume
-from evopress.database import BlockLevels, Database
-from evopress.files import check_seal, is_whole, parse_json, sealed, write_checksums
-from evopress.loading import INDEX, ModelSource, load
-from evopress.profile import from_json
+from evopress.data import sources
+from evopress.database.store import BlockLevels, Database
+from evopress.models.loading import INDEX, ModelSource, load
+from evopress.runtime.files import check_seal, is_whole, parse_json, sealed, write_checksums
 from evopress.search.driver import SearchLog
+from evopress.space.units import from_json
+from evopress.weights.base import Kept, from_tensors
 from tests.spaces import bit_space
 from tests.tiny_models import random_model, save_tiny, tokenizer
 
@@ -151,13 +151,13 @@ ENCODINGS = {
 def test_text_of_a_broken_encoding_is_refused_with_its_file(name, tmp_path):
     (tmp_path / name).write_bytes(ENCODINGS[name])
     with pytest.raises(ValueError, match=rf"data\.source: .*{name} is not (UTF-8|Unicode) text"):
-        list(texts.documents(str(tmp_path / name), "text", "train"))
+        list(sources.documents(str(tmp_path / name), "text", "train"))
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path):
     for name, content in (("a.txt", b"word"), ("b.jsonl", b'{"text": "word"}')):
         (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content)
-        assert list(texts.documents(str(tmp_path / name), "text", "train")) == ["word"]
+        assert list(sources.documents(str(tmp_path / name), "text", "train")) == ["word"]
 
 
 def test_parquet_with_broken_text_or_any_flipped_bit_is_refused_or_read(tmp_path):
@@ -166,7 +166,7 @@ def test_parquet_with_broken_text_or_any_flipped_bit_is_refused_or_read(tmp_path
     path = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": broken}), path)
     with pytest.raises(ValueError, match=r"data\.source: .*a\.parquet.*damaged"):
-        list(texts.documents(str(path), "text", "train"))
+        list(sources.documents(str(path), "text", "train"))
     pyarrow.parquet.write_table(pyarrow.table({"text": [f"{LINE}{n}" for n in range(300)]}), path)
     whole, rng = path.read_bytes(), Random(0)
     refused = 0
@@ -175,7 +175,7 @@ def test_parquet_with_broken_text_or_any_flipped_bit_is_refused_or_read(tmp_path
         content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
         path.write_bytes(content)
         try:
-            list(texts.documents(str(path), "text", "train"))
+            list(sources.documents(str(path), "text", "train"))
         except ValueError as error:
             assert "data." in str(error)
             refused += 1
@@ -306,7 +306,7 @@ def test_a_damaged_configuration_is_not_resumed(content, run_folder):
 
 
 @pytest.mark.parametrize("group", ["compress", "search", "tracking", "model"])
-@pytest.mark.parametrize("target", ["os.system", "subprocess.Popen", "evopress.budget.Budget", "nowhere.Class"])
+@pytest.mark.parametrize("target", ["os.system", "subprocess.Popen", "evopress.space.budget.Budget", "nowhere.Class"])
 def test_a_saved_run_cannot_name_what_is_called(group, target, run_folder):
     rewrite(run_folder, lambda content: content[group].update(_target_=target))
     with pytest.raises(UserMistake, match=rf"{group}\._target_ is '{target}', which is no"):

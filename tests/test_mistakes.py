@@ -19,8 +19,8 @@ from omegaconf import OmegaConf
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from evopress.config import CONFIG_FOLDER, UserMistake, build, suggestions
-from evopress.files import alone_in
 from evopress.pipeline import run
+from evopress.runtime.files import alone_in
 from tests.tiny_models import VOCABULARY, tokenizer
 
 SMALL = [

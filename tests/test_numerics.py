@@ -10,32 +10,32 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from evopress.budget import Budget
-from evopress.compress.base import LayerGroup
-from evopress.compress.gguf import GGUF
-from evopress.compress.gptq import GPTQ
-from evopress.compress.sequential import build
-from evopress.compress.sparsegpt import SparseGPT
-from evopress.compress.wanda import Wanda
-from evopress.data import Data
-from evopress.database import Database
-from evopress.evaluate import Eval
-from evopress.evaluator import EvaluatorSettings
-from evopress.loading import ModelSource
+from evopress.compressors.base import LayerGroup
+from evopress.compressors.gguf import GGUF
+from evopress.compressors.gptq import GPTQ
+from evopress.compressors.sparsegpt import SparseGPT
+from evopress.compressors.wanda import Wanda
+from evopress.data.windows import Data
+from evopress.database.build import build
+from evopress.database.store import Database
+from evopress.evaluation.evaluator import EvaluatorSettings
+from evopress.evaluation.lm_eval_tasks import Eval
+from evopress.models.loading import ModelSource
 from evopress.pipeline import Job, run
-from evopress.profile import Profile
-from evopress.search.additive import Additive, knapsack
-from evopress.search.brute_force import BruteForce
+from evopress.runtime.tracking import Tracker
+from evopress.search.baselines.additive import Additive, knapsack
+from evopress.search.baselines.brute_force import BruteForce
+from evopress.search.baselines.greedy import Greedy
+from evopress.search.baselines.owl import Owl
+from evopress.search.baselines.random import Random as RandomSearch
+from evopress.search.baselines.scores import Scores
+from evopress.search.baselines.uniform import Uniform
 from evopress.search.evolution import Evolution, Stage
-from evopress.search.greedy import Greedy
 from evopress.search.guided import Guided
-from evopress.search.owl import Owl
-from evopress.search.random import Random as RandomSearch
 from evopress.search.refinement import Refinement
-from evopress.search.scores import Scores
-from evopress.search.uniform import Uniform
-from evopress.space import SpaceSettings
-from evopress.tracking import Tracker
+from evopress.space.budget import Budget
+from evopress.space.build import SpaceSettings
+from evopress.space.units import Profile
 from tests.spaces import BITS3, bit_space, drop_space, play, sparse_space
 from tests.tiny_models import named, random_model, token_windows, tokenizer
 

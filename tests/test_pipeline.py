@@ -6,24 +6,24 @@ from pathlib import Path
 
 import pytest
 
-from evopress.budget import Budget
-from evopress.compress.drop import Drop
-from evopress.compress.gguf import GGUF
-from evopress.compress.gptq import GPTQ
-from evopress.compress.rtn import RTN
-from evopress.compress.sparsegpt import SparseGPT
-from evopress.data import Data
-from evopress.evaluate import Eval
-from evopress.evaluator import Evaluator, EvaluatorSettings
-from evopress.inspect.profiles import inspect_profile
-from evopress.loading import ModelSource
+from evopress.compressors.drop import Drop
+from evopress.compressors.gguf import GGUF
+from evopress.compressors.gptq import GPTQ
+from evopress.compressors.rtn import RTN
+from evopress.compressors.sparsegpt import SparseGPT
+from evopress.data.windows import Data
+from evopress.evaluation.evaluator import Evaluator, EvaluatorSettings
+from evopress.evaluation.lm_eval_tasks import Eval
+from evopress.inspection.profiles import inspect_profile
+from evopress.models.loading import ModelSource
 from evopress.pipeline import Job, run
-from evopress.search.additive import Additive
+from evopress.runtime.tracking import Tracker
+from evopress.search.baselines.additive import Additive
 from evopress.search.evolution import Evolution, Stage
 from evopress.search.guided import Guided
 from evopress.search.refinement import Refinement
-from evopress.space import SpaceSettings
-from evopress.tracking import Tracker
+from evopress.space.budget import Budget
+from evopress.space.build import SpaceSettings
 from tests.tiny_models import FAMILIES, save_tiny
 
 SEARCH = Evolution(

@@ -13,9 +13,9 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from evopress import processes
 from evopress.config import CONFIG_FOLDER, build
 from evopress.pipeline import run
+from evopress.runtime import distributed
 
 PROJECT = Path(__file__).parents[1]
 SETTINGS = [
@@ -30,9 +30,9 @@ SETTINGS = [
 WORKER = """
 import atexit, os, sys
 from pathlib import Path
-from evopress.compress.gptq import GPTQ
-from evopress.compress.sequential import _Stream
-from evopress.evaluator import Evaluator
+from evopress.compressors.gptq import GPTQ
+from evopress.database.build import _Stream
+from evopress.evaluation.evaluator import Evaluator
 from evopress.run import main
 
 folder, rank = Path(sys.argv.pop(1)), os.environ["RANK"]
@@ -180,18 +180,18 @@ def test_a_build_that_lost_a_process_goes_on_with_one(alone, tmp_path):
 
 
 def test_one_process_shares_with_nobody():
-    assert (processes.rank(), processes.world_size(), processes.is_first()) == (0, 1, True)
-    assert processes.share([1, 2, 3]) == [1, 2, 3]
-    assert processes.gather(5) == processes.collect(5) == [5]
-    assert processes.from_first(lambda: 7) == processes.first_then_others(lambda: 7) == 7
+    assert (distributed.rank(), distributed.world_size(), distributed.is_first()) == (0, 1, True)
+    assert distributed.share([1, 2, 3]) == [1, 2, 3]
+    assert distributed.gather(5) == distributed.collect(5) == [5]
+    assert distributed.from_first(lambda: 7) == distributed.first_then_others(lambda: 7) == 7
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 5])
 def test_shares_are_whole_and_in_order(number, monkeypatch):
-    monkeypatch.setattr(processes, "world_size", lambda: number)
+    monkeypatch.setattr(distributed, "world_size", lambda: number)
     shares = []
     for rank in range(number):
-        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
-        shares.append(processes.share(range(7)))
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        shares.append(distributed.share(range(7)))
     assert [item for part in shares for item in part] == list(range(7))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1

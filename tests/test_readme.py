@@ -18,11 +18,11 @@ from omegaconf import DictConfig
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from evopress.config import CONFIG_FOLDER, GROUPS, build
-from evopress.inspect.__main__ import main as inspect
+from evopress.inspection.__main__ import main as inspect
 from evopress.job import Job
 from evopress.pipeline import run
 from evopress.report.__main__ import main as report
-from tests.test_python import NOTEBOOK
+from tests.test_api import NOTEBOOK
 from tests.tiny_models import config, tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -186,7 +186,7 @@ def test_runs_are_inspected_and_compared_as_it_says(at_desk, tmp_path, capsys):
     run(job_of(f"{RUN} search=uniform", at_desk, first))
     shutil.copytree(first, second)
     listed = {line.partition("#")[0].strip() for line in lines(ROOT / "README.md")}
-    assert {"python -m evopress.inspect PATH", "python -m evopress.report DIR DIR"} <= listed
+    assert {"python -m evopress.inspection PATH", "python -m evopress.report DIR DIR"} <= listed
     assert inspect([str(first)]) == 0
     assert report([str(first), str(second)]) == 0
     assert Path("comparison.html").is_file()
@@ -195,7 +195,7 @@ def test_runs_are_inspected_and_compared_as_it_says(at_desk, tmp_path, capsys):
 def test_every_other_command_is_run_elsewhere():
     texts = {name: (ROOT / name).read_text() for name in set(ELSEWHERE.values())}
     assert "resume=" in texts["tests/test_run.py"] and "torch.distributed.run" in texts["tests/test_processes.py"]
-    here = ("python -m evopress.inspect", "python -m evopress.report", "python my_text.py")
+    here = ("python -m evopress.inspection", "python -m evopress.report", "python my_text.py")
     for line in lines(ROOT / "README.md"):
         assert line in COMMANDS or line.startswith((*ELSEWHERE, *here)), f"nothing runs {line!r}"
         if line.startswith(("torchrun", "accelerate")):

@@ -13,8 +13,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from evopress.loading import named
-from evopress.models import LanguageModel
+from evopress.models.language_model import LanguageModel
+from evopress.models.loading import named
 
 FAMILIES = ("llama", "mistral", "phi3", "qwen2", "qwen3", "gemma2", "gemma3_text", "opt")
 WITH_EXPERTS = ("mixtral", "qwen3_moe")

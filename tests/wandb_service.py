@@ -8,7 +8,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from evopress import tracking
+from evopress.runtime import tracking
 
 BUCKET = {
     "id": "b",

@@ -19,9 +19,8 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from evopress.compress.base import Compressor
-from evopress.compress.drop import Drop
-from evopress.compress.ggml import TypeName
+from evopress.compressors.base import Compressor
+from evopress.compressors.drop import Drop
 from evopress.export.base import Format, Refused, Searched, level_bytes
 from evopress.export.card import Facts, card
 from evopress.export.compressed_tensors import CompressedTensors
@@ -30,10 +29,11 @@ from evopress.export.gguf import GGUF
 from evopress.export.hf import HF, Zeroed
 from evopress.export.nemotron_nas import NemotronNAS
 from evopress.export.verify import verify
-from evopress.files import naming, remove_leftovers
-from evopress.models import LanguageModel
-from evopress.profile import Space, to_json
-from evopress.space import SpaceSettings
+from evopress.models.language_model import LanguageModel
+from evopress.runtime.files import naming, remove_leftovers
+from evopress.space.build import SpaceSettings
+from evopress.space.units import Space, to_json
+from evopress.weights.ggml import TypeName
 
 __all__ = ["FORMATS", "Export", "Facts", "Refused", "Searched", "check", "export", "fixed_bytes", "load"]
 

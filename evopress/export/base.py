@@ -17,13 +17,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from evopress.compress.base import Compressor
-from evopress.compress.drop import Drop
-from evopress.compress.weights import CompressedWeight
-from evopress.database import OUTSIDE, DecodedLevels
-from evopress.models import SUBBLOCKS, LanguageModel
-from evopress.profile import Profile, Space
-from evopress.space import BlockChoice, SpaceSettings, applied, by_block, end_levels
+from evopress.compressors.base import Compressor
+from evopress.compressors.drop import Drop
+from evopress.database.store import OUTSIDE, DecodedLevels
+from evopress.models.language_model import SUBBLOCKS, LanguageModel
+from evopress.space.build import BlockChoice, SpaceSettings, applied, by_block, end_levels
+from evopress.space.units import Profile, Space
+from evopress.weights.base import CompressedWeight
 
 T = TypeVar("T")
 

@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from evopress.compress.weights import SparseWeight
 from evopress.export.base import Format, Searched
 from evopress.export.verify import Verification
+from evopress.weights.base import SparseWeight
 
 Facts = Mapping[str, object]
 """What the run says of itself, in the form of `results.json`; every entry may be missing."""

@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from evopress.compress.base import Compressor
-from evopress.compress.drop import Drop
-from evopress.compress.rtn import RTN
-from evopress.compress.weights import QuantizedWeight
+from evopress.compressors.base import Compressor
+from evopress.compressors.drop import Drop
+from evopress.compressors.rtn import RTN
 from evopress.export.base import (
     FROM_PRETRAINED,
     Format,
@@ -37,8 +36,9 @@ from evopress.export.base import (
     write_config,
     write_safetensors,
 )
-from evopress.grids import pack, unpack
-from evopress.space import SpaceSettings
+from evopress.space.build import SpaceSettings
+from evopress.weights.base import QuantizedWeight
+from evopress.weights.grids import pack, unpack
 
 PARTS = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point")
 """What stands in the file in place of the weight of a layer; the last one only where there are zero points."""

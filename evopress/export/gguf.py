@@ -14,13 +14,10 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from evopress.compress.base import Compressor
-from evopress.compress.drop import Drop
-from evopress.compress.ggml import BLOCK, TYPES, GgmlWeight, TypeName, round_to
-from evopress.compress.gguf import GGUF as GGUFLevels
-from evopress.compress.kquants import KWeight
-from evopress.compress.rtn import RTN
-from evopress.compress.weights import CompressedWeight, QuantizedWeight
+from evopress.compressors.base import Compressor
+from evopress.compressors.drop import Drop
+from evopress.compressors.gguf import GGUF as GGUFLevels
+from evopress.compressors.rtn import RTN
 from evopress.export.base import (
     Format,
     Refused,
@@ -34,8 +31,11 @@ from evopress.export.base import (
     write_config,
 )
 from evopress.export.tokenizers import add_tokenizer, pre_tokenizer, tokenizer_bytes
-from evopress.models import LanguageModel
-from evopress.space import SpaceSettings
+from evopress.models.language_model import LanguageModel
+from evopress.space.build import SpaceSettings
+from evopress.weights.base import CompressedWeight, QuantizedWeight
+from evopress.weights.ggml import BLOCK, TYPES, GgmlWeight, TypeName, round_to
+from evopress.weights.kquants import KWeight
 
 if TYPE_CHECKING:
     from gguf import GGUFReader, GGUFWriter

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from evopress.compress.base import Compressor
-from evopress.compress.drop import Drop
+from evopress.compressors.base import Compressor
+from evopress.compressors.drop import Drop
 from evopress.export.base import (
     FROM_PRETRAINED,
     Format,
@@ -21,8 +21,8 @@ from evopress.export.base import (
     write_config,
     write_safetensors,
 )
-from evopress.models import SUBBLOCKS
-from evopress.space import SpaceSettings
+from evopress.models.language_model import SUBBLOCKS
+from evopress.space.build import SpaceSettings
 
 
 class HF(Format):

@@ -15,8 +15,8 @@ from typing import ClassVar
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from evopress.compress.base import Compressor
-from evopress.compress.drop import Drop
+from evopress.compressors.base import Compressor
+from evopress.compressors.drop import Drop
 from evopress.export.base import (
     Format,
     Refused,
@@ -30,8 +30,8 @@ from evopress.export.base import (
     write_safetensors,
 )
 from evopress.export.hf import refuse_no_blocks
-from evopress.models import SUBBLOCKS, silent
-from evopress.space import SpaceSettings
+from evopress.models.language_model import SUBBLOCKS, silent
+from evopress.space.build import SpaceSettings
 
 MODULES = {"attention": ("self_attn", "input_layernorm"), "mlp": ("mlp", "post_attention_layernorm")}
 """What is not stored of a block that lacks this half."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from transformers import PreTrainedTokenizerBase
 
 from evopress.export.base import Refused
-from evopress.models import LanguageModel
+from evopress.models.language_model import LanguageModel
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter

@@ -11,7 +11,7 @@ from torch.func import functional_call
 from torch.nn import Module
 
 from evopress.export.base import Format, Searched, own_tensors
-from evopress.space import dense_bytes
+from evopress.space.build import dense_bytes
 
 SIZE_TOLERANCE = 0.005
 """Share by which the written file may differ from the prediction, and so may the tensors alone."""

@@ -12,8 +12,8 @@ from typing import TypeVar
 
 import yaml
 
-from evopress.files import check_seal, parse_json
 from evopress.report.record import CANDIDATES, Checkpoint, Choice, Fitnesses, Measured, Run
+from evopress.runtime.files import check_seal, parse_json
 
 log = logging.getLogger(__name__)
 

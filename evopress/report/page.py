@@ -10,11 +10,11 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from evopress.files import write_atomically
 from evopress.report import contrasts, figures
 from evopress.report.collect import overfit_gap, read_run
 from evopress.report.record import Choice, Measured, Run
 from evopress.report.style import DARK, LIGHT, Draw, duration, megabytes, render
+from evopress.runtime.files import write_atomically
 
 MAX_DIFFERENCES = 12
 """Differences of profiles that a comparison draws."""

@@ -7,9 +7,9 @@ from math import isfinite, isnan
 from random import Random
 from typing import Literal, cast
 
-from evopress.budget import Budget
-from evopress.metrics import Fitness
-from evopress.profile import Profile, Space
+from evopress.evaluation.metrics import Fitness
+from evopress.space.budget import Budget
+from evopress.space.units import Profile, Space
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,12 @@ from random import Random
 
 from tqdm import tqdm
 
-from evopress import interruption, processes
-from evopress.budget import Budget
-from evopress.files import check_seal, naming, parse_json, sealed
-from evopress.profile import Profile, Space
-from evopress.progress import progress
+from evopress.runtime import distributed, signals
+from evopress.runtime.files import check_seal, naming, parse_json, sealed
+from evopress.runtime.progress import progress
 from evopress.search.base import Answer, Batch, Question, Search, Table
+from evopress.space.budget import Budget
+from evopress.space.units import Profile, Space
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ def search(
     watch: Callable[[Answered], None] = lambda answered: None,
 ) -> Profile:
     """Run `method` to its end and return its profile; `watch` is told every answer, replayed ones too."""
-    known = processes.from_first(record.replay)
+    known = distributed.from_first(record.replay)
     run = method.run(space, budget, Random(seed))
     number = 0
     bar = progress(total=method.num_questions(space, budget), desc="search", unit="question")
@@ -115,14 +115,14 @@ def search(
         try:
             question = next(run)
             while True:
-                interruption.heed()
+                signals.heed()
                 started = time.monotonic()
                 replayed = number < len(known)
                 if replayed:
                     given, cost = _recorded(known[number], question, record.path)
                 else:
                     given, cost = answer(number, question)
-                    if processes.is_first():
+                    if distributed.is_first():
                         _append(record.path, question, given, cost)
                 answered = Answered(number, question, given, cost, time.monotonic() - started, replayed)
                 watch(answered)

@@ -4,9 +4,9 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from statistics import fmean
 
-from evopress.profile import Profile, Space
 from evopress.search.base import Answer, Question, Table, rows_of
 from evopress.search.proposals import Scores
+from evopress.space.units import Profile, Space
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,10 @@ from random import Random
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from evopress.budget import Budget
-from evopress.profile import Profile, Space
 from evopress.search.base import Answer, Batch, Question, Search, SearchRun, best_first, check_numbers, fitness_of
 from evopress.search.moves import distinct, mutants, random_profile, uniform_profile
+from evopress.space.budget import Budget
+from evopress.space.units import Profile, Space
 
 
 @checked_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))

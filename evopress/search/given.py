@@ -6,10 +6,10 @@ from random import Random
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from evopress.budget import Budget
-from evopress.profile import Space, from_json, from_text
 from evopress.search.base import Search, SearchRun
 from evopress.search.moves import uniform_profile
+from evopress.space.budget import Budget
+from evopress.space.units import Space, from_json, from_text
 
 
 @checked_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))

@@ -39,8 +39,6 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from evopress.budget import Budget, Cap
-from evopress.profile import Profile, Space
 from evopress.search.base import (
     Answer,
     Batch,
@@ -59,6 +57,8 @@ from evopress.search.moves import distinct, evenly_spaced_profile, lowest_above,
 from evopress.search.proposals import Scores, brought, group_caps, proposed, spent, thawed, towards
 from evopress.search.refinement import Refinement, refined
 from evopress.search.swaps import Swaps
+from evopress.space.budget import Budget, Cap
+from evopress.space.units import Profile, Space
 
 Asking = Generator[Question, Answer, Profile]
 

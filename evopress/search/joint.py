@@ -3,10 +3,10 @@
 from collections.abc import Generator
 from math import inf
 
-from evopress.budget import Cap
-from evopress.profile import Profile, Space
 from evopress.search.base import Answer, Batch, Question, check_numbers, fitness_of
 from evopress.search.moves import dropped, restored
+from evopress.space.budget import Cap
+from evopress.space.units import Profile, Space
 
 Rows = list[list[float]]
 

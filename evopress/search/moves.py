@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from random import Random
 
-from evopress.budget import Budget, Cap
-from evopress.profile import Profile, Space
+from evopress.space.budget import Budget, Cap
+from evopress.space.units import Profile, Space
 
 MAX_LEVEL_CHANGES = 10
 MIN_SHARE_SPENT = Fraction(4, 5)

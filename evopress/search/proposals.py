@@ -3,9 +3,9 @@
 from math import inf, isnan
 from random import Random
 
-from evopress.budget import Cap
-from evopress.profile import Profile, Space
-from evopress.search.additive import knapsack
+from evopress.search.baselines.additive import knapsack
+from evopress.space.budget import Cap
+from evopress.space.units import Profile, Space
 
 Scores = list[list[float]]
 """[unit][level]: what going there would do to the fitness; 0 at the current level."""

@@ -21,13 +21,13 @@ import numpy as np
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from evopress.budget import Cap
-from evopress.profile import Profile, Space
-from evopress.search.additive import switched
 from evopress.search.base import Answer, Batch, Question, best_first, check_numbers, fitness_of
+from evopress.search.baselines.additive import switched
 from evopress.search.effects import Effects, averaged, effects_at
 from evopress.search.joint import without_drops
 from evopress.search.proposals import Scores, proposed, spent
+from evopress.space.budget import Cap
+from evopress.space.units import Profile, Space
 
 Switch = tuple[int, int]
 """A unit and the level it would go to."""

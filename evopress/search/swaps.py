@@ -22,8 +22,6 @@ from statistics import fmean
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from evopress.budget import Budget, Cap
-from evopress.profile import Profile, Space
 from evopress.search.base import (
     Answer,
     Batch,
@@ -35,7 +33,9 @@ from evopress.search.base import (
     check_numbers,
     fitness_of,
 )
-from evopress.search.scores import Scores
+from evopress.search.baselines.scores import Scores
+from evopress.space.budget import Budget, Cap
+from evopress.space.units import Profile, Space
 
 
 @checked_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))

@@ -15,16 +15,16 @@ from random import Random
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from evopress import data as texts
-from evopress.budget import Budget
-from evopress.compress.drop import Drop
-from evopress.data import Data
-from evopress.evaluator import Evaluator, EvaluatorSettings
-from evopress.loading import ModelSource, load
-from evopress.profile import Profile
+from evopress.compressors.drop import Drop
+from evopress.data import windows
+from evopress.data.windows import Data
+from evopress.evaluation.evaluator import Evaluator, EvaluatorSettings
+from evopress.models.loading import ModelSource, load
+from evopress.search.baselines.scores import drop
 from evopress.search.moves import random_profile
-from evopress.search.scores import drop
-from evopress.space import drop_space
+from evopress.space.budget import Budget
+from evopress.space.build import drop_space
+from evopress.space.units import Profile
 
 log = logging.getLogger("additivity")
 
@@ -89,7 +89,7 @@ def main() -> None:
         validation_tokens=512,
         test_tokens=4096,
     )
-    splits = texts.load(settings, lm.tokenizer, CACHE)
+    splits = windows.load(settings, lm.tokenizer, CACHE)
     evaluator = Evaluator(lm, drop_space(lm, Drop()), None, EvaluatorSettings())
     measured, unseen = Measured(evaluator, splits.search), Measured(evaluator, splits.test)
     results = {

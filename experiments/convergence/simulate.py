@@ -13,10 +13,10 @@ from pathlib import Path
 from random import Random
 from statistics import mean, stdev
 
-from evopress.budget import Budget
-from evopress.profile import Level, Profile, Space, Unit
 from evopress.search.base import Batch
 from evopress.search.evolution import Evolution, Stage
+from evopress.space.budget import Budget
+from evopress.space.units import Level, Profile, Space, Unit
 
 log = logging.getLogger("convergence")
 

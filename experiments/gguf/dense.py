@@ -10,8 +10,8 @@ import torch
 
 from evopress.export import Searched
 from evopress.export.gguf import GGUF
-from evopress.loading import ModelSource, load
-from evopress.profile import Space
+from evopress.models.loading import ModelSource, load
+from evopress.space.units import Space
 
 
 def main(model: Path, folder: Path) -> None:

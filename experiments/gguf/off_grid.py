@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from evopress.compress.ggml import BLOCK, TYPES, fit_blocks
-from evopress.loading import ModelSource, load
+from evopress.models.loading import ModelSource, load
+from evopress.weights.ggml import BLOCK, TYPES, fit_blocks
 
 SPREAD = 0.15
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from evopress import data as texts
 from evopress.config import CONFIG_FOLDER, build
-from evopress.loading import load as load_model
+from evopress.data import windows
+from evopress.models.loading import load as load_model
 from evopress.pipeline import prepare
-from evopress.profile import Profile
 from evopress.search.driver import decode
+from evopress.space.units import Profile
 
 RESULTS = Path(__file__).parent / "results.json"
 DECISION = re.compile(r"stage (\d+)/\1$|(line search|swaps at once|initial candidates)$")
@@ -81,7 +81,7 @@ def main() -> None:
         configs = {run: compose("config", overrides=overrides[run]) for run in args.runs}
     job = build(configs[args.runs[0]], args.runs[0])
     lm = load_model(job.model, job.outputs / "cache")
-    bench = prepare(job, lm, texts.load(job.data, lm.tokenizer, job.outputs / "cache"))
+    bench = prepare(job, lm, windows.load(job.data, lm.tokenizer, job.outputs / "cache"))
     rows: list[tuple[Path, Found]] = [
         (run, found) for run in args.runs for found in dict.fromkeys(standing(run, mark) for mark in args.at) if found
     ]

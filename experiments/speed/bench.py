@@ -18,19 +18,19 @@ from random import Random
 import torch
 from torch import Tensor
 
-from evopress import curvature
-from evopress import data as texts
-from evopress.answers import Workbench
-from evopress.budget import Budget
-from evopress.compress.drop import Drop
-from evopress.compress.sparsegpt import SparseGPT
-from evopress.database import DecodedLevels
-from evopress.evaluator import Evaluator, EvaluatorSettings
-from evopress.loading import load
-from evopress.metrics import divergences
-from evopress.models import LanguageModel
+from evopress.compressors.drop import Drop
+from evopress.compressors.sparsegpt import SparseGPT
+from evopress.data import windows
+from evopress.database.store import DecodedLevels
+from evopress.evaluation import switch_effects
+from evopress.evaluation.evaluator import Evaluator, EvaluatorSettings
+from evopress.evaluation.metrics import divergences
+from evopress.evaluation.oracle import Workbench
+from evopress.models.language_model import LanguageModel
+from evopress.models.loading import load
 from evopress.search.moves import evenly_spaced_profile
-from evopress.space import SpaceSettings, drop_space, layer_space
+from evopress.space.budget import Budget
+from evopress.space.build import SpaceSettings, drop_space, layer_space
 from experiments.speed import databases, memory, ratios, setting
 from experiments.speed.timing import Phase, ceilings, seconds
 
@@ -82,13 +82,13 @@ def table_phase(lm: LanguageModel, bench: Workbench, tokens: Tensor, top: dict[s
     profile, draws = evenly_spaced_profile(bench.space, BITS), 2
 
     def table() -> object:
-        return curvature.switch_effects(
+        return switch_effects.switch_effects(
             lm, bench.space, bench.evaluator.weights, profile, tokens, draws=draws, rng=Random(0)
         )
 
     head = 2 * lm.hidden_size * lm.vocab_size / 1e9
     per_token = databases.block_gflop(lm, 1, tokens.shape[1]) * lm.num_blocks + head
-    work = curvature.token_equivalents(bench.space, tokens.numel(), draws) * per_token
+    work = switch_effects.token_equivalents(bench.space, tokens.numel(), draws) * per_token
     ceiling = top[str(lm.dtype).removeprefix("torch.")]
     return Phase("gradient table, 512 tokens", seconds(table, 1), work, "GFLOP", ceiling)
 
@@ -97,7 +97,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     started = time.perf_counter()
     lm = load(setting.MODEL, setting.CACHE)
-    splits = texts.load(setting.DATA, lm.tokenizer, setting.CACHE)
+    splits = windows.load(setting.DATA, lm.tokenizer, setting.CACHE)
     top = ceilings()
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         results = measured(lm, splits, top, Path(folder))
@@ -113,7 +113,7 @@ def main() -> None:
     show(results)
 
 
-def measured(lm: LanguageModel, splits: texts.Splits, top: dict[str, float], folder: Path) -> dict:
+def measured(lm: LanguageModel, splits: windows.Splits, top: dict[str, float], folder: Path) -> dict:
     gptq = setting.gptq((6, 5, 4, 3, 2))
     sparse = SparseGPT(num_levels=4).for_hidden_size(lm.hidden_size)
     rows = model_phases(lm, splits.search[:4], top)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from evopress.compress.base import Compressor
-from evopress.compress.sequential import build
-from evopress.compress.weights import CompressedWeight
-from evopress.database import BlockLevels, Database
-from evopress.linalg import RunningHessian
-from evopress.models import LanguageModel
+from evopress.compressors.base import Compressor
+from evopress.compressors.linalg import RunningHessian
+from evopress.database.build import build
+from evopress.database.store import BlockLevels, Database
+from evopress.models.language_model import LanguageModel
+from evopress.weights.base import CompressedWeight
 from experiments.speed import setting
 from experiments.speed.timing import RUNS, Phase, once, seconds, time_inside
 

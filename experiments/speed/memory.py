@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 from random import Random
 
-from evopress import data as texts
-from evopress import memory
-from evopress.database import DecodedLevels
-from evopress.evaluator import Evaluator, EvaluatorSettings
-from evopress.loading import load
-from evopress.space import SpaceSettings, layer_space
+from evopress.data import windows
+from evopress.database.store import DecodedLevels
+from evopress.evaluation.evaluator import Evaluator, EvaluatorSettings
+from evopress.models.loading import load
+from evopress.runtime import memory
+from evopress.space.build import SpaceSettings, layer_space
 from experiments.speed import setting
 
 CACHE_GB = 0.1
@@ -31,7 +31,7 @@ def peaks(folder: Path, widths: tuple[int, ...]) -> dict[str, object]:
 def main() -> None:
     folder, widths = Path(sys.argv[1]), tuple(json.loads(sys.argv[2]))
     lm = load(setting.MODEL, setting.CACHE)
-    tokens = texts.load(setting.DATA, lm.tokenizer, setting.CACHE).search[:1]
+    tokens = windows.load(setting.DATA, lm.tokenizer, setting.CACHE).search[:1]
     compressor = setting.gptq(widths)
     space, settings = layer_space(lm, compressor, SpaceSettings()), EvaluatorSettings(cache_gb=CACHE_GB)
     database, limit = setting.database(compressor, folder), int(CACHE_GB * 1e9)

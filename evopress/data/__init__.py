@@ -1,0 +1,1 @@
+"""Text: its sources, and the token windows of the four splits."""

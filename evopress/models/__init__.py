@@ -1,0 +1,1 @@
+"""Models: load one; its blocks, layers and experts."""

@@ -1,0 +1,1 @@
+"""Files, clock, memory, progress, signals, processes and tracking."""

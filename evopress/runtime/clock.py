@@ -1,0 +1,35 @@
+"""How long the stages of a run take, and how much memory."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from evopress.runtime import distributed, memory, signals
+from evopress.runtime.files import read_if_whole, sealed, write_json
+
+
+class Clock:
+    """Seconds and peak memory per stage; seconds are kept in a file, so that a resumed run adds to what it spent."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.seconds: dict[str, float] = read_if_whole(path)
+        self.peak_memory_bytes: dict[str, int] = {}
+
+    @property
+    def figures(self) -> dict[str, object]:
+        return {"seconds": self.seconds, "peak_memory_bytes": self.peak_memory_bytes}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        signals.heed()
+        started = time.monotonic()
+        memory.start_peak()
+        try:
+            yield
+        finally:
+            self.peak_memory_bytes[name] = memory.peak_bytes()
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - started, 2)
+            if distributed.is_first():
+                write_json(self.path, sealed(self.seconds))

@@ -1,0 +1,1 @@
+"""Published searches to compare with."""

@@ -1,0 +1,54 @@
+"""Every profile that spends the budget, for spaces small enough: the answer that other searches can be held against."""
+
+from collections.abc import Iterator
+from itertools import combinations, product
+from math import comb, prod
+from random import Random
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as checked_dataclass
+
+from evopress.search.base import Batch, Search, SearchRun, best_first, check_numbers, fitness_of
+from evopress.search.moves import out_of_reach
+from evopress.space.budget import Budget, Cap
+from evopress.space.units import Profile, Space
+
+
+@checked_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class BruteForce(Search):
+    """Evaluates all drop masks on `tokens`. Refuses (ValueError) more than `max_profiles`."""
+
+    tokens: int = Field(gt=0)
+    max_profiles: int = Field(default=10_000, gt=0)
+
+    def num_questions(self, space: Space, budget: Budget) -> int:
+        return 1
+
+    def run(self, space: Space, budget: Budget, rng: Random) -> SearchRun:
+        if not space.is_depth:
+            raise ValueError("search=brute_force enumerates drops: use it with compress=drop")
+        caps = budget.caps(space)
+        number = prod(comb(len(_droppable(space, cap)), -cap.slack(space, space.uniform(0))) for cap in caps)
+        if not number:
+            raise ValueError(out_of_reach(space, budget))
+        if number > self.max_profiles:
+            raise ValueError(
+                f"there are {number} masks, more than search.max_profiles={self.max_profiles}: raise it, use "
+                f"compress.granularity=block, or another search"
+            )
+        profiles = list(_masks(space, caps))
+        fitness = yield from fitness_of(Batch(tuple(profiles), self.tokens, f"all {number} masks"))
+        check_numbers(fitness)
+        return best_first(profiles, fitness)[0]
+
+
+def _droppable(space: Space, cap: Cap) -> list[int]:
+    return [index for index in cap.members if len(space.units[index].levels) > 1]
+
+
+def _masks(space: Space, caps: tuple[Cap, ...]) -> Iterator[Profile]:
+    dense = space.uniform(0)
+    choices = [combinations(_droppable(space, cap), -cap.slack(space, dense)) for cap in caps]
+    for dropped in product(*choices):
+        members = {index for group in dropped for index in group}
+        yield tuple(int(index in members) for index in range(len(space)))

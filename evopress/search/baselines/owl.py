@@ -1,0 +1,88 @@
+"""OWL: blocks with more outliers keep more weights.
+
+Source: arXiv 2310.05175. The outlier ratio D_b of a block is the share of its scores |w|·‖x‖ above M times their mean;
+the share of weights kept is 1 − target + λ-scaled D_b, spread over a range of 2λ and shifted so that its mean is right.
+"""
+
+from random import Random
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as checked_dataclass
+
+from evopress.search.base import Batch, Search, SearchRun, Table, best_first, check_numbers, fitness_of, rows_of
+from evopress.space.budget import Budget, Cap
+from evopress.space.units import Profile, Space
+
+
+@checked_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class Owl(Search):
+    """Every pair of `multiples` (M) and `spreads` (λ) makes one profile; the fittest on `tokens` is returned.
+
+    The sparsity of a block is rounded to levels that its layers have, and then to the exact budget.
+    """
+
+    multiples: list[float] = Field(min_length=1)
+    spreads: list[float] = Field(min_length=1)
+    tokens: int = Field(gt=0)
+
+    def num_questions(self, space: Space, budget: Budget) -> int:
+        return 2
+
+    def run(self, space: Space, budget: Budget, rng: Random) -> SearchRun:
+        if budget.metric != "sparsity":
+            raise ValueError("search=owl allots sparsity: use it with budget=sparsity50 or the like")
+        ratios = yield from rows_of(Table("outliers", self.tokens, tuple(self.multiples)))
+        (cap,) = budget.caps(space)
+        profiles = dict.fromkeys(
+            fitted(space, cap, sparsities([row[i] for row in ratios], float(budget.target), spread))
+            for i in range(len(self.multiples))
+            for spread in self.spreads
+        )
+        fitness = yield from fitness_of(Batch(tuple(profiles), self.tokens, f"{len(profiles)} settings"))
+        check_numbers(fitness)
+        return best_first(list(profiles), fitness)[0]
+
+
+def sparsities(ratios: list[float], target: float, spread: float) -> list[float]:
+    """Sparsity of each block from its outlier ratio; their mean is `target`, their range 2·`spread`."""
+    low, high = min(ratios), max(ratios)
+    if high == low:
+        return [target] * len(ratios)
+    scaled = [2 * spread * (ratio - low) / (high - low) for ratio in ratios]
+    mean = sum(scaled) / len(scaled)
+    return [target - (kept - mean) for kept in scaled]
+
+
+def fitted(space: Space, cap: Cap, wanted: list[float]) -> Profile:
+    """The levels nearest to the `wanted` sparsity per block, then the least steps that meet the cap exactly.
+
+    Nothing is dropped that may be.
+    """
+    target = [wanted[unit.blocks[0]] for unit in space.units]
+    levels = [
+        0
+        if i in space.children
+        else min(range(len(unit.levels)), key=lambda level: abs(unit.levels[level].value - share))
+        for i, (unit, share) in enumerate(zip(space.units, target, strict=True))
+    ]
+    slack = cap.slack(space, tuple(levels))
+    while slack < 0:
+        index = min(_movable(space, levels, 1), key=lambda i: space.units[i].levels[levels[i] + 1].value - target[i])
+        slack += space.units[index].levels[levels[index]].cost - space.units[index].levels[levels[index] + 1].cost
+        levels[index] += 1
+    while True:
+        raisable = [
+            i
+            for i in _movable(space, levels, -1)
+            if space.units[i].levels[levels[i] - 1].cost - space.units[i].levels[levels[i]].cost <= slack
+        ]
+        if not raisable:
+            return tuple(levels)
+        index = min(raisable, key=lambda i: target[i] - space.units[i].levels[levels[i] - 1].value)
+        slack -= space.units[index].levels[levels[index] - 1].cost - space.units[index].levels[levels[index]].cost
+        levels[index] -= 1
+
+
+def _movable(space: Space, levels: list[int], step: int) -> list[int]:
+    traders = space.traders(levels, range(len(space)))
+    return [i for i in traders if 0 <= levels[i] + step < len(space.units[i].levels)]

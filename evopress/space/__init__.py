@@ -1,0 +1,1 @@
+"""Units, levels, profiles and budgets."""

@@ -1,0 +1,1 @@
+"""Compressed weights in packed form, and their grids."""

@@ -1,0 +1,122 @@
+"""The K types of ggml: superblocks of 256 weights whose scales are quantised too, rounded by the ggml library itself.
+
+Their grids are fitted by a search that weighs each column by its power in the calibration text (the diagonal of the
+Hessian), in the library that llama-cpp-python brings. There is no GPTQ sweep here: scales of a superblock are known
+only when all of its weights are. Decoding needs the package gguf alone.
+
+Source: ggml-quants.c of llama.cpp, `ggml_quantize_chunk` with an importance matrix.
+"""
+
+import ctypes
+import importlib.util
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from evopress.weights.base import CompressedWeight, Spec
+
+SUPERBLOCK = 256
+
+KTypeName = Literal["Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K"]
+
+K_TYPES: Mapping[str, tuple[int, int]] = {
+    "Q6_K": (14, 210),
+    "Q5_K": (13, 176),
+    "Q4_K": (12, 144),
+    "Q3_K": (11, 110),
+    "Q2_K": (10, 84),
+}
+"""The library's number of a type, and bytes of a superblock; from the largest to the smallest."""
+
+
+@dataclass(frozen=True)
+class KWeight(CompressedWeight):
+    """Rows in the bytes of a GGUF file: `data` uint8 (rows, superblocks · bytes of one), of the type `type_name`."""
+
+    data: Tensor
+    type_name: str
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.data.shape[0], self.data.shape[1] // K_TYPES[self.type_name][1] * SUPERBLOCK
+
+    @property
+    def size_bytes(self) -> int:
+        return self.data.nbytes
+
+    def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        from gguf import GGMLQuantizationType, dequantize  # optional package
+
+        found = dequantize(self.data.cpu().numpy(), GGMLQuantizationType[self.type_name])
+        return torch.from_numpy(found).to(self.data.device, dtype)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"data": self.data}
+
+    def spec(self) -> Spec:
+        return {"kind": "ggml", "type": self.type_name}
+
+
+def library_path() -> Path | None:
+    """The ggml library of llama-cpp-python, where it is installed or where its LLAMA_CPP_LIB_PATH points to."""
+    folders = [Path(os.environ["LLAMA_CPP_LIB_PATH"])] if "LLAMA_CPP_LIB_PATH" in os.environ else []
+    package = importlib.util.find_spec("llama_cpp")
+    folders += [Path(place) / "lib" for place in (package.submodule_search_locations or ())] if package else []
+    names = ("libggml-base.so", "libggml-base.dylib", "ggml-base.dll")
+    return next((folder / name for folder in folders for name in names if (folder / name).is_file()), None)
+
+
+def why_not() -> str | None:
+    """What K types lack here; None where they can be made."""
+    if importlib.util.find_spec("gguf") is None:
+        return "the package gguf: pip install 'evopress[gguf]'"
+    if library_path() is None:
+        return "the ggml library: pip install llama-cpp-python"
+    return None
+
+
+@cache
+def _library(path: Path) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(path))
+    floats = ctypes.POINTER(ctypes.c_float)
+    library.ggml_quantize_chunk.restype = ctypes.c_size_t
+    library.ggml_quantize_chunk.argtypes = [
+        ctypes.c_int,
+        floats,
+        ctypes.c_void_p,
+        ctypes.c_int64,
+        ctypes.c_int64,
+        ctypes.c_int64,
+        floats,
+    ]
+    return library
+
+
+def round_by_ggml(weight: Tensor, type_name: str, importance: Tensor) -> KWeight:
+    """Round weight (rows, cols), float32, weighing the squared errors of a column by its `importance` (cols,)."""
+    path = library_path()
+    if path is None:
+        raise ValueError(f"{type_name} needs {why_not()}")
+    number, num_bytes = K_TYPES[type_name]
+    rows, cols = weight.shape
+    source, powers = weight.float().cpu().contiguous(), importance.float().cpu().contiguous()
+    data = torch.empty(rows, cols // SUPERBLOCK * num_bytes, dtype=torch.uint8)
+    floats = ctypes.POINTER(ctypes.c_float)
+    written = _library(path).ggml_quantize_chunk(
+        number,
+        ctypes.cast(source.data_ptr(), floats),
+        data.data_ptr(),
+        0,
+        rows,
+        cols,
+        ctypes.cast(powers.data_ptr(), floats),
+    )
+    if written != data.nbytes:
+        raise ValueError(f"the ggml library wrote {written} bytes of {type_name}, not {data.nbytes}: {path}")
+    return KWeight(data.to(weight.device), type_name)

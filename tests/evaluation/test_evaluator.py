@@ -1,0 +1,312 @@
+"""The evaluator gives every profile what running it alone as a whole model gives, whatever it shares with others."""
+
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+
+from evopress.compressors.base import Compressor
+from evopress.compressors.drop import Drop
+from evopress.compressors.magnitude import Magnitude
+from evopress.compressors.rtn import RTN
+from evopress.database.store import DecodedLevels
+from evopress.evaluation.evaluator import Evaluator, EvaluatorSettings
+from evopress.models.language_model import LanguageModel
+from evopress.models.loading import named
+from evopress.search.moves import dropped
+from evopress.space.build import SpaceSettings, applied, drop_space, layer_space
+from evopress.space.units import Profile, Space
+from tests import plain
+from tests.tiny_models import FAMILIES, NUM_BLOCKS, SLIDING_WINDOW, random_model, tiny, token_windows, tokenizer
+
+CLOSE = {"rel": 2e-4, "abs": 2e-6}
+"""float32 on both sides, in products of other shapes."""
+
+
+class RoundsEnds(RTN):
+    """Embeddings and head have levels too."""
+
+    takes_ends = True
+
+
+COMPRESSORS: dict[str, Compressor | Drop] = {
+    "subblock": Drop(),
+    "block": Drop(granularity="block"),
+    "sparsity": Magnitude(base=0.5, num_levels=2, step=400, value_dtype="float32"),
+    "bits": RTN(bits=(2, 3, 4), group_size=32),
+    "ends": RoundsEnds(bits=(2, 3, 4), group_size=32),
+    "joint": RoundsEnds(bits=(2, 3, 4), group_size=32),
+}
+LIMITS = {
+    "ample": EvaluatorSettings(),
+    "one state at a time": EvaluatorSettings(states_gb=3e-5, cache_gb=4e-5, batch_tokens=30, head_tokens=7),
+    "few states, small batches": EvaluatorSettings(states_gb=1.3e-4, cache_gb=1e-4, batch_tokens=50, head_tokens=50),
+    "small batches": EvaluatorSettings(batch_tokens=50),
+}
+
+
+class Case:
+    """A model, its space and its levels, kept in memory and in a database."""
+
+    def __init__(
+        self, lm: LanguageModel, compressor: Compressor | Drop, folder: Path, settings: SpaceSettings | None = None
+    ):
+        self.lm = lm
+        self.levels: plain.Levels = {}
+        if isinstance(compressor, Drop):
+            self.space = drop_space(lm, compressor)
+        else:
+            self.space = layer_space(lm, compressor, settings or SpaceSettings())
+            self.levels = plain.layer_levels(lm, compressor)
+            self.database = plain.filled(lm, self.levels, folder)
+
+    def evaluator(self, settings: EvaluatorSettings | None = None) -> Evaluator:
+        settings = settings or EvaluatorSettings()
+        limit = int(settings.cache_gb * 1e9)
+        device = torch.device("cpu")
+        weights = (
+            DecodedLevels(self.database, limit_bytes=limit, dtype=torch.float32, device=device) if self.levels else None
+        )
+        return Evaluator(self.lm, self.space, weights, settings)
+
+
+def profiles_of(space: Space, count: int, seed: int = 0) -> list[Profile]:
+    """The least and the most compressed one, random ones, and for the last one a twin that differs at the end only."""
+    rng = Random(seed)
+    found = [space.uniform(0), space.uniform(99)]
+    found += [tuple(rng.randrange(len(unit.levels)) for unit in space.units) for _ in range(count - 3)]
+    return [*found, (*found[-1][:-1], (found[-1][-1] + 1) % len(space.units[-1].levels))]
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    made: dict[tuple[str, str], Case] = {}
+
+    def of(family: str, kind: str) -> Case:
+        if (family, kind) not in made:
+            joint = SpaceSettings(trade="any", drops="subblock") if kind == "joint" else None
+            folder = tmp_path_factory.mktemp(f"{family}-{kind}")
+            made[family, kind] = Case(tiny(family), COMPRESSORS[kind], folder, joint)
+        return made[family, kind]
+
+    return of
+
+
+@pytest.mark.parametrize("kind", COMPRESSORS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_profile_gets_what_running_it_alone_as_a_whole_model_gives(family, kind, case):
+    found = case(family, kind)
+    profiles = profiles_of(found.space, 5)
+    tokens = token_windows(3, 2 * SLIDING_WINDOW + 5)
+    kls, perplexities = plain.judged(found.lm, found.space, found.levels, profiles, tokens)
+    assert max(kls) > 0.05
+    for settings in (LIMITS["ample"], LIMITS["few states, small batches"]):
+        compared = found.evaluator(settings).compare(profiles, tokens)
+        assert [each.mean_kl for each in compared] == pytest.approx(kls, **CLOSE)
+        assert [each.perplexity for each in compared] == pytest.approx(perplexities, **CLOSE)
+
+
+@pytest.mark.parametrize("kind", COMPRESSORS)
+def test_the_plain_path_of_the_benchmark_gives_the_same(kind, case):
+    found, tokens = case("llama", kind), token_windows(3, 20)
+    profiles, evaluator = profiles_of(found.space, 4), found.evaluator()
+    expected = plain.one_at_a_time(found.lm, found.space, evaluator.weights, profiles, tokens)
+    assert evaluator.evaluate(profiles, tokens) == pytest.approx(expected, **CLOSE)
+
+
+@pytest.mark.parametrize("widths", [(2, 3), (2, 3, 4, 5, 6)])
+def test_the_memory_of_levels_does_not_grow_with_their_number(widths, tmp_path):
+    limit = EvaluatorSettings(cache_gb=1.5e-4)
+    found = Case(tiny("llama"), RTN(bits=widths, group_size=32), tmp_path)
+    evaluator, held = found.evaluator(limit), []
+    for seed in range(5):
+        evaluator.evaluate(profiles_of(found.space, 6, seed), token_windows(2, 20))
+        held.append(evaluator.weights.kept_bytes)
+    assert sum(weight.dense().nbytes for levels in found.levels.values() for weight in levels) > 4 * 150_000
+    assert 100_000 < max(held) <= 150_000
+
+
+@pytest.mark.parametrize("fitness", ["kl", "topk_kl", "perplexity"])
+def test_each_fitness_is_the_plain_one(fitness, case):
+    found = case("llama", "bits")
+    profiles, tokens = profiles_of(found.space, 4), token_windows(2, 20)
+    dense = plain.logits(found.lm.model, tokens)
+    others = [plain.logits(plain.assembled(found.lm, found.space, found.levels, each), tokens) for each in profiles]
+    expected = {
+        "kl": lambda other: plain.kl(dense, other).mean(),
+        "topk_kl": lambda other: plain.kl(dense, other, top_k=5).mean(),
+        "perplexity": lambda other: plain.cross_entropies(other, tokens).mean().exp(),
+    }[fitness]
+    values = found.evaluator(EvaluatorSettings(fitness=fitness, top_k=5)).evaluate(profiles, tokens)
+    assert values == pytest.approx([float(expected(other)) for other in others], **CLOSE)
+    assert found.evaluator(EvaluatorSettings(top_k=5)).evaluate(profiles, tokens, fitness) == values
+
+
+@pytest.mark.parametrize("limits", LIMITS)
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_a_result_does_not_depend_on_the_company(family, limits, case):
+    found, settings = case(family, "bits"), LIMITS[limits]
+    profiles, tokens = profiles_of(found.space, 5), token_windows(3, 20)
+    together = found.evaluator(settings).evaluate(profiles, tokens)
+    alone = [found.evaluator(settings).evaluate([profile], tokens)[0] for profile in profiles]
+    backwards = found.evaluator(settings).evaluate(profiles[::-1], tokens)[::-1]
+    assert together == alone == backwards
+
+
+@pytest.mark.parametrize("limits", LIMITS)
+def test_a_result_does_not_depend_on_what_was_asked_before(limits, case):
+    found, settings = case("gemma3_text", "sparsity"), LIMITS[limits]
+    profiles, tokens = profiles_of(found.space, 6), token_windows(3, 20)
+    fresh = found.evaluator(settings).evaluate(profiles, tokens)
+    used = found.evaluator(settings)
+    used.evaluate(profiles_of(found.space, 7, seed=1), token_windows(4, 20, seed=1))
+    used.evaluate(profiles[2:4], tokens[1:])
+    assert used.evaluate(profiles, tokens) == fresh
+    assert used.evaluate(profiles, tokens) == fresh
+
+
+def test_the_mean_of_windows_is_the_result_of_all(case):
+    found = case("qwen3", "bits")
+    (profile,), tokens = profiles_of(found.space, 4)[2:3], token_windows(3, 20)
+    evaluator = found.evaluator()
+    apart = [evaluator.evaluate([profile], window)[0] for window in tokens.split(1)]
+    assert evaluator.evaluate([profile], tokens)[0] == pytest.approx(sum(apart) / 3, **CLOSE)
+
+
+@pytest.mark.parametrize("limits", LIMITS)
+def test_equal_profiles_get_equal_numbers(limits, case):
+    found, settings = case("llama", "bits"), LIMITS[limits]
+    first, second = profiles_of(found.space, 5)[2:4]
+    values = found.evaluator(settings).evaluate([first, second, first, tuple(first)], token_windows(3, 20))
+    assert values[0] == values[2] == values[3] != values[1]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_dense_model_is_no_distance_from_itself(family, case):
+    found = case(family, "subblock")
+    tokens = token_windows(2, 20)
+    evaluator = found.evaluator()
+    dense, kept = evaluator.compare([None, found.space.uniform(0)], tokens)
+    assert dense.mean_kl == pytest.approx(0, abs=1e-9) and kept.mean_kl == dense.mean_kl
+    expected = plain.cross_entropies(plain.logits(found.lm.model, tokens), tokens)
+    assert dense.cross_entropy == pytest.approx(float(expected.sum()), **CLOSE)
+    assert (dense.num_tokens, dense.num_targets) == (40, 38)
+
+
+def block_tokens(found: Case, profiles: list[Profile | None], tokens: torch.Tensor) -> int:
+    """Tokens × blocks that these profiles cost, the teacher being there already."""
+    evaluator = found.evaluator()
+    evaluator.compare([], tokens)
+    evaluator.compare([None], tokens)
+    before = evaluator.block_tokens
+    evaluator.compare(profiles, tokens)
+    return evaluator.block_tokens - before
+
+
+def test_only_blocks_that_run_are_counted(case):
+    found, tokens = case("llama", "block"), token_windows(2, 20)
+    profiles: dict[Profile, int] = {(0, 0, 0): 3, (0, 1, 0): 2, (1, 1, 0): 1, (1, 1, 1): 0}
+    for profile, blocks in profiles.items():
+        assert block_tokens(found, [profile], tokens) == 40 * blocks
+
+
+def test_half_a_block_counts_as_one(case):
+    found, tokens = case("llama", "subblock"), token_windows(2, 20)
+    assert block_tokens(found, [(1, 0, 0, 1, 0, 0)], tokens) == 40 * 3
+
+
+def test_shared_prefixes_are_run_and_counted_once(case):
+    found, tokens = case("llama", "bits"), token_windows(2, 20)
+    first = found.space.uniform(1)
+    last_differs = (*first[:-1], 2)
+    first_differs = (2, *first[1:])
+    assert block_tokens(found, [first, first], tokens) == 40 * NUM_BLOCKS
+    assert block_tokens(found, [first, last_differs], tokens) == 40 * (NUM_BLOCKS + 1)
+    assert block_tokens(found, [first, first_differs], tokens) == 40 * 2 * NUM_BLOCKS
+
+
+def test_other_embeddings_run_apart_and_another_head_does_not(case):
+    found, tokens = case("llama", "ends"), token_windows(2, 20)
+    first = found.space.uniform(1)
+    assert block_tokens(found, [first, (*first[:-1], 2)], tokens) == 40 * NUM_BLOCKS
+    assert block_tokens(found, [first, (2, *first[1:])], tokens) == 40 * 2 * NUM_BLOCKS
+
+
+def test_levels_of_layers_in_what_is_dropped_make_no_other_run(case):
+    found, tokens = case("llama", "joint"), token_windows(2, 20)
+    last = list(found.space.children)[-1]  # an MLP, with the head behind it
+    profile = dropped(found.space, found.space.uniform(1), last)
+    other = (*profile[:-2], 2, profile[-1])
+    assert found.space.parents[-2] == last and found.space.canonical(other) == profile
+    assert block_tokens(found, [profile, other], tokens) == 40 * NUM_BLOCKS
+    assert len(set(found.evaluator().evaluate([profile, other], tokens))) == 1
+
+
+@pytest.mark.parametrize("kind", ["ends", "joint"])
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_an_applied_profile_is_the_one_that_is_evaluated(family, kind, case):
+    """gemma2 has one weight at both ends, and a soft cap."""
+    found, tokens = case(family, kind), token_windows(2, 20)
+    (profile,) = profiles_of(found.space, 4)[2:3]
+    evaluator = found.evaluator()
+    dense = plain.logits(found.lm.model, tokens)
+    with applied(found.lm, found.space, evaluator.weights, profile) as model:
+        other = plain.logits(model, tokens)
+    expected = float(plain.kl(dense, other).mean())
+    assert evaluator.evaluate([profile], tokens)[0] == pytest.approx(expected, **CLOSE)
+
+
+def test_profiles_that_part_at_a_drop_run_apart_from_there_on(case):
+    found, tokens = case("llama", "block"), token_windows(2, 20)
+    assert block_tokens(found, [(0, 0, 0), (1, 0, 0)], tokens) == 40 * 5
+
+
+def test_teacher_states_are_kept_between_calls_within_the_limit(case):
+    found, tokens = case("llama", "subblock"), token_windows(3, 20)
+    state_bytes = 20 * found.lm.hidden_size * 4
+    evaluator = found.evaluator(EvaluatorSettings(states_gb=2 * 2 * state_bytes / 1e9))  # half of it is for teachers
+    evaluator.evaluate([found.space.uniform(0)], tokens)
+    assert sum(state.nbytes for state in evaluator._teacher.values()) <= 2 * state_bytes
+    ample = found.evaluator()
+    ample.evaluate([found.space.uniform(0)], tokens)
+    before = ample.block_tokens
+    ample.evaluate([found.space.uniform(1)], tokens)
+    assert ample.block_tokens == before  # everything is dropped, and the teacher is remembered
+
+
+def test_evaluation_leaves_the_model_as_it_was(case):
+    for kind in ("subblock", "bits", "ends"):
+        found = case("opt", kind)
+        before = {name: tensor.clone() for name, tensor in found.lm.model.state_dict().items()}
+        modules = list(found.lm.model.named_modules())
+        found.evaluator().evaluate(profiles_of(found.space, 4), token_windows(2, 20))
+        assert list(found.lm.model.named_modules()) == modules
+        after = found.lm.model.state_dict()
+        assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_layers_without_a_database_are_refused(case):
+    found = case("llama", "bits")
+    with pytest.raises(ValueError, match="no database"):
+        Evaluator(found.lm, found.space, None, EvaluatorSettings()).evaluate(
+            [found.space.uniform(0)], token_windows(1, 9)
+        )
+
+
+@pytest.mark.parametrize("change", [{"top_k": 0}, {"states_gb": 0}, {"batch_tokens": -1}, {"fitness": "mse"}])
+def test_settings_out_of_range_are_refused(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        EvaluatorSettings(**change)
+
+
+@pytest.mark.parametrize("limits", LIMITS)
+def test_the_dense_model_is_at_no_distance_from_itself_whatever_the_precision(limits):
+    lm = named(random_model("llama").to(torch.bfloat16), tokenizer(), "tiny")
+    evaluator = Evaluator(lm, drop_space(lm, Drop()), None, LIMITS[limits])
+    profiles = [None, evaluator.space.uniform(0)]
+    for compared in (
+        evaluator.compare(profiles, token_windows(3, 20)),
+        evaluator.compare([None], token_windows(5, 20)),
+    ):
+        assert [each.mean_kl for each in compared] == [0.0] * len(compared)

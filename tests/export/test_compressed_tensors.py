@@ -1,0 +1,166 @@
+"""Packed checkpoints of compressed-tensors: transformers reads them and gives the searched model's logits."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from evopress.compressors.drop import Drop
+from evopress.compressors.gptq import GPTQ
+from evopress.compressors.rtn import RTN
+from evopress.compressors.sparsegpt import SparseGPT
+from evopress.export import Export, Refused, check, export, load
+from evopress.models.loading import named
+from evopress.space.build import SpaceSettings, dense_bytes
+from tests.exports import compressed, searched_drops
+from tests.tiny_models import FAMILIES, random_model, tiny, token_windows, tokenizer
+
+pytest.importorskip("compressed_tensors", reason="needs the package compressed-tensors")
+
+TOKENS = token_windows(2, 16)
+PACKED = Export(formats=["compressed_tensors"])
+PACKED_FOR_VLLM = Export(formats=["compressed_tensors"], engine="vllm")
+SYMMETRIC = GPTQ(bits=(8, 5, 3, 2), group_size=32, symmetric=True)
+ASYMMETRIC = GPTQ(bits=(8, 5, 3, 2), group_size=32)
+
+
+def logits(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=TOKENS).logits
+
+
+def written(settings: Export, searched, folder) -> dict:
+    return export(settings, searched, TOKENS, facts={}, folder=folder)["compressed_tensors"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_transformers_decodes_mixed_widths_to_the_weights_of_the_search(family, tmp_path):
+    searched = compressed(tiny(family), SYMMETRIC, tmp_path)
+    found = written(PACKED, searched, tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "compressed_tensors", dtype=torch.float32)
+    found_logits = logits(model)
+    for layer in searched.levels:
+        assert torch.equal(model.get_submodule(layer).weight, searched.packed(layer).dense())
+    with searched.applied() as search_model:
+        torch.testing.assert_close(found_logits, logits(search_model), rtol=1e-2, atol=1e-2)  # embeddings in float16
+    assert found["max_logit_difference"] < 1e-4
+    assert found["written_bytes"] == pytest.approx(found["predicted_bytes"], rel=0.01)
+
+
+def test_the_bytes_are_those_of_the_space_and_a_shape_per_layer(tmp_path):
+    searched = compressed(tiny("llama"), SYMMETRIC, tmp_path)
+    found = written(PACKED, searched, tmp_path)
+    tensors = found["written_bytes"] - found["header_bytes"]
+    assert tensors == searched.space.size_bytes(searched.profile) + 16 * len(searched.levels)
+    assert found["written_bytes"] < dense_bytes(searched.lm)
+
+
+def test_every_width_is_a_group_with_the_exact_names_of_its_layers(tmp_path):
+    searched = compressed(tiny("llama"), SYMMETRIC, tmp_path)
+    written(PACKED, searched, tmp_path)
+    config = json.loads((tmp_path / "compressed_tensors" / "config.json").read_text())["quantization_config"]
+    widths = {
+        layer: group["weights"]["num_bits"] for group in config["config_groups"].values() for layer in group["targets"]
+    }
+    assert widths == {layer: searched.packed(layer).bits for layer in searched.levels}
+    assert config["ignore"] == ["lm_head"]
+    assert "sparsity_config" not in config
+
+
+def test_two_group_sizes_make_two_groups(tmp_path):
+    searched = compressed(tiny("llama"), RTN(bits=(4, 3), group_size=128, symmetric=True), tmp_path)
+    written(PACKED, searched, tmp_path)
+    config = json.loads((tmp_path / "compressed_tensors" / "config.json").read_text())["quantization_config"]
+    sizes = {
+        (group["weights"]["num_bits"], group["weights"]["group_size"]) for group in config["config_groups"].values()
+    }
+    assert sizes == {(3, 64), (4, 64), (3, 128), (4, 128)}
+
+
+def test_zero_points_are_packed_along_the_rows_and_read_back_by_the_library(tmp_path):
+    searched = compressed(tiny("llama"), ASYMMETRIC, tmp_path, tie="engine")
+    found = written(PACKED_FOR_VLLM, searched, tmp_path)
+    assert found["files"] == {"layers_with_equal_codes": len(searched.levels)}
+    assert found["written_bytes"] == pytest.approx(found["predicted_bytes"], rel=0.01)
+    stored = load_file(tmp_path / "compressed_tensors" / "model.safetensors")
+    layer = "model.layers.0.mlp.down_proj"
+    rows, groups, bits = 64, 4, searched.packed(layer).bits
+    assert stored[f"{layer}.weight_zero_point"].shape == (rows * bits // 32, groups)
+    model = load(tmp_path / "compressed_tensors", torch.float32)
+    for layer in searched.levels:
+        assert torch.equal(model.get_submodule(layer).weight, searched.packed(layer).dense())
+
+
+def test_transformers_still_cannot_read_zero_points(tmp_path):
+    """The reason for a refusal: when this fails, transformers has learnt it, and the refusal can go."""
+    searched = compressed(tiny("llama"), ASYMMETRIC, tmp_path, tie="engine")
+    written(PACKED_FOR_VLLM, searched, tmp_path)
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "compressed_tensors")
+
+
+def test_a_damaged_code_fails_the_verification(tmp_path, monkeypatch):
+    searched = compressed(tiny("llama"), SYMMETRIC, tmp_path)
+    from evopress.export import compressed_tensors
+
+    honest = compressed_tensors.stored_tensors
+
+    def damaged(weight):
+        tensors = honest(weight)
+        return {**tensors, "weight_packed": tensors["weight_packed"] ^ 1}
+
+    monkeypatch.setattr(compressed_tensors, "stored_tensors", damaged)
+    with pytest.raises(ValueError, match="does not decode to the codes of the database"):
+        written(PACKED, searched, tmp_path)
+    assert not (tmp_path / "compressed_tensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "compressor", "tie", "message"),
+    [
+        (PACKED, SparseGPT(), "none", "compress=sparsegpt does not make: use compress=gptq"),
+        (PACKED, Drop(), "none", "compress=drop does not make"),
+        (PACKED, ASYMMETRIC, "none", "set compress.symmetric=true, or export.engine=vllm"),
+        (PACKED_FOR_VLLM, ASYMMETRIC, "none", "set space.tie=engine"),
+    ],
+)
+def test_settings_whose_profiles_no_engine_could_load_are_refused_at_start_up(settings, compressor, tie, message):
+    with pytest.raises(Refused, match=message):
+        check(settings, compressor, SpaceSettings(tie=tie))
+
+
+@pytest.mark.parametrize("settings", [PACKED, PACKED_FOR_VLLM])
+def test_fitting_settings_are_accepted_at_start_up(settings):
+    check(settings, SYMMETRIC, SpaceSettings(tie="engine"))
+
+
+def test_scales_that_engines_would_round_are_refused_once_the_model_is_loaded():
+    check(PACKED, SYMMETRIC, SpaceSettings(), dtype=torch.float32)
+    check(PACKED, SYMMETRIC, SpaceSettings(), dtype=torch.float16)
+    with pytest.raises(Refused, match=r"set compress\.scale_dtype=bfloat16"):
+        check(PACKED, SYMMETRIC, SpaceSettings(), dtype=torch.bfloat16)
+    check(PACKED, replace(SYMMETRIC, scale_dtype="bfloat16"), SpaceSettings(), dtype=torch.bfloat16)
+
+
+def test_a_model_in_bfloat16_is_read_back_in_bfloat16(tmp_path):
+    model = random_model("llama").to(torch.bfloat16)
+    lm = named(model, tokenizer(), "tiny-bfloat16")
+    found = written(PACKED, compressed(lm, replace(SYMMETRIC, scale_dtype="bfloat16"), tmp_path), tmp_path)
+    assert found["max_logit_difference"] <= 0.02 * found["max_logit"]
+    assert found["kl"] < 1e-4
+    with pytest.raises(Refused, match="would round the scales, float16, to it"):
+        written(PACKED, compressed(lm, SYMMETRIC, tmp_path / "halves"), tmp_path)
+
+
+def test_a_profile_that_an_engine_cannot_run_is_refused_before_anything_is_written(tmp_path):
+    folder = tmp_path / "checkpoint"
+    with pytest.raises(Refused, match="are one layer in vLLM and have different widths"):
+        written(PACKED_FOR_VLLM, compressed(tiny("llama"), SYMMETRIC, tmp_path / "untied"), folder)
+    with pytest.raises(Refused, match="cannot read packed zero points"):
+        written(PACKED, compressed(tiny("llama"), ASYMMETRIC, tmp_path / "zeros"), folder)
+    with pytest.raises(Refused, match="integer codes"):
+        written(PACKED, searched_drops(tiny("llama"), {(1, "mlp")}), folder)
+    assert not folder.exists()

@@ -1,0 +1,273 @@
+"""`evopress.inspection` knows what it is shown, and finds what is wrong with it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from evopress.database.store import OUTSIDE, BlockLevels, Database
+from evopress.inspection import Unknown, inspect
+from evopress.inspection.__main__ import main
+from evopress.inspection.checkpoints import INDEX
+from evopress.runtime.files import sealed
+from evopress.space.units import to_json, to_text
+from evopress.weights.base import QuantizedWeight
+from tests.run_folders import make_run
+from tests.spaces import bit_space
+
+IDENTITY = {"model": "abc", "dtype": "torch.float32", "compressor": {"name": "rtn", "bits": [4, 2]}}
+
+
+def quantized(bits: int) -> QuantizedWeight:
+    codes = torch.arange(64, dtype=torch.uint8).reshape(4, 16) % 2**bits
+    return QuantizedWeight.from_codes(codes, torch.ones(4, 2), torch.zeros(4, 2, dtype=torch.uint8), bits)
+
+
+@pytest.fixture
+def database(tmp_path) -> Path:
+    made = Database.open(tmp_path / "databases", "rtn", IDENTITY, expected=range(3))
+    for block in range(3):
+        levels = {f"model.layers.{block}.{kind}": [quantized(4), quantized(2)] for kind in ("q", "o")}
+        made.put(block, BlockLevels(levels, {layer: [0.1, 0.2] for layer in levels}, ("a note",)))
+    return made.folder
+
+
+@pytest.fixture
+def checkpoint(tmp_path) -> Path:
+    """Two files with an index; one layer is packed in three bits."""
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    packed = {
+        "model.layers.0.q.weight_packed": torch.zeros(4, 2, dtype=torch.int32),
+        "model.layers.0.q.weight_scale": torch.ones(4, 2, dtype=torch.bfloat16),
+        "model.layers.0.q.weight_shape": torch.tensor([4, 16]),
+    }
+    plain = {"model.embed_tokens.weight": torch.zeros(10, 4, dtype=torch.bfloat16)}
+    files = {"a.safetensors": packed, "b.safetensors": plain}
+    for name, tensors in files.items():
+        save_file(tensors, folder / name)
+    weight_map = {tensor: name for name, tensors in files.items() for tensor in tensors}
+    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    group = {"targets": ["model.layers.0.q"], "weights": {"num_bits": 3}}
+    quantization = {"quant_method": "compressed-tensors", "config_groups": {"group_0": group}}
+    config = {"architectures": ["LlamaForCausalLM"], "quantization_config": quantization}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def flip_a_byte(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def rewrite(database: Path, change: dict) -> None:
+    """Change keys of a manifest as its writer would have."""
+    manifest = json.loads((database / "manifest.json").read_text()) | change
+    (database / "manifest.json").write_text(json.dumps(sealed(manifest)))
+
+
+def the_one(path: Path):
+    (finding,) = inspect(path)
+    return finding
+
+
+def test_a_whole_database_is_whole(database, capsys):
+    finding = the_one(database)
+    assert (finding.kind, finding.state) == ("database", "whole")
+    assert finding.facts["compressor"] == "rtn bits=[4, 2]"
+    assert finding.facts["layers"] == "6 at 2 levels"
+    assert finding.facts["blocks"].startswith("3 of 3, ")
+    assert "a note" in finding.facts["notes"]
+    assert main([str(database / "manifest.json")]) == 0
+    assert "whole" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("place", [3, 200, -1])
+def test_a_flipped_byte_in_a_block_is_found(place, database, capsys):
+    flip_a_byte(database / "block-001.safetensors", place)
+    (damage,) = the_one(database).damages
+    assert damage.startswith("block 1: block-001.safetensors has another SHA-256")
+    assert main([str(database)]) == 1
+    assert "DAMAGED" in capsys.readouterr().out
+
+
+def test_a_block_of_another_length_and_a_missing_one_are_found(database):
+    (database / "block-000.safetensors").write_bytes((database / "block-000.safetensors").read_bytes()[:-1])
+    (database / "block-002.safetensors").unlink()
+    first, second = the_one(database).damages
+    assert "block 0" in first and "bytes" in first
+    assert "block 2" in second and "missing" in second
+
+
+def test_a_database_that_lacks_what_its_model_has_is_unfinished(database):
+    rewrite(database, {"expected": [0, 1, 2, 3, OUTSIDE]})
+    assert "block 3, embeddings and head missing" in the_one(database).unfinished
+    assert the_one(database).facts["blocks"].startswith("3 of 4, ")
+    manifest = json.loads((database / "manifest.json").read_text())
+    del manifest["blocks"]["1"]
+    rewrite(database, manifest | {"expected": [0, 1, 2]})
+    assert (the_one(database).state, the_one(database).damages) == ("unfinished", [])
+    assert "block 1 missing" in the_one(database).unfinished
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"identity": {**IDENTITY, "model": "abd"}}, "not that of its identity"),
+        ({"format": 99}, "not of format"),
+        ({"blocks": {"0": 3}}, "cannot be read"),
+        ({"blocks": {"0": {"file": "../block-000.safetensors"}}}, "cannot be read"),
+    ],
+)
+def test_a_manifest_that_does_not_fit_is_damage(change, words, database):
+    rewrite(database, change)
+    assert any(words in damage for damage in the_one(database).damages)
+
+
+def test_a_database_in_a_folder_named_for_another_is_damage(database):
+    renamed = database.rename(database.with_name("rtn-000000000000"))
+    assert any("named for another" in damage for damage in the_one(renamed).damages)
+
+
+def test_a_torn_manifest_is_damage(database):
+    (database / "manifest.json").write_bytes((database / "manifest.json").read_bytes()[:50])
+    assert "manifest.json cannot be read" in the_one(database).damages[0]
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "results.json", "profile.json", "search.jsonl", "seconds.json"])
+def test_a_changed_digit_is_found_by_the_checksum(name, database, tmp_path):
+    folder = database if name == "manifest.json" else make_run(tmp_path / "run")
+    path = folder / name
+    if name != "manifest.json":  # as the program writes them
+        lines = [json.dumps(sealed(json.loads(line))) for line in path.read_text().splitlines()]
+        path.write_text("".join(f"{line}\n" for line in lines))
+    assert the_one(folder).damages == []
+    content = path.read_bytes()
+    places = [place for place, byte in enumerate(content) if byte in b"2345"]
+    flip_a_byte(path, places[len(places) // 3])
+    assert any(name in damage for damage in the_one(folder).damages)
+
+
+def test_somebody_elses_manifest_is_not_a_database(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"name": "web app"}')
+    with pytest.raises(Unknown):
+        inspect(tmp_path)
+
+
+def test_a_finished_run_is_whole(tmp_path):
+    folder = make_run(tmp_path / "run")
+    finding = the_one(folder)
+    assert (finding.kind, finding.state) == ("run", "whole")
+    assert finding.facts["stages"] == "database done, search done, evaluate done"
+    results = json.loads((folder / "results.json").read_text())
+    assert f"KL {results['searched']['kl']['pydoc']:.4g} on pydoc" in finding.facts["searched"]
+
+
+def test_an_unfinished_run_says_how_to_go_on_and_is_no_damage(tmp_path, capsys):
+    folder = make_run(tmp_path / "run")
+    (folder / "results.json").unlink()
+    (folder / "search.jsonl").write_bytes((folder / "search.jsonl").read_bytes()[:-7])
+    finding = the_one(folder)
+    assert finding.state == "unfinished"
+    assert finding.unfinished == f"python -m evopress.run resume={folder}"
+    assert "evaluate to do" in finding.facts["stages"]
+    assert main([str(folder)]) == 0
+    assert f"resume={folder}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["results.json", "profile.json", "search.jsonl"])
+def test_a_damaged_file_of_a_run_is_found(name, tmp_path):
+    folder = make_run(tmp_path / "run")
+    flip_a_byte(folder / name, 0)
+    assert any(name in damage for damage in the_one(folder).damages)
+
+
+def test_a_profile_shows_its_budget_and_levels(tmp_path):
+    space = bit_space([8, 8, 16, 16])
+    path = tmp_path / "profile.json"
+    path.write_text(to_json(space, (0, 1, 1, 2), settings={"budget": {"metric": "bits", "target": 3}}, achieved=2.875))
+    finding = the_one(path)
+    assert (finding.kind, finding.state) == ("profile", "whole")
+    assert finding.facts["levels"] == "4bit × 1, 3bit × 2, 2bit × 1"
+    assert finding.facts["budget"] == "metric=bits target=3"
+    assert finding.facts["achieved"] == "2.875"
+
+
+def test_a_profile_whose_costs_do_not_add_up_is_damaged(tmp_path):
+    space = bit_space([8, 8])
+    profile = json.loads(to_json(space, (0, 1)))
+    path = tmp_path / "profile.json"
+    for damaged in (
+        profile | {"cost": profile["cost"] + 1},
+        profile | {"units": [{"unit": 3}]},
+        profile | {"units": 3},
+    ):
+        path.write_text(json.dumps(damaged))
+        assert the_one(path).state == "DAMAGED"
+
+
+def test_a_text_profile_is_known_and_its_mistakes_are_found(tmp_path):
+    path = tmp_path / "profile.txt"
+    path.write_text(to_text(bit_space([8, 8, 8]), (0, 1, 1)))
+    assert the_one(path).facts == {"layers": "3", "levels": "4 × 1, 3 × 2"}
+    path.write_text(path.read_text() + "layer0: 3\nlayer7\n")
+    assert the_one(path).damages == ["line 5 is not `layer: level`", "layer0 is given twice"]
+
+
+def test_parameters_of_a_packed_checkpoint_are_those_of_its_weights(checkpoint):
+    finding = the_one(checkpoint)
+    assert (finding.kind, finding.state) == ("checkpoint", "whole")
+    assert finding.facts["parameters"] == str(4 * 16 + 10 * 4)
+    assert finding.facts["quantisation"] == "compressed-tensors: 1 layers at 3 bits"
+    assert finding.facts["architecture"] == "LlamaForCausalLM"
+
+
+@pytest.mark.parametrize("cut", [1, 60])
+def test_a_checkpoint_file_that_was_cut_off_is_damaged(cut, checkpoint):
+    path = checkpoint / "b.safetensors"
+    path.write_bytes(path.read_bytes()[:-cut])
+    assert any("b.safetensors" in damage for damage in the_one(checkpoint).damages)
+    assert any("b.safetensors" in damage for damage in the_one(path).damages)
+
+
+def test_a_checkpoint_that_lacks_a_file_or_tensor_of_its_index_is_damaged(checkpoint):
+    save_file({"other": torch.zeros(1)}, checkpoint / "b.safetensors")
+    assert any("lacks 1 tensors" in damage for damage in the_one(checkpoint).damages)
+    (checkpoint / "b.safetensors").unlink()
+    assert any("b.safetensors is missing" in damage for damage in the_one(checkpoint).damages)
+
+
+def test_an_index_cannot_point_outside_its_folder(checkpoint):
+    (checkpoint / INDEX).write_text(json.dumps({"weight_map": {"x": "../../etc/passwd"}}))
+    assert any("not a file of this folder" in damage for damage in the_one(checkpoint).damages)
+
+
+def test_a_folder_of_several_things_lists_them_all(database, tmp_path, capsys):
+    make_run(tmp_path / "runs/one")
+    make_run(tmp_path / "runs/two")
+    assert [finding.kind for finding in inspect(tmp_path)] == ["database", "run", "run"]
+    (tmp_path / "runs/two/results.json").write_text("{")
+    assert main([str(tmp_path)]) == 1
+    assert capsys.readouterr().out.count("DAMAGED") == 1
+
+
+@pytest.mark.parametrize("name", ["nothing", "model.bin", "other.json", "other.txt", "empty"])
+def test_what_is_not_ours_is_refused(name, tmp_path, capsys):
+    (tmp_path / "model.bin").write_bytes(b"\x80\x04")
+    (tmp_path / "other.json").write_text('{"a": 1}')
+    (tmp_path / "other.txt").write_text("Dear Sir\n")
+    (tmp_path / "empty").mkdir()
+    assert main([str(tmp_path / name)]) == 2
+    captured = capsys.readouterr()
+    assert name in captured.err and not captured.out
+
+
+def test_control_characters_do_not_reach_the_terminal(tmp_path, capsys):
+    folder = make_run(tmp_path / "run")
+    results = json.loads((folder / "results.json").read_text()) | {"model": "\x1b[2Jgone"}
+    (folder / "results.json").write_text(json.dumps(results))
+    assert main([str(folder)]) == 0
+    assert "\x1b" not in capsys.readouterr().out

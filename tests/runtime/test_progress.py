@@ -1,0 +1,30 @@
+"""Progress is a bar in a terminal and lines in a log elsewhere."""
+
+import logging
+import sys
+
+from evopress.runtime.progress import progress
+
+
+def test_a_log_gets_whole_lines_and_stderr_nothing(caplog, capsys):
+    with caplog.at_level(logging.INFO):
+        assert list(progress(range(3), desc="solve", unit="block")) == [0, 1, 2]
+    assert any(record.message.startswith("solve: 3/3, ") for record in caplog.records)
+    assert len(caplog.records) <= 2
+    assert capsys.readouterr().err == ""
+
+
+def test_a_terminal_gets_a_bar(monkeypatch, capsys, caplog):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with caplog.at_level(logging.INFO):
+        list(progress(range(3), desc="solve", unit="block"))
+    assert "solve: 100%" in capsys.readouterr().err
+    assert not caplog.records
+
+
+def test_updates_by_hand_count_to_the_total(caplog):
+    with caplog.at_level(logging.INFO), progress(total=5, desc="search", unit="question") as bar:
+        bar.set_postfix_str("best 0.5", refresh=False)
+        bar.update(5)
+    assert "search: 5/5" in caplog.records[-1].message
+    assert "best 0.5" in caplog.records[-1].message

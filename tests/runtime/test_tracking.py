@@ -1,0 +1,138 @@
+"""Metrics reach their file and W&B's, and a failing service costs nothing."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from evopress.runtime.tracking import JsonLines, Trackers, WandB
+from tests.wandb_files import wandb_records
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_json_lines_hold_every_metric_in_order(tmp_path):
+    tracker = JsonLines()
+    tracker.start(tmp_path, "name", {})
+    tracker.log({"search/best": 0.5}, step=0)
+    tracker.log({"search/best": 0.25}, step=1)
+    tracker.summary({"kl": 0.1})
+    assert lines(tmp_path) == [
+        {"step": 0, "search/best": 0.5},
+        {"step": 1, "search/best": 0.25},
+        {"summary": {"kl": 0.1}},
+    ]
+
+
+@pytest.mark.counts("faults")
+def test_a_line_that_a_kill_left_torn_is_cut_off_and_the_rest_is_kept(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"ste')
+    tracker = JsonLines()
+    tracker.start(tmp_path, "name", {})
+    tracker.log({}, step=1)
+    assert lines(tmp_path) == [{"step": 0}, {"step": 1}]
+
+
+def test_several_trackers_hear_the_same(tmp_path):
+    first, second = JsonLines(), JsonLines()
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    first.start(tmp_path / "a", "name", {})
+    second.start(tmp_path / "b", "name", {})
+    Trackers(first, second).log({"x": 1.0}, step=3)
+    assert lines(tmp_path / "a") == lines(tmp_path / "b") == [{"step": 3, "x": 1.0}]
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+
+
+def test_wandb_offline_run_holds_config_metrics_and_summary(tmp_path, offline):
+    folder = tmp_path / "sweeps" / "monday" / "first"
+    folder.mkdir(parents=True)
+    (folder / "profile.json").write_text("{}")
+    tracker = WandB(project="test", mode="auto")
+    tracker.start(folder, "tiny gptq", {"seed": 7, "budget": {"target": 3}})
+    for step, fitness in enumerate([0.5, 0.25]):
+        tracker.log({"search/best_fitness": fitness}, step=step)
+    tracker.summary({"searched/kl/pydoc": 0.125})
+    tracker.table("results", {"dense": {"kl": 0.0}, "searched": {"kl": 0.125}})
+    tracker.images([_plot(folder)])
+    tracker.files([folder / "profile.json"])
+    tracker.finish(0)
+    records = wandb_records(folder)
+    run = next(record.run for record in records if record.HasField("run"))
+    assert (run.project, run.display_name, run.run_group) == ("test", "tiny gptq", "monday")
+    config = {item.key: json.loads(item.value_json) for item in run.config.update}
+    assert config["seed"] == 7 and config["budget"] == {"target": 3}
+    history = [
+        {".".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
+        for record in records
+        if record.HasField("history")
+    ]
+    media = {key: value for row in history for key, value in row.items()}
+    assert (media["results._type"], media["results.nrows"], media["results.ncols"]) == ("table-file", 2, 2)
+    assert (media["plots/search._type"], media["plots/search.width"]) == ("image-file", 4)
+    history = [row for row in history if "search/question" in row]
+    assert [(row["search/question"], row["search/best_fitness"]) for row in history] == [(0, 0.5), (1, 0.25)]
+    summary = {
+        ".".join(item.nested_key) or item.key: json.loads(item.value_json)
+        for record in records
+        if record.HasField("summary")
+        for item in record.summary.update
+    }
+    assert summary["searched/kl/pydoc"] == 0.125
+    artifacts = [record.artifact for record in records if record.HasField("artifact")]
+    (artifact,) = [artifact for artifact in artifacts if artifact.type == "result"]
+    (stored,) = [entry for entry in artifact.manifest.contents if entry.path == "profile.json"]
+    assert Path(stored.local_path).read_text() == "{}"
+
+
+@pytest.mark.counts("faults")
+def test_a_failure_of_wandb_is_told_once_and_stops_nothing(tmp_path, offline, caplog, monkeypatch):
+    import wandb
+
+    def broken(**settings):
+        raise wandb.errors.CommError("the service is down")
+
+    monkeypatch.setattr(wandb, "init", broken)
+    tracker = WandB(mode="offline")
+    tracker.start(tmp_path, "name", {})
+    tracker.log({"search/best_fitness": 1.0}, step=0)
+    tracker.finish(0)
+    assert sum("the service is down" in record.message for record in caplog.records) == 1
+
+
+def _plot(folder):
+    path = folder / "search.png"
+    Image.new("RGB", (4, 4)).save(path)
+    return path
+
+
+@pytest.mark.counts("faults")
+def test_a_failure_just_after_the_start_is_told_once_and_stops_nothing(tmp_path, offline, caplog, monkeypatch):
+    def broken(*args, **settings):
+        raise ConnectionResetError("connection lost")
+
+    monkeypatch.setattr("wandb.Run.define_metric", broken)
+    tracker = WandB(mode="offline")
+    tracker.start(tmp_path, "name", {})
+    tracker.log({"search/best_fitness": 1.0}, step=0)
+    tracker.finish(0)
+    assert caplog.text.count("W&B failed (connection lost)") == 1
+
+
+@pytest.mark.counts("faults")
+def test_a_service_that_goes_away_in_mid_run_delays_the_end_by_its_limit_only(tmp_path):
+    command = [sys.executable, "-m", "tests.wandb_service", str(tmp_path)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("WARNING W&B failed") == 1 and "Traceback" not in done.stderr
+    assert [line.get("step") for line in lines(tmp_path)] == [0, 1, 2, None]

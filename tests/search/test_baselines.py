@@ -1,0 +1,211 @@
+"""Each baseline does what its paper says, on spaces where the answer is known."""
+
+from dataclasses import replace
+from itertools import product
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evopress.search.base import Batch, Table
+from evopress.search.baselines.additive import Additive, error_table, knapsack, switches
+from evopress.search.baselines.brute_force import BruteForce
+from evopress.search.baselines.greedy import Greedy
+from evopress.search.baselines.owl import Owl, fitted, sparsities
+from evopress.search.baselines.scores import Scores
+from evopress.search.given import Given
+from evopress.space.budget import Budget
+from evopress.space.units import Space, to_json, to_text
+from tests.spaces import BITS3, bit_space, drop_space, linear_fitness, play, sparse_space
+
+DROP25 = Budget(metric="drop", target=0.25)
+HALF = Budget(metric="sparsity", target=0.5)
+
+
+@given(
+    st.lists(st.sampled_from([8, 16, 24]), min_size=1, max_size=5),
+    st.lists(st.floats(0, 10), min_size=15, max_size=15),
+    st.sampled_from([2.0, 2.4, 3.0, 3.7, 4.0]),
+)
+def test_knapsack_equals_enumeration(sizes, errors, target):
+    space = bit_space(sizes)
+    table = [errors[3 * i : 3 * i + 3] for i in range(len(sizes))]
+    caps = Budget(metric="bits", target=target).caps(space)
+    feasible = [p for p in product(range(3), repeat=len(sizes)) if caps[0].slack(space, p) >= 0]
+
+    def total(profile):
+        return sum(table[i][level] for i, level in enumerate(profile))
+
+    found = knapsack(space, caps, table)
+    assert caps[0].slack(space, found) >= 0
+    assert total(found) == pytest.approx(min(map(total, feasible)))
+
+
+def test_knapsack_with_coarse_costs_still_holds_the_budget():
+    space = bit_space([10007, 20011, 30013, 99991])
+    caps = BITS3.caps(space)
+    assert caps[0].slack(space, knapsack(space, caps, [[0.0, 1.0, 2.0]] * 4)) >= 0
+
+
+def test_single_switches_change_one_unit_and_give_the_error_table():
+    space = bit_space([8, 8])
+    start = (1, 1)
+    profiles = switches(space, start)
+    assert sorted(profiles) == [(0, 1), (1, 0), (1, 2), (2, 1)]
+    fitness = linear_fitness([3.0, 5.0])
+    table = error_table(space, start, fitness(start), {p: fitness(p) for p in profiles})
+    assert table == [[-3.0, 0.0, 3.0], [-5.0, 0.0, 5.0]]
+
+
+@pytest.mark.parametrize("errors", ["layer", "measured"])
+def test_additive_search_is_exact_where_errors_do_add_up(errors):
+    space = bit_space([8] * 6)
+    weights = [1.0, 6.0, 2.0, 5.0, 3.0, 4.0]
+    best, _ = play(
+        Additive(errors=errors, tokens=8),
+        space,
+        BITS3,
+        linear_fitness(weights),
+        table=lambda question: [[0.0, w, 2 * w] for w in weights],
+    )
+    assert linear_fitness(weights)(best) == min(
+        linear_fitness(weights)(p) for p in product(range(3), repeat=6) if BITS3.holds(space, p)
+    )
+
+
+def test_greedy_ends_on_the_budget_and_spares_what_matters():
+    space, weights = drop_space(8), [float(i % 5 + i / 100) for i in range(16)]
+    best, asked = play(Greedy(tokens=8), space, DROP25, linear_fitness(weights))
+    assert len(asked) == 4
+    for members in space.groups.values():
+        dropped = [i for i in members if best[i]]
+        assert dropped == sorted(sorted(members, key=lambda i: weights[i])[:2])
+
+
+def test_greedy_in_larger_steps_never_goes_below_the_budget():
+    space = bit_space([8] * 9)
+    best, asked = play(Greedy(tokens=8, per_step=4), space, BITS3, linear_fitness([1.0] * 9))
+    assert BITS3.caps(space)[0].slack(space, best) == 0
+    assert len(asked) == 3
+
+
+@given(st.lists(st.sampled_from([8, 16, 24, 40]), min_size=2, max_size=9), st.sampled_from([2.3, 3.0, 3.6]))
+def test_greedy_spends_what_its_last_step_saved_too_much(sizes, target):
+    space, budget = bit_space(sizes), Budget(metric="bits", target=target)
+    best, _ = play(Greedy(tokens=8, per_step=9), space, budget, linear_fitness([1.0 + i for i in range(len(sizes))]))
+    slack = budget.caps(space)[0].slack(space, best)
+    assert 0 <= slack < min((size for size, level in zip(sizes, best, strict=True) if level), default=slack + 1)
+
+
+@pytest.mark.parametrize("score", ["perplexity", "kl"])
+def test_scores_by_removal_drop_the_blocks_that_matter_least(score):
+    space = drop_space(8)
+    weights = [float(10 - i // 2) for i in range(16)]
+    best, asked = play(Scores(score=score, tokens=8), space, DROP25, linear_fitness(weights))
+    assert best == (0,) * 12 + (1,) * 4
+    assert asked[0].fitness == score
+    assert len(asked[0].profiles) == 8
+
+
+def test_shortgpt_drops_the_blocks_with_the_highest_similarity():
+    space = drop_space(4)
+    similarity = [0.9, 0.2, 0.99, 0.1]
+    best, asked = play(
+        Scores(score="cosine", tokens=8),
+        space,
+        Budget(metric="drop", target=0.5),
+        lambda profile: 0.0,
+        table=lambda question: [[similarity[i // 2]] for i in range(8)],
+    )
+    assert best == (1, 1, 0, 0, 1, 1, 0, 0)
+    assert asked == [Table("cosine", 8, (2.0,))]
+
+
+def test_window_drops_consecutive_blocks():
+    best, asked = play(
+        Scores(score="window", tokens=8),
+        drop_space(4),
+        Budget(metric="drop", target=0.5),
+        lambda profile: 0.0,
+        table=lambda question: [[0.1], [0.0], [0.8], [0.0], [0.3], [0.0], [0.0], [0.0]],
+    )
+    assert best == (0, 0, 1, 1, 1, 1, 0, 0)
+    assert asked == [Table("cosine", 8, (4.0,))]
+
+
+def keeping(space: Space, *indices: int) -> Space:
+    """`space` where these units may not be dropped."""
+    units = [replace(unit, levels=unit.levels[: 1 if i in indices else 2]) for i, unit in enumerate(space.units)]
+    return Space(tuple(units))
+
+
+def test_a_window_has_no_block_that_must_stay():
+    half, similar = Budget(metric="drop", target=0.5), [[0.9], [0.0], [0.8], [0.0], [0.3], [0.0], [0.0], [0.0]]
+    windows = Scores(score="window", tokens=8)
+    best, _ = play(windows, keeping(drop_space(4), 1), half, sum, table=lambda question: similar)
+    assert best == (0, 0, 1, 1, 1, 1, 0, 0)
+    with pytest.raises(ValueError, match="of no 2 consecutive blocks all may be dropped"):
+        play(windows, keeping(drop_space(4), 2, 4), half, sum, table=lambda question: similar)
+
+
+def test_a_window_of_no_blocks_drops_nothing():
+    nothing = Budget(metric="drop", target=0.01)
+    best, asked = play(Scores(score="window", tokens=8), drop_space(4), nothing, sum)
+    assert (best, asked) == ((0,) * 8, [])
+
+
+def test_scores_refuse_layers():
+    with pytest.raises(ValueError, match="compress=drop"):
+        play(Scores(score="kl", tokens=8), bit_space([8, 8]), BITS3, lambda profile: 0.0)
+
+
+def test_brute_force_is_the_minimum_and_refuses_too_many():
+    space, budget = drop_space(4), Budget(metric="drop", target=0.5)
+    weights = [3.0, 1.0, 2.0, 9.0, 4.0, 8.0, 1.0, 7.0]
+    best, asked = play(BruteForce(tokens=8), space, budget, linear_fitness(weights))
+    assert len(asked[0].profiles) == 36
+    assert linear_fitness(weights)(best) == min(map(linear_fitness(weights), asked[0].profiles))
+    with pytest.raises(ValueError, match=r"lower budget.target, or keep less"):
+        play(BruteForce(tokens=8), keeping(space, 0, 2, 4), budget, linear_fitness(weights))
+    with pytest.raises(ValueError, match="36 masks, more than search"):
+        play(BruteForce(tokens=8, max_profiles=35), space, budget, linear_fitness(weights))
+
+
+def test_owl_gives_outlier_blocks_more_weights_around_the_target():
+    wanted = sparsities([0.1, 0.3, 0.2], target=0.5, spread=0.1)
+    assert wanted == pytest.approx([0.6, 0.4, 0.5])
+    assert sparsities([0.2, 0.2], target=0.5, spread=0.1) == [0.5, 0.5]
+
+
+@given(st.lists(st.floats(0.35, 0.65), min_size=4, max_size=4))
+def test_owl_profiles_meet_the_budget_exactly(wanted):
+    space = sparse_space(4)
+    (cap,) = HALF.caps(space)
+    assert cap.slack(space, fitted(space, cap, wanted)) == 0
+
+
+def test_owl_returns_the_fittest_of_its_settings():
+    space = sparse_space(4)
+    method = Owl(multiples=[3, 5], spreads=[0.05, 0.1, 0.2], tokens=8)
+    fitness = linear_fitness([1.0, 1.0, 5.0, 5.0, 2.0, 2.0, 3.0, 3.0])
+    best, asked = play(
+        method,
+        space,
+        HALF,
+        fitness,
+        table=lambda question: [[0.1, 0.2], [0.4, 0.1], [0.2, 0.2], [0.3, 0.4]],
+    )
+    assert isinstance(asked[1], Batch)
+    assert fitness(best) == min(map(fitness, asked[1].profiles))
+
+
+def test_a_given_profile_is_read_in_every_form_and_checked(tmp_path):
+    space, profile = bit_space([8, 8, 8]), (0, 1, 2)
+    for name, text in (("p.json", to_json(space, profile)), ("p.txt", to_text(space, profile))):
+        (tmp_path / name).write_text(text)
+        assert play(Given(path=str(tmp_path / name)), space, BITS3, lambda p: 0.0)[0] == profile
+    (tmp_path / "over.txt").write_text(to_text(space, (0, 0, 2)))
+    with pytest.raises(ValueError, match=r"3.33333 bits, above budget.target=3"):
+        play(Given(path=str(tmp_path / "over.txt")), space, BITS3, lambda p: 0.0)
+    with pytest.raises(ValueError, match="is not a file"):
+        play(Given(path=str(tmp_path / "none")), space, BITS3, lambda p: 0.0)

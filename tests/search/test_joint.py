@@ -1,0 +1,300 @@
+"""Levels and drops in one space: what a drop frees is spent, what is inside it has no effect, the budget is exact."""
+
+import json
+from itertools import product
+from math import inf
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evopress.compressors.rtn import RTN
+from evopress.report.collect import choices_of
+from evopress.search.base import Batch, Table
+from evopress.search.baselines.additive import Additive, error_table, knapsack, switches
+from evopress.search.baselines.greedy import Greedy
+from evopress.search.baselines.random import Random as RandomSearch
+from evopress.search.evolution import Evolution, Stage
+from evopress.search.guided import Guided
+from evopress.search.joint import drop_effects
+from evopress.search.moves import (
+    dropped,
+    evenly_spaced_profile,
+    mutants,
+    mutate,
+    random_profile,
+    restored,
+    switch_drops,
+    uniform_profile,
+)
+from evopress.search.refinement import Refinement
+from evopress.space.budget import Budget, Cap
+from evopress.space.build import BlockChoice, SpaceSettings, by_block, layer_space
+from evopress.space.units import Profile, Space, from_json, from_text, to_json, to_text
+from tests.spaces import BITS3, joint_space, play
+from tests.tiny_models import NUM_BLOCKS, tiny
+
+SMALL = joint_space(2, sizes=(8, 24))
+LARGE = joint_space(6)
+JOINT = SpaceSettings(drops="subblock", trade="any")
+
+
+def all_profiles(space: Space) -> list[Profile]:
+    """Each model once."""
+    every = product(*(range(len(unit.levels)) for unit in space.units))
+    return [profile for profile in every if profile == space.canonical(profile)]
+
+
+def dropped_in(space: Space, profile: Profile) -> list[int]:
+    return [index for index in space.children if profile[index]]
+
+
+def test_what_is_inside_a_dropped_unit_costs_nothing_whatever_its_level():
+    kept = SMALL.uniform(1)
+    without = dropped(SMALL, kept, 0)
+    assert SMALL.cost(kept) == 3 * 2 * 2 * 32 and SMALL.cost(without) == 3 * 3 * 32
+    assert SMALL.size_bytes(without) == SMALL.size_bytes(kept) * 3 // 4
+    for levels in product(range(3), repeat=2):
+        other = (1, *levels, *kept[3:])
+        assert SMALL.cost(other) == SMALL.cost(without) and SMALL.size_bytes(other) == SMALL.size_bytes(without)
+        assert SMALL.canonical(other) == without
+        assert Budget(metric="bits", target=2.25).achieved(SMALL, other) == 2.25
+
+
+def test_uniform_profiles_keep_everything():
+    assert all(not dropped_in(SMALL, SMALL.uniform(level)) for level in range(4))
+    assert uniform_profile(LARGE, BITS3) == LARGE.uniform(1)
+    for target in (2.0, 2.3, 2.5, 3.9, 4.0):
+        budget = Budget(metric="bits", target=target)
+        for profile in (evenly_spaced_profile(LARGE, budget), random_profile(LARGE, budget, Random(0))):
+            assert budget.holds(LARGE, profile) and not dropped_in(LARGE, profile)
+
+
+@given(st.floats(0.05, 1.99), st.integers(0, 20))
+def test_below_the_smallest_level_start_profiles_drop_and_hold_the_budget(target, seed):
+    budget = Budget(metric="bits", target=round(target, 3))
+    for profile in (evenly_spaced_profile(LARGE, budget), random_profile(LARGE, budget, Random(seed))):
+        assert budget.holds(LARGE, profile) and dropped_in(LARGE, profile)
+        assert profile == LARGE.canonical(profile)
+
+
+@given(st.floats(1.0, 4.0), st.integers(0, 1000))
+@settings(max_examples=50)
+def test_mutants_hold_the_budget_and_drops_spend_it(target, seed):
+    budget, rng = Budget(metric="bits", target=round(target, 2)), Random(seed)
+    (cap,) = caps = budget.caps(LARGE)
+    profile = random_profile(LARGE, budget, rng)
+    for _ in range(20):
+        switched = switch_drops(LARGE, caps, profile, rng)
+        if switched is None:  # with all else at its lowest, nothing can be restored
+            assert target < 2
+            continue
+        assert switched == LARGE.canonical(switched)
+        raisable = [i for i in LARGE.traders(switched, cap.members) if switched[i] > 0]
+        gains = [LARGE.units[i].levels[switched[i] - 1].cost - LARGE.level(i, switched).cost for i in raisable]
+        assert 0 <= cap.slack(LARGE, switched) < min(gains, default=10**9)
+        profile = mutate(LARGE, caps, switched, rng, max_switches=3) or switched
+        assert cap.slack(LARGE, profile) >= 0 and profile == LARGE.canonical(profile)
+
+
+def test_mutants_drop_restore_and_let_two_change_places():
+    rng, caps = Random(0), BITS3.caps(LARGE)
+    parent = dropped(LARGE, LARGE.uniform(1), 4)
+    seen = {tuple(dropped_in(LARGE, child)) for child in mutants(LARGE, caps, [parent], 200, rng, max_switches=3)}
+    everything = set(LARGE.children)
+    assert {(4,), ()} <= seen
+    assert {pair for pair in seen if len(pair) == 2} == {tuple(sorted((4, i))) for i in everything - {4}}
+    alike = {i for i in everything - {4} if LARGE.units[i].kind == "mlp"}
+    assert {single for single in seen if len(single) == 1} == {(4,), *((i,) for i in alike)}
+
+
+def test_what_is_restored_has_the_levels_of_another_of_its_kind():
+    space = joint_space(3)
+    profile = (1, 0, 0, 0, *space.uniform(1)[4:8], 0, 2, 0, 1, *space.uniform(1)[12:])
+    assert restored(space, profile, 0, like=8)[:4] == (0, 2, 0, 1)
+    assert restored(space, profile, 0, like=None)[:4] == (0, 2, 2, 2)
+
+
+@given(
+    st.lists(st.floats(0, 10), min_size=16, max_size=16),
+    st.lists(st.floats(0, 20), min_size=4, max_size=4),
+    st.sampled_from([0.0, 0.7, 1.5, 2.0, 2.4, 3.0, 3.7, 4.0]),
+)
+@settings(max_examples=60, deadline=None)
+def test_knapsack_equals_enumeration_of_levels_and_drops(errors, drops, target):
+    space = joint_space(2, sizes=(8, 24), bits=(4, 2))
+    of_unit, of_drop = iter(errors), iter(drops)
+    table = [
+        [0.0, next(of_drop)] if index in space.children else [next(of_unit), next(of_unit)]
+        for index in range(len(space))
+    ]
+    (cap,) = caps = Budget(metric="bits", target=target).caps(space)
+
+    def total(profile):
+        return sum(table[i][level] for i, level in enumerate(profile) if not space.is_gone(i, profile))
+
+    found = knapsack(space, caps, table)
+    assert cap.slack(space, found) >= 0 and found == space.canonical(found)
+    feasible = [profile for profile in all_profiles(space) if cap.slack(space, profile) >= 0]
+    assert total(found) == pytest.approx(min(map(total, feasible)))
+
+
+def test_knapsack_keeps_what_may_not_be_dropped_and_what_is_outside_the_cap():
+    space = layer_space(
+        tiny("llama"), RTN(bits=(4, 2), group_size=32), SpaceSettings(**{**vars(JOINT), "tie": "engine"})
+    )
+    errors = [[0.0, 0.0] if unit.layers else [0.0, -1.0][: len(unit.levels)] for unit in space.units]
+    (cap,) = Budget(metric="bits", target=2).caps(space)
+    found = knapsack(space, (cap,), errors)
+    assert [found[i] for i in space.children] == [0] + [1] * (2 * NUM_BLOCKS - 1)
+    layers = tuple(space.traders(space.uniform(0), cap.members))
+    assert knapsack(space, (Cap(layers, cap.max_cost),), errors) == space.uniform(1)
+
+
+def test_single_switches_of_a_joint_profile_are_all_other_models_one_step_away():
+    start = dropped(SMALL, SMALL.uniform(1), 3)
+    found = switches(SMALL, start)
+    assert len(found) == len(set(found)) == 2 + 3 * (1 + 2 * 2) - 1
+    assert all(profile == SMALL.canonical(profile) for profile in found)
+    table = error_table(SMALL, start, 1.0, dict.fromkeys(found, 3.0))
+    assert table[0] == [0.0, 2.0] and table[3] == [2.0, 0.0] and table[4] == [0.0, 0.0, 0.0]
+
+
+EVOLUTION = Evolution(
+    generations=40,
+    offspring=16,
+    stages=[Stage(survivors=4, tokens=1), Stage(survivors=1, tokens=2)],
+    initial_candidates=4,
+    initial_tokens=1,
+)
+
+
+GUIDED = Guided(
+    rounds=2,
+    table_tokens=2,
+    dampings=[1.0, 4.0],
+    line_tokens=1,
+    refinements=2,
+    refinement=Refinement(table_tokens=2, share=0.5, tokens=1, line_tokens=1),
+    generations=3,
+    offspring=4,
+    stages=[Stage(survivors=2, tokens=1), Stage(survivors=1, tokens=2)],
+)
+USELESS = {0, 4 * 7}
+"""Sub-blocks of LARGE that may go without loss."""
+
+
+def loss(profile: Profile) -> float:
+    """Additive: what the levels of what is kept lose, and a constant for each drop."""
+    lost = [LARGE.units[i].num_weights * (4 - LARGE.level(i, profile).value) for i in LARGE.traders(profile, range(48))]
+    return sum(lost) + sum(0 if i in USELESS else 500 for i in dropped_in(LARGE, profile))
+
+
+def table_of_levels(question: Table) -> list[list[float]]:
+    """What a table would say of `loss`: nothing of drops, and nothing inside what is dropped."""
+    assert question.profile is not None and not any(question.profile[i] > 1 for i in LARGE.children)
+    live = LARGE.traders(question.profile, range(len(LARGE)))
+    effects = [
+        LARGE.units[i].num_weights * (level - question.profile[i]) if i in live else 0
+        for i, unit in enumerate(LARGE.units)
+        for level in range(len(unit.levels))
+    ]
+    return [[min(0.0, effect), max(0.0, effect)] for effect in effects]
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        EVOLUTION,
+        RandomSearch(candidates=200, tokens=1),
+        Additive(errors="measured", tokens=1),
+        Greedy(tokens=1),
+        GUIDED,
+    ],
+    ids=lambda method: type(method).__name__,
+)
+@pytest.mark.parametrize("target", [1.3, 2.5, 3.0])
+def test_every_search_of_levels_finds_that_two_sub_blocks_are_of_no_use(method, target):
+    budget = Budget(metric="bits", target=target)
+    best, asked = play(method, LARGE, budget, loss, table=table_of_levels)
+    assert budget.holds(LARGE, best)
+    assert method.num_questions(LARGE, budget) in (None, len(asked))
+    # the first round ends half way between a uniform profile and the budget; single changes need not hold it
+    on_the_way = ("drops", "round 1/2", "switches")
+    batches = [q for q in asked if isinstance(q, Batch) and not any(part in q.label for part in on_the_way)]
+    tried = [p for q in batches for p in q.profiles]
+    assert isinstance(method, Additive | Greedy) or all(budget.holds(LARGE, profile) for profile in tried)
+    if not isinstance(method, RandomSearch):
+        assert loss(best) < loss(evenly_spaced_profile(LARGE, budget)) and USELESS & set(dropped_in(LARGE, best))
+
+
+def test_effects_of_drops_are_measured_where_the_search_stands():
+    profile = dropped(LARGE, LARGE.uniform(1), 4)
+    asking = drop_effects(LARGE, profile, 8)
+    batch = next(asking)
+    assert isinstance(batch, Batch) and batch.num_tokens == 8 and len(set(batch.profiles)) == 13
+    assert batch.fitness == "kl"  # whatever the run's own: tables of levels are in KL
+    with pytest.raises(StopIteration) as stop:
+        asking.send([loss(each) for each in batch.profiles])
+    rows = stop.value.value
+    assert rows[0] == [0.0, -48.0] and rows[8] == [0.0, 452.0] and rows[4] == [-452.0, 0.0]
+    assert [rows[i] for i in LARGE.children[4]] == [[inf, 0.0, inf]] * 3
+    assert set(rows) == {*LARGE.children, *LARGE.children[4]}
+
+
+@pytest.mark.parametrize("profile", [(0,) * 12, (1, 0, 0, 0, 2, 1, *(0, 1, 1, 0, 1, 2)), (1, 0, 0, 1, 0, 0) * 2])
+def test_a_joint_profile_survives_both_files(profile):
+    for text in (to_text(SMALL, profile), to_json(SMALL, profile, seed=1)):
+        read = from_json if text.startswith("{") else from_text
+        assert read(SMALL, text) == profile
+
+
+def test_a_file_says_what_is_dropped_and_costs_add_up():
+    profile = (1, 0, 0, 0, 2, 1, *SMALL.uniform(1)[6:])
+    assert to_text(SMALL, profile).splitlines()[:3] == [
+        "blocks.0.attention: 1",
+        "blocks.0.mlp: 0",
+        "blocks.0.mlp.layer0: 2",
+    ]
+    text = to_json(SMALL, profile)
+    assert text.count('"dropped"') == 3
+    shown = choices_of(json.loads(text))
+    assert [choice.label for choice in shown] == ["dropped", "dropped", "2bit", "3bit", *["3bit"] * 4]
+    assert min(choice.kept for choice in shown) == shown[0].kept == 0
+    assert from_text(SMALL, to_text(SMALL, SMALL.uniform(2)).replace("blocks.0.mlp: 0\n", "")) == SMALL.uniform(2)
+    with pytest.raises(ValueError, match=r"blocks.0.mlp.layer0 needs exactly one level"):
+        from_text(SMALL, to_text(SMALL, profile).replace("blocks.0.mlp.layer0: 2\n", ""))
+
+
+@pytest.mark.parametrize("drops", ["subblock", "block"])
+@pytest.mark.parametrize("family", ["llama", "phi3", "opt", "mixtral"])
+def test_every_layer_of_a_block_sits_in_what_may_be_dropped_of_it(family, drops):
+    lm = tiny(family)
+    plain = layer_space(lm, RTN(bits=(4, 3, 2), group_size=32), SpaceSettings(trade="any"))
+    space = layer_space(lm, RTN(bits=(4, 3, 2), group_size=32), SpaceSettings(trade="any", drops=drops))
+    assert [unit.name for unit in space.units if unit.layers] == [unit.name for unit in plain.units]
+    assert space.num_weights == plain.num_weights and space.fixed_bytes == plain.fixed_bytes
+    assert space.groups == {"all": tuple(range(len(space)))}
+    for level in range(3):
+        assert space.size_bytes(space.uniform(level)) == plain.size_bytes(plain.uniform(level))
+    for index, children in space.children.items():
+        parent = space.units[index]
+        parts = ("attention", "mlp") if drops == "block" else (parent.kind,)
+        names = {lm.layer_name(*parent.blocks, local) for part in parts for local in lm.layers_of(part)}
+        assert {layer for child in children for layer in space.units[child].layers} == names
+
+
+def test_a_block_runs_with_the_levels_of_what_is_kept_of_it():
+    lm = tiny("llama")
+    space = layer_space(lm, RTN(bits=(4, 3, 2), group_size=32), JOINT)
+    profile = dropped(space, space.uniform(1), 0)
+    first, second, _ = by_block(space, lm, profile)
+    assert first == BlockChoice(tuple((local, 1) for local in lm.layers_of("mlp")), frozenset({"attention"}))
+    assert by_block(space, lm, (*profile[:2], 2, *profile[3:]))[0] == first
+    assert not second.dropped and len(second.levels) == 7
+
+
+def test_drops_need_units_of_all_sizes_to_trade():
+    with pytest.raises(ValueError, match=r"space.drops=subblock .* set space.trade=any"):
+        SpaceSettings(drops="subblock")

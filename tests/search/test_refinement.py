@@ -1,0 +1,189 @@
+"""Rules of refinement: which switches are measured, what is made of them, and that nothing gets worse or dearer."""
+
+import dataclasses
+from math import inf, nan
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from evopress.search.base import Batch, Question, Table
+from evopress.search.effects import Effects, averaged
+from evopress.search.guided import Guided
+from evopress.search.refinement import Measured, Refinement, estimated, promising
+from evopress.space.budget import Budget
+from evopress.space.units import Profile
+from tests.spaces import BITS3, bit_space, linear_fitness, play
+
+REFINEMENT = Refinement(table_tokens=24, share=1, tokens=16, line_tokens=48, excerpt=8)
+
+
+def refining(times: int = 1, **changes) -> Guided:
+    """Refinements and nothing else."""
+    return Guided(
+        rounds=0,
+        table_tokens=8,
+        dampings=[1.0],
+        line_tokens=8,
+        refinements=times,
+        refinement=Refinement(**{**vars(REFINEMENT), **changes}),
+        generations=0,
+        offspring=1,
+        stages=[{"survivors": 1, "tokens": 8}],
+    )
+
+
+def zeros(question: Question) -> list[list[float]]:
+    assert isinstance(question, Table)
+    return [[0.0, 0.0]] * 8 * 3
+
+
+def test_it_asks_for_a_table_then_for_single_switches_then_for_what_they_lead_to():
+    space, weights = bit_space([8] * 8), [9.0, 1.0, 5.0, 4.0, 0.4, 0.3, 7.0, 0.1]
+    method = refining(times=2)
+    best, asked = play(method, space, BITS3, linear_fitness(weights), table=zeros)
+    assert [question.num_tokens for question in asked] == [24, 16, 48] * 2
+    assert all(question.excerpt == 8 for question in asked)
+    assert len(asked) == method.num_questions(space, BITS3)
+    table, singles, line, *_ = asked
+    assert table.profile == singles.profiles[0] == line.profiles[0] == (1,) * 8
+    changed = [[i for i in range(8) if profile[i] != 1] for profile in singles.profiles[1:]]
+    assert sorted(unit for (unit,) in changed) == sorted(2 * list(range(8)))
+    assert best == (0, 2, 0, 0, 2, 2, 0, 2)  # exact measurements of a sum are solved exactly
+
+
+@given(
+    st.lists(st.sampled_from([8, 16, 24, 40]), min_size=3, max_size=10),
+    st.sampled_from([(4, 3, 2), (8, 4, 2), (6, 5, 4, 3, 2)]),
+    st.sampled_from([2.2, 2.5, 3.0, 3.3]),
+    st.randoms(use_true_random=False),
+)
+@settings(deadline=None, max_examples=25)
+def test_what_it_compares_holds_the_budget_and_it_returns_the_fittest(sizes, bits, target, rng):
+    space, budget = bit_space(sizes, bits), Budget(metric="bits", target=target)
+    noise: dict[Profile, float] = {}
+
+    def fitness(profile: Profile) -> float:
+        return noise.setdefault(profile, rng.random())
+
+    def table(question: Question) -> list[list[float]]:
+        return [[rng.gauss(0, 1), rng.random()] for unit in space.units for _ in unit.levels]
+
+    best, asked = play(refining(share=0.5), space, budget, fitness, table=table)
+    if asked and isinstance(asked[-1], Batch):
+        assert all(budget.holds(space, profile) for profile in asked[-1].profiles)
+        assert fitness(best) == min(map(fitness, asked[-1].profiles))
+        assert asked[0].profile in asked[-1].profiles
+
+
+def test_of_each_direction_the_best_share_per_cost_is_measured():
+    space, profile = bit_space([8, 8, 16, 16]), (1,) * 4
+    first = [[-1.0, 0.0, -9.0], [-3.0, 0.0, -9.0], [-4.0, 0.0, -9.0], [-1.0, 0.0, -9.0]]  # of downs it does not count
+    second = [[0.0, 0.0, down] for down in (4.0, 3.0, 5.0, 7.0)]
+    caps = BITS3.caps(space)
+    estimates = estimated(space, caps, Effects(profile, first, second), [])
+    assert promising(space, caps, estimates, 0.25) == [(1, 0), (2, 2)]
+    assert promising(space, caps, estimates, 0.5) == [(1, 0), (1, 2), (2, 0), (2, 2)]
+
+
+def test_what_is_measured_counts_by_its_number_and_the_fitted_table_once():
+    """Ups gain thrice what the table says; those measured otherwise are drawn towards that."""
+    space, profile = bit_space([8] * 6), (1,) * 6
+    second = [[-float(unit + 1), 0.0, 1.0] for unit in range(6)]
+    effects = Effects(profile, [[0.0] * 3] * 6, second)
+    exact = {(unit, 0): -3.0 * (unit + 1) for unit in range(5)}
+    known = [Measured(profile, exact)]
+    estimates = estimated(space, BITS3.caps(space), effects, known)
+    assert estimates.gains == pytest.approx({**exact, (5, 0): -18.0, **{(unit, 2): 1.0 for unit in range(6)}})
+    assert estimates.measured == set(exact)
+    assert estimates.noise == pytest.approx(0)
+    symmetric = [Measured(profile, {s: gain + off for s, gain in exact.items()}) for off in (0.6, -0.6, 0.0)]
+    odd = [*symmetric, Measured(profile, {(5, 0): -18.0 + 4}), Measured((1,) * 5 + (2,), {(5, 0): 99.0})]
+    of_odd = estimated(space, BITS3.caps(space), effects, odd)
+    slope = sum(-(u + 1) * value for (u, _), value in {**exact, (5, 0): -14.0}.items()) / sum(
+        (u + 1) ** 2 for u in range(6)
+    )
+    assert of_odd.gains[5, 0] == pytest.approx((-14 - 6 * slope) / 2)
+    assert of_odd.gains[0, 0] == pytest.approx((3 * -3.0 - slope) / 4)
+
+
+def test_a_switch_that_was_measured_to_harm_makes_room_for_the_next():
+    space = bit_space([8] * 8)
+
+    def table(question: Question) -> list[list[float]]:
+        return [[0.0, 0.0 if level else -1.0 - unit] for unit in range(8) for level in range(3)]
+
+    _, asked = play(refining(times=2, share=0.25), space, BITS3, lambda p: float(p != (1,) * 8), table=table)
+    assert not set(asked[1].profiles[1:]) & set(asked[4].profiles[1:])
+
+
+def test_tables_of_the_rounds_count_as_well():
+    """The rounds' table says that the first units gain, that of the refinement the last, but less."""
+    space = bit_space([8] * 8)
+    tables = iter([[9.0, 9.0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 3.0, 3.0]])
+
+    def table(question: Question) -> list[list[float]]:
+        return [[0.0, -gain if level == 0 else 1.0] for gain in next(tables) for level in range(3)]
+
+    method = dataclasses.replace(refining(share=0.25), rounds=1)
+    _, asked = play(method, space, BITS3, lambda p: float(p != (1,) * 8), table=table)
+    assert asked[2].profile == (1,) * 8
+    assert {p.index(0) for p in asked[3].profiles if 0 in p} == {0, 1}
+
+
+def test_switches_that_break_the_model_are_never_made():
+    space = bit_space([8] * 8)
+    best, asked = play(
+        refining(), space, BITS3, lambda p: nan if p[0] == 2 else (inf if p[1] == 0 else -float(p[2] == 0)), table=zeros
+    )
+    assert all(profile[0] != 2 and profile[1] != 0 for profile in asked[-1].profiles)
+    assert best[2] == 0
+
+
+def test_measurements_of_earlier_refinements_count_while_the_unit_stays():
+    """In the second refinement all measure nothing; what the first one measured still points at unit 0."""
+    space, seen = bit_space([8] * 8), set()
+
+    def fitness(profile: Profile) -> float:
+        if sum(level != 1 for level in profile) > 1:
+            return 1.0
+        is_new = profile not in seen
+        seen.add(profile)
+        return -1.0 if is_new and profile[0] == 0 else 0.0
+
+    _, asked = play(refining(times=2), space, BITS3, fitness, table=zeros)
+    assert any(profile[0] == 0 for profile in asked[2].profiles)
+    assert asked[3].profile == (1,) * 8
+    assert any(profile[0] == 0 for profile in asked[5].profiles)
+
+
+def test_effects_are_averaged_over_tables_in_which_a_unit_left_the_same_level():
+    space = bit_space([8, 8])
+    old = Effects((1, 0), [[2.0, 0.0, 4.0], [0.0, 1.0, 1.0]], [[1.0, 0.0, 3.0], [0.0, 5.0, 5.0]])
+    new = Effects((1, 1), [[4.0, 0.0, 8.0], [3.0, 0.0, 2.0]], [[3.0, 0.0, 5.0], [7.0, 0.0, 6.0]])
+    mean = averaged(space, [old, new])
+    assert mean.first == [[3.0, 0.0, 6.0], [3.0, 0.0, 2.0]]
+    assert mean.second == [[2.0, 0.0, 4.0], [7.0, 0.0, 6.0]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"), [({"share": 0}, "greater than 0"), ({"share": 1.5}, "less than or equal to 1")]
+)
+def test_settings_that_cannot_work_are_refused(changes, message):
+    with pytest.raises(ValidationError, match=message):
+        refining(**changes)
+
+
+def test_refinements_without_their_settings_are_refused():
+    with pytest.raises(ValidationError, match=r"search\.refinements needs search.refinement"):
+        Guided(
+            rounds=0,
+            table_tokens=8,
+            dampings=[1.0],
+            line_tokens=8,
+            refinements=1,
+            generations=0,
+            offspring=1,
+            stages=[{"survivors": 1, "tokens": 8}],
+        )

@@ -1,0 +1,91 @@
+"""Several budgets in one run: one database, each search starting from its neighbour, all the points side by side."""
+
+import csv
+import json
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+
+from evopress.compressors.drop import Drop
+from evopress.pipeline import run
+from evopress.search.baselines.owl import Owl
+from evopress.search.evolution import Stage
+from evopress.search.guided import Guided
+from evopress.search.swaps import Swaps
+from evopress.space.budget import Budget
+from tests.test_pipeline import job, model_folders
+
+__all__ = ["model_folders"]
+
+GUIDED = Guided(
+    rounds=2,
+    table_tokens=32,
+    dampings=[1.0, 4.0],
+    line_tokens=32,
+    generations=0,
+    offspring=4,
+    stages=[Stage(survivors=1, tokens=32)],
+)
+SWAPS = Swaps(rounds=2, effect_tokens=32, line_tokens=32)
+
+
+def read(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_target_is_met_from_one_database_and_is_tried_what_its_neighbour_found(tmp_path, model_folders):
+    front = job(tmp_path / "run", tmp_path, model_folders("llama"), search=GUIDED, targets=(2.5, 3.5, 3.0))
+    run(front)
+    points = read(tmp_path / "run" / "front.csv")
+    assert [float(point["target"]) for point in points] == [3.5, 3.0, 2.5]
+    assert [float(point["achieved"]) for point in points] == [3.5, 3.0, 2.5]
+    assert len(list(tmp_path.glob("databases/*/*"))) == 1
+    for larger, smaller in pairwise(points):
+        profile = json.loads((tmp_path / "run" / f"{larger['target']}bits" / "results.json").read_text())
+        settings = json.loads((tmp_path / "run" / f"{smaller['target']}bits" / "profile.json").read_text())["settings"]
+        assert settings["search"]["others"][0] == profile["done"]["profile"]
+    assert all(float(point["kl_additive"]) > 0 for point in points)
+    archive = read(tmp_path / "run" / "archive.csv")
+    assert {row["target"] for row in archive} == {"3.5", "3.0", "2.5"}
+    costs = {target: [int(row["cost"]) for row in archive if row["target"] == target] for target in ("3.0", "2.5")}
+    assert len(set(costs["3.0"])) == 1  # others of the neighbour are brought to this budget
+    assert costs["2.5"][-1] * 3.0 == costs["3.0"][-1] * 2.5
+    smaller = json.loads((tmp_path / "run" / "3.0bits" / "profile.json").read_text())["settings"]["search"]
+    best, *others = smaller["others"]
+    last = [[int(level) for level in row["levels"]] for row in archive if row["target"] == "3.5"][-4:]
+    assert others and best in last and all(other in last for other in others)
+    assert (tmp_path / "run" / "front.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "run" / "comparison.html").stat().st_size > 1000
+
+
+def test_a_front_that_was_cut_off_goes_on_to_the_same_bytes(tmp_path, model_folders):
+    drops = dict(compress=Drop(), budget=Budget(metric="drop", target=1 / 3), search=SWAPS, targets=(1 / 3, 2 / 3))
+    front = job(tmp_path / "run", tmp_path, model_folders("llama"), **drops)
+    run(front)
+    names = ["front.csv", *(f"{target}drop/search.jsonl" for target in (1 / 3, 2 / 3))]
+    expected = {name: (tmp_path / "run" / name).read_bytes() for name in names}
+    last = tmp_path / "run" / f"{2 / 3}drop"
+    lines = (last / "search.jsonl").read_bytes().splitlines(keepends=True)
+    (last / "search.jsonl").write_bytes(b"".join(lines[:3]))
+    (last / "profile.json").unlink()
+    (tmp_path / "run" / "front.csv").unlink()
+    run(front)
+    assert {name: (tmp_path / "run" / name).read_bytes() for name in names} == expected
+    assert [point["kl_additive"] for point in read(tmp_path / "run" / "front.csv")] == ["", ""]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"targets": (3.0, 1.5)}, "the smallest level is 2"),
+        ({"search": replace(GUIDED, start=(1, 1))}, "search.start is not of this model"),
+        ({"search": Owl(multiples=[5.0], spreads=[0.1], tokens=32), "targets": ()}, "search=owl allots sparsity"),
+    ],
+)
+def test_what_a_search_cannot_do_is_an_error_before_the_database(changes, message, tmp_path, model_folders):
+    settings = {"search": GUIDED, "targets": (3.0,), **changes}
+    with pytest.raises(ValueError, match=message):
+        run(job(tmp_path / "run", tmp_path, model_folders("llama"), **settings))
+    assert not list(tmp_path.glob("databases/*/*"))

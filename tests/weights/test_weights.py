@@ -1,0 +1,131 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load, save
+
+from evopress.weights.base import (
+    Dropped,
+    Kept,
+    QuantizedWeight,
+    SparseWeight,
+    from_tensors,
+    quantized_bytes,
+    sparse_bytes,
+)
+
+ROWS, COLS = 5, 48
+
+
+def quantized(bits=3, symmetric=False, rows=ROWS, cols=COLS, groups=3):
+    generator = torch.Generator().manual_seed(bits)
+    codes = torch.randint(0, 2**bits, (rows, cols), generator=generator, dtype=torch.uint8)
+    scales = torch.rand(rows, groups, generator=generator).half()
+    zeros = torch.randint(0, 2**bits, (rows, groups), generator=generator, dtype=torch.uint8)
+    return QuantizedWeight.from_codes(codes, scales, None if symmetric else zeros, bits), codes, scales, zeros
+
+
+def sparse(rows=ROWS, cols=COLS, dtype=torch.bfloat16):
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(rows, cols, generator=generator).to(dtype)
+    kept = torch.rand(rows, cols, generator=generator) > 0.5
+    return SparseWeight.from_dense(weight, kept), weight, kept
+
+
+ALL_KINDS = [
+    quantized(2)[0],
+    quantized(3)[0],
+    quantized(7, symmetric=True)[0],
+    sparse()[0],
+    sparse(cols=13, dtype=torch.float32)[0],
+    Kept(torch.randn(3, 4)),
+    Dropped(3, 4),
+]
+
+
+@pytest.mark.parametrize("weight", ALL_KINDS, ids=lambda weight: type(weight).__name__)
+def test_a_weight_survives_a_file_and_is_as_long_as_it_says(weight):
+    tensors = weight.tensors()
+    again = from_tensors(weight.spec(), load(save(tensors)))
+    assert type(again) is type(weight) and again.spec() == weight.spec() and again.shape == weight.shape
+    assert torch.equal(again.dense(), weight.dense())
+    assert weight.size_bytes == again.size_bytes == sum(tensor.nbytes for tensor in tensors.values())
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_quantized_weight_is_scale_times_code_minus_zero(bits, symmetric):
+    weight, codes, scales, zeros = quantized(bits, symmetric)
+    zero = torch.full_like(zeros, 2 ** (bits - 1)) if symmetric else zeros
+    expected = scales.float().repeat_interleave(16, 1) * (codes.float() - zero.float().repeat_interleave(16, 1))
+    assert torch.equal(weight.codes(), codes)
+    assert torch.equal(weight.dense(), expected)
+    assert torch.equal(weight.dense(torch.bfloat16), expected.bfloat16())
+    assert weight.group_size == 16 and weight.symmetric == symmetric
+
+
+@settings(deadline=None)
+@given(st.integers(2, 8), st.integers(1, 70), st.integers(1, 9), st.integers(1, 20), st.booleans())
+def test_quantized_bytes_are_the_bytes_stored(bits, rows, groups, group_size, symmetric):
+    weight = quantized(bits, symmetric, rows, groups * group_size, groups)[0]
+    formula = quantized_bytes(rows, groups * group_size, bits=bits, group_size=group_size, symmetric=symmetric)
+    assert formula == weight.size_bytes == sum(tensor.nbytes for tensor in weight.tensors().values())
+
+
+@settings(deadline=None)
+@given(st.integers(1, 9), st.integers(1, 40))
+def test_sparse_weight_keeps_what_the_mask_says_and_nothing_else(rows, cols):
+    packed, weight, kept = sparse(rows, cols)
+    assert torch.equal(packed.kept(), kept)
+    assert torch.equal(packed.dense(), weight.float() * kept)
+    assert packed.size_bytes == sparse_bytes(rows, cols, num_kept=int(kept.sum()))
+
+
+def test_dense_is_a_new_tensor():
+    kept = Kept(torch.ones(2, 2))
+    kept.dense().zero_()
+    assert kept.dense().all()
+
+
+def test_dropped_is_zeros_and_takes_no_bytes():
+    assert not Dropped(2, 3).dense().any() and Dropped(2, 3).size_bytes == 0
+
+
+GOOD_Q, GOOD_S = quantized(3)[0], sparse()[0]
+Q, S = GOOD_Q.tensors(), GOOD_S.tensors()
+
+
+@pytest.mark.parametrize(
+    ("spec", "tensors"),
+    [
+        ({}, {}),
+        ({"kind": "pickle"}, {}),
+        ({"kind": ["quantized"]}, {}),
+        ({"kind": "quantized", "bits": 3, "cols": COLS}, {}),
+        ({"kind": "quantized", "bits": 3}, Q),
+        ({"kind": "quantized", "bits": 9, "cols": COLS}, Q),
+        ({"kind": "quantized", "bits": True, "cols": COLS}, Q),
+        ({"kind": "quantized", "bits": "3", "cols": COLS}, Q),
+        ({"kind": "quantized", "bits": 3, "cols": 10**15}, Q),
+        ({"kind": "quantized", "bits": 3, "cols": 10**9}, Q),
+        ({"kind": "quantized", "bits": 3, "cols": COLS - 1}, Q),
+        ({"kind": "quantized", "bits": 3, "cols": COLS}, {**Q, "codes": Q["codes"].float()}),
+        ({"kind": "quantized", "bits": 3, "cols": COLS}, {**Q, "codes": Q["codes"][:-1]}),
+        ({"kind": "quantized", "bits": 3, "cols": COLS}, {**Q, "scales": Q["scales"] * float("nan")}),
+        ({"kind": "quantized", "bits": 3, "cols": COLS}, {**Q, "scales": Q["scales"][:, :0]}),
+        ({"kind": "quantized", "bits": 3, "cols": COLS}, {**Q, "zeros": Q["zeros"][:-1]}),
+        ({"kind": "sparse", "cols": COLS}, {"bitmask": S["bitmask"]}),
+        ({"kind": "sparse", "cols": COLS}, {**S, "values": S["values"][1:]}),
+        ({"kind": "sparse", "cols": COLS}, {**S, "values": S["values"].int()}),
+        ({"kind": "sparse", "cols": COLS + 8}, S),
+        ({"kind": "sparse", "cols": COLS - 3}, S),
+        ({"kind": "kept"}, {}),
+        ({"kind": "kept"}, {"weight": torch.zeros(3)}),
+        ({"kind": "kept"}, {"weight": torch.zeros(3, 3, dtype=torch.int64)}),
+        ({"kind": "dropped", "rows": 10**9, "cols": 10**9}, {}),
+        ({"kind": "dropped", "rows": -1, "cols": 4}, {}),
+    ],
+)
+def test_nonsense_is_refused(spec, tensors):
+    with pytest.raises(ValueError):
+        from_tensors(spec, tensors)
