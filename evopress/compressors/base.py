@@ -66,7 +66,7 @@ class Compressor(ABC):
 
     A worked example, the smallest useful compressor::
 
-        @checked_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+        @settings
         class HalfZero(Compressor):
             metric: ClassVar[Metric] = "sparsity"
             needs_hessian: ClassVar[bool] = False

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass as checked_dataclass
+from pydantic import Field
 
+from evopress.runtime.config_class import config_class
 from evopress.space.budget import Metric
 from evopress.space.units import Level, Unit
 
@@ -22,7 +22,7 @@ class BlockShape:
     mlp: int
 
 
-@checked_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@config_class
 class Drop:
     """What may be dropped. It has no levels to store, so it needs no database and no calibration text.
 

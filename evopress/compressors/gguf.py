@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from pydantic import ConfigDict, Field, field_validator
-from pydantic.dataclasses import dataclass as checked_dataclass
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from evopress.compressors.base import Compressor, LayerGroup, LayerShape, Solved
 from evopress.compressors.linalg import inverse_factor, relative_errors, scalars
 from evopress.compressors.sweep import by_level, in_parts, lanes_of, sweep, undamped_errors
+from evopress.runtime.config_class import config_class
 from evopress.space.budget import Metric
 from evopress.space.units import Level
 from evopress.weights.base import CompressedWeight
@@ -30,7 +30,7 @@ from evopress.weights.ggml import (
 from evopress.weights.kquants import K_TYPES, KTypeName, round_by_ggml, why_not
 
 
-@checked_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@config_class
 class GGUF(Compressor):
     """Quantises to the types that llama.cpp runs, so that the searched numbers are those of the file.
 

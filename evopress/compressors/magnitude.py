@@ -7,18 +7,18 @@ from math import ceil
 from typing import ClassVar, Literal, Self
 
 import torch
-from pydantic import ConfigDict, Field, field_validator
-from pydantic.dataclasses import dataclass as checked_dataclass
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from evopress.compressors.base import Compressor, LayerGroup, LayerShape, Solved
 from evopress.compressors.linalg import relative_errors
+from evopress.runtime.config_class import config_class
 from evopress.space.budget import Metric
 from evopress.space.units import Level
 from evopress.weights.base import CompressedWeight, SparseWeight, sparse_bytes
 
 
-@checked_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@config_class
 class Magnitude(Compressor):
     """Removes the smallest weights of a layer.
 

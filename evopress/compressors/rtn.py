@@ -7,13 +7,13 @@ from functools import cache
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import ConfigDict, Field, field_validator
-from pydantic.dataclasses import dataclass as checked_dataclass
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from evopress.compressors.base import Compressor, LayerGroup, LayerShape, Solved
 from evopress.compressors.linalg import relative_errors
 from evopress.compressors.sweep import by_level, in_parts, lanes_of
+from evopress.runtime.config_class import config_class
 from evopress.space.budget import Metric
 from evopress.space.units import Level
 from evopress.weights.base import CompressedWeight, QuantizedWeight, quantized_bytes
@@ -32,7 +32,7 @@ class Rounded:
     zeros: Tensor
 
 
-@checked_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@config_class
 class RTN(Compressor):
     """Rounds every weight to the nearest point of its grid, at several bit widths.
 

@@ -5,18 +5,18 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass as checked_dataclass
+from pydantic import Field
 from torch import Tensor
 
 from evopress.compressors.base import LayerGroup, Solved
 from evopress.compressors.linalg import inverse_factor
 from evopress.compressors.magnitude import Magnitude
 from evopress.compressors.sweep import by_level, in_parts, lanes_of, sweep, undamped_errors
+from evopress.runtime.config_class import config_class
 from evopress.weights.base import CompressedWeight, SparseWeight
 
 
-@checked_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@config_class
 class SparseGPT(Magnitude):
     """Prunes with the inverse Hessian's correction, all levels and all layers of a group in one sweep.
 

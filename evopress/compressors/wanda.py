@@ -4,16 +4,15 @@ from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import torch
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass as checked_dataclass
 from torch import Tensor
 
 from evopress.compressors.base import LayerGroup, Solved
 from evopress.compressors.magnitude import Magnitude, ranks
+from evopress.runtime.config_class import config_class
 from evopress.space.budget import Metric
 
 
-@checked_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@config_class
 class Wanda(Magnitude):
     """Removes in each row the weights with the smallest |w|·‖x_j‖, as many as in every other row, or one more.
 

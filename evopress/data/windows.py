@@ -11,14 +11,14 @@ from random import Random
 
 import torch
 from jaxtyping import Int
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass as checked_dataclass
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from evopress.data import sources
+from evopress.runtime.config_class import config_class
 from evopress.runtime.files import write_atomically
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ SPLITS = ("calibration", "search", "validation", "test")
 Windows = Int[Tensor, "windows time"]
 
 
-@checked_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@config_class
 class Data:
     """Which text, and how much of it serves for what.
 

@@ -23,14 +23,14 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass as checked_dataclass
+from pydantic import Field
 from torch import Tensor
 
 from evopress.database.store import DecodedLevels
 from evopress.evaluation.metrics import Divergence, Fitness, divergences
 from evopress.models.language_model import Kwargs, LanguageModel
 from evopress.runtime import distributed
+from evopress.runtime.config_class import config_class
 from evopress.space.build import BlockChoice, by_block, end_levels, ends
 from evopress.space.units import Profile, Space
 
@@ -48,7 +48,7 @@ class Run(NamedTuple):
     profile: Profile | None
 
 
-@checked_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@config_class
 class EvaluatorSettings:
     """What a profile is judged by, and how much memory that may take.
 

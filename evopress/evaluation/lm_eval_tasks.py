@@ -8,11 +8,11 @@ from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass as checked_dataclass
+from pydantic import Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from evopress.data import sources
+from evopress.runtime.config_class import config_class
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-@checked_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@config_class
 class Eval:
     """What is measured at the end besides the test text.
 

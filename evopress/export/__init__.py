@@ -14,8 +14,6 @@ from typing import Literal
 import torch
 import transformers
 from jaxtyping import Int
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass as checked_dataclass
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -30,6 +28,7 @@ from evopress.export.hf import HF, Zeroed
 from evopress.export.nemotron_nas import NemotronNAS
 from evopress.export.verify import verify
 from evopress.models.language_model import LanguageModel
+from evopress.runtime.config_class import config_class
 from evopress.runtime.files import naming, remove_leftovers
 from evopress.space.build import SpaceSettings
 from evopress.space.units import Space, to_json
@@ -43,7 +42,7 @@ FormatName = Literal["hf", "zeroed", "nemotron_nas", "compressed_tensors", "gguf
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
 
-@checked_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@config_class
 class Export:
     """Which checkpoints are written; each goes into a folder of its name.
 

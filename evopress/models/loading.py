@@ -14,8 +14,7 @@ from typing import Literal, cast
 import torch
 import transformers
 from filelock import FileLock
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass as checked_dataclass
+from pydantic import Field
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -28,6 +27,7 @@ from transformers import (
 from evopress.models.experts import unpack
 from evopress.models.families import Family, family_of, missing_parts, with_experts
 from evopress.models.language_model import LanguageModel, check_layers, check_parts, check_weights
+from evopress.runtime.config_class import config_class
 from evopress.runtime.files import is_whole, naming, read_json, remove_leftovers, sha256_of, write_checksums
 
 log = logging.getLogger(__name__)
@@ -35,10 +35,10 @@ log = logging.getLogger(__name__)
 INDEX = "model.safetensors.index.json"
 """Which file holds which tensor, where there are several."""
 
-FamilySettings = checked_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))(Family)
+FamilySettings = config_class(Family)
 
 
-@checked_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", protected_namespaces=()))
+@config_class
 class ModelSource:
     """Which model, and how to hold it.
 

@@ -19,16 +19,16 @@ from collections.abc import Generator
 from itertools import pairwise
 from random import Random
 
-from pydantic import ConfigDict, Field, model_validator
-from pydantic.dataclasses import dataclass as checked_dataclass
+from pydantic import Field, model_validator
 
+from evopress.runtime.config_class import config_class
 from evopress.search.base import Answer, Batch, Question, Search, SearchRun, best_first, check_numbers, fitness_of
 from evopress.search.moves import distinct, mutants, random_profile, uniform_profile
 from evopress.space.budget import Budget
 from evopress.space.units import Profile, Space
 
 
-@checked_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@config_class
 class Stage:
     """One step of the selection: how many candidates survive it, and on how many tokens they are compared."""
 
@@ -36,7 +36,7 @@ class Stage:
     tokens: int = Field(gt=0)
 
 
-@checked_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@config_class
 class Evolution(Search):
     """The paper's search. `generations: null` takes k(n−k)/1.5, the paper's number for dropping k of n sub-blocks.
 

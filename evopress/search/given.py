@@ -3,16 +3,14 @@
 from pathlib import Path
 from random import Random
 
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass as checked_dataclass
-
+from evopress.runtime.config_class import config_class
 from evopress.search.base import Search, SearchRun
 from evopress.search.moves import uniform_profile
 from evopress.space.budget import Budget
 from evopress.space.units import Space, from_json, from_text
 
 
-@checked_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@config_class
 class Given(Search):
     """Reads `path`: this program's `profile.json` or `profile.txt`, or the text files of the paper's authors.
 

@@ -36,9 +36,9 @@ from itertools import product
 from random import Random
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, model_validator
-from pydantic.dataclasses import dataclass as checked_dataclass
+from pydantic import Field, model_validator
 
+from evopress.runtime.config_class import config_class
 from evopress.search.base import (
     Answer,
     Batch,
@@ -63,7 +63,7 @@ from evopress.space.units import Profile, Space
 Asking = Generator[Question, Answer, Profile]
 
 
-@checked_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@config_class
 class Guided(Search):
     """Rounds of table and line search, then refinements, then evolution whose mutants the table proposes.
 

@@ -18,9 +18,9 @@ from math import ceil, inf, isfinite, isnan
 from statistics import fmean, median
 
 import numpy as np
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass as checked_dataclass
+from pydantic import Field
 
+from evopress.runtime.config_class import config_class
 from evopress.search.base import Answer, Batch, Question, best_first, check_numbers, fitness_of
 from evopress.search.baselines.additive import switched
 from evopress.search.effects import Effects, averaged, effects_at
@@ -45,7 +45,7 @@ ENOUGH = 3
 """Measured switches to which two slopes are fitted."""
 
 
-@checked_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@config_class
 class Refinement:
     """One refinement: tokens of its table, of every switch that is measured, and of the final comparison."""
 

@@ -19,9 +19,9 @@ from math import isfinite, isnan, nan
 from random import Random
 from statistics import fmean
 
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass as checked_dataclass
+from pydantic import Field
 
+from evopress.runtime.config_class import config_class
 from evopress.search.base import (
     Answer,
     Batch,
@@ -38,7 +38,7 @@ from evopress.space.budget import Budget, Cap
 from evopress.space.units import Profile, Space
 
 
-@checked_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@config_class
 class Swaps(Search):
     """`rounds` of single effects on `effect_tokens` and a comparison of up to `max_swaps` at once on `line_tokens`.
 

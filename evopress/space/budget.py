@@ -7,9 +7,9 @@ from fractions import Fraction
 from math import ceil, floor
 from typing import Literal
 
-from pydantic import ConfigDict, field_validator
-from pydantic.dataclasses import dataclass as checked_dataclass
+from pydantic import field_validator
 
+from evopress.runtime.config_class import config_class
 from evopress.space.units import Profile, Space
 
 Metric = Literal["bits", "sparsity", "drop", "size"]
@@ -30,7 +30,7 @@ class Cap:
         return self.max_cost - space.cost(profile, self.members)
 
 
-@checked_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@config_class
 class Budget:
     """A metric and its target: 3 (bits), 0.5 (sparsity), 0.25 (drop) or "80MB" (size; MB is 10^6, MiB 2^20 bytes)."""
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Literal
 
-from pydantic import ConfigDict, model_validator
-from pydantic.dataclasses import dataclass as checked_dataclass
+from pydantic import model_validator
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -17,13 +16,14 @@ from evopress.compressors.drop import SUBBLOCKS, BlockShape, Drop
 from evopress.database.store import OUTSIDE, DecodedLevels
 from evopress.models.families import Groups, expert_of
 from evopress.models.language_model import LanguageModel
+from evopress.runtime.config_class import config_class
 from evopress.space.units import DROPPED, KEPT, Level, Profile, Space, Unit
 
 FILE_WEIGHT_BYTES = 2
 """What an uncompressed weight takes in a checkpoint: bfloat16 or float16."""
 
 
-@checked_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@config_class
 class SpaceSettings:
     """What the units are.
 

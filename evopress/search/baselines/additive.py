@@ -16,9 +16,9 @@ from random import Random
 from typing import Literal
 
 import numpy as np
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass as checked_dataclass
+from pydantic import Field
 
+from evopress.runtime.config_class import config_class
 from evopress.search.base import Batch, Search, SearchRun, Table, check_numbers, fitness_of, rows_of
 from evopress.search.moves import evenly_spaced_profile
 from evopress.space.budget import Budget, Cap
@@ -28,7 +28,7 @@ MAX_STATES = 20_000
 """Finest resolution of the cost axis; coarser costs are rounded up, so that the budget holds all the same."""
 
 
-@checked_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@config_class
 class Additive(Search):
     """Dynamic programming on additive errors.
 

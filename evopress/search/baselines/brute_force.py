@@ -5,16 +5,16 @@ from itertools import combinations, product
 from math import comb, prod
 from random import Random
 
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass as checked_dataclass
+from pydantic import Field
 
+from evopress.runtime.config_class import config_class
 from evopress.search.base import Batch, Search, SearchRun, best_first, check_numbers, fitness_of
 from evopress.search.moves import out_of_reach
 from evopress.space.budget import Budget, Cap
 from evopress.space.units import Profile, Space
 
 
-@checked_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@config_class
 class BruteForce(Search):
     """Evaluates all drop masks on `tokens`. Refuses (ValueError) more than `max_profiles`."""
 

@@ -3,9 +3,9 @@
 from math import isfinite, isnan
 from random import Random
 
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass as checked_dataclass
+from pydantic import Field
 
+from evopress.runtime.config_class import config_class
 from evopress.search.base import Batch, Search, SearchRun, check_numbers, fitness_of
 from evopress.search.baselines.additive import switched
 from evopress.search.moves import out_of_reach
@@ -14,7 +14,7 @@ from evopress.space.budget import Budget
 from evopress.space.units import Profile, Space
 
 
-@checked_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@config_class
 class Greedy(Search):
     """Each step tries every unit one level lower on `tokens`, and lowers the best `per_step` of them.
 

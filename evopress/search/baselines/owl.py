@@ -6,15 +6,15 @@ the share of weights kept is 1 − target + λ-scaled D_b, spread over a range o
 
 from random import Random
 
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass as checked_dataclass
+from pydantic import Field
 
+from evopress.runtime.config_class import config_class
 from evopress.search.base import Batch, Search, SearchRun, Table, best_first, check_numbers, fitness_of, rows_of
 from evopress.space.budget import Budget, Cap
 from evopress.space.units import Profile, Space
 
 
-@checked_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@config_class
 class Owl(Search):
     """Every pair of `multiples` (M) and `spreads` (λ) makes one profile; the fittest on `tokens` is returned.
 

@@ -2,16 +2,16 @@
 
 from random import Random as Generator
 
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass as checked_dataclass
+from pydantic import Field
 
+from evopress.runtime.config_class import config_class
 from evopress.search.base import Batch, Search, SearchRun, best_first, check_numbers, fitness_of
 from evopress.search.moves import distinct, mutate, random_profile, uniform_profile
 from evopress.space.budget import Budget
 from evopress.space.units import Profile, Space
 
 
-@checked_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@config_class
 class Random(Search):
     """`candidates` random profiles that spend the budget, compared on one minibatch of `tokens`.
 

@@ -13,9 +13,9 @@ from math import inf, isnan
 from random import Random
 from typing import Literal
 
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass as checked_dataclass
+from pydantic import Field
 
+from evopress.runtime.config_class import config_class
 from evopress.search.base import Batch, Search, SearchRun, Table, check_numbers, fitness_of, rows_of
 from evopress.search.baselines.additive import knapsack
 from evopress.space.budget import Budget, Cap
@@ -25,7 +25,7 @@ Blocks = list[tuple[int, ...]]
 """Units that stand or fall together: the attention and the MLP of a block."""
 
 
-@checked_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@config_class
 class Scores(Search):
     """Drops the units with the lowest scores. With `whole_blocks`, attention and MLP of a block share one score.
 

@@ -2,16 +2,14 @@
 
 from random import Random
 
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass as checked_dataclass
-
+from evopress.runtime.config_class import config_class
 from evopress.search.base import Search, SearchRun
 from evopress.search.moves import evenly_spaced_profile
 from evopress.space.budget import Budget
 from evopress.space.units import Space
 
 
-@checked_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@config_class
 class Uniform(Search):
     """Asks nothing. Where no uniform profile spends the budget, evenly spaced units are one level lower."""
 

@@ -1,0 +1,24 @@
+"""The decorator of every class that a configuration group builds."""
+
+from collections.abc import Callable
+from dataclasses import field
+from typing import TypeVar, cast, dataclass_transform
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field, Field))
+def config_class(cls: type[T]) -> type[T]:
+    """A frozen, keyword-only pydantic dataclass that refuses unknown keys and wrong types.
+
+    An example::
+
+        @config_class
+        class Climb(Search):
+            steps: int = Field(gt=0)
+    """
+    decorate = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", protected_namespaces=()))
+    return cast(Callable[[type[T]], type[T]], decorate)(cls)
