@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from evopress.data import windows
 from evopress.evaluation import measurements
-from evopress.evaluation.oracle import Workbench
+from evopress.evaluation.context import EvaluationContext
 from evopress.job import Job
 from evopress.report import write_comparison
 from evopress.report.style import LIGHT, Style, log_scale, new_axes, render, shortened
@@ -55,19 +55,19 @@ class Point:
     token_equivalents: float
 
 
-def trace(job: Job, bench: Workbench, one: Callable[[Job, Workbench], Profile]) -> None:
+def trace(job: Job, context: EvaluationContext, one: Callable[[Job, EvaluationContext], Profile]) -> None:
     """Search and evaluate every target of the job by `one`, from the largest model to the smallest."""
     found: list[tuple[Job, Profile]] = []
-    for part in parts(job, bench.space, lambda: _archived(*found[-1]) if found else []):
+    for part in parts(job, context.space, lambda: _archived(*found[-1]) if found else []):
         if distributed.is_first():
             part.folder.mkdir(parents=True, exist_ok=True)
         log.info("target %d of %d: %s", len(found) + 1, len(set(job.targets)), part.budget)
-        found.append((part, one(part, bench)))
+        found.append((part, one(part, context)))
     if "evaluate" not in job.stages:
         return
     if distributed.is_first():
-        write_atomically(job.folder / "archive.csv", archive_csv(bench.space, [part for part, _ in found]))
-    additive = [_additive_kl(bench, part.budget) for part, _ in found]
+        write_atomically(job.folder / "archive.csv", archive_csv(context.space, [part for part, _ in found]))
+    additive = [_additive_kl(context, part.budget) for part, _ in found]
     if distributed.is_first():
         name = windows.set_name(job.data.test_source or job.data.source)
         points = [_point(part, name, kl) for (part, _), kl in zip(found, additive, strict=True)]
@@ -154,9 +154,11 @@ def _point(part: Job, name: str, kl_additive: float | None) -> Point:
     )
 
 
-def _additive_kl(bench: Workbench, budget: Budget) -> float | None:
+def _additive_kl(context: EvaluationContext, budget: Budget) -> float | None:
     """KL of what dynamic programming on layer errors picks; None for drops, which have none."""
-    if bench.database is None:
+    if context.database is None:
         return None
-    profile = knapsack(bench.space, budget.caps(bench.space), measurements.layer_errors(bench.space, bench.database))
-    return bench.evaluator.compare([profile], bench.splits.test)[0].mean_kl
+    profile = knapsack(
+        context.space, budget.caps(context.space), measurements.layer_errors(context.space, context.database)
+    )
+    return context.evaluator.measure([profile], context.splits.test)[0].mean_kl

@@ -22,8 +22,9 @@ from evopress.database.build import build, wanted
 from evopress.database.store import Database, DecodedLevels, fingerprint
 from evopress.evaluation.candidates import Candidate, as_table
 from evopress.evaluation.compare import compare, describe
+from evopress.evaluation.context import EvaluationContext
 from evopress.evaluation.evaluator import Evaluator, EvaluatorSettings
-from evopress.evaluation.oracle import Answers, Workbench
+from evopress.evaluation.oracle import Oracle
 from evopress.export import Searched, export, fixed_bytes
 from evopress.export import check as check_export
 from evopress.job import Job, name_of
@@ -85,30 +86,30 @@ def _run_stages(job: Job) -> Profile | None:
         limit = job.model.max_perplexity if isinstance(job.model, ModelSource) else None
         check_dense(lm, splits.validation[:4], job.evaluator, limit or lm.vocab_size)
     with clock.stage("database"):
-        bench = prepare(job, lm, splits)
+        context = prepare(job, lm, splits)
     if "search" not in job.stages:
         return None
     if job.targets:
-        pareto.trace(job, bench, search_and_evaluate)
+        pareto.trace(job, context, search_and_evaluate)
         return None
-    return search_and_evaluate(job, bench, clock)
+    return search_and_evaluate(job, context, clock)
 
 
-def search_and_evaluate(job: Job, bench: Workbench, clock: Clock | None = None) -> Profile:
+def search_and_evaluate(job: Job, context: EvaluationContext, clock: Clock | None = None) -> Profile:
     """One budget, on a model and a database that are ready. The clock is that of the run directory."""
     clock = clock or Clock(job.folder / "seconds.json")
     with clock.stage("search"):
-        profile = find_profile(job, bench)
+        profile = find_profile(job, context)
     if "evaluate" in job.stages:
-        evaluate(job, bench, profile, clock)
+        evaluate(job, context, profile, clock)
     return profile
 
 
-def evaluate(job: Job, bench: Workbench, profile: Profile, clock: Clock) -> None:
+def evaluate(job: Job, context: EvaluationContext, profile: Profile, clock: Clock) -> None:
     """Compare the profile with the dense and the uniform model, export it, and report on it."""
     path = job.folder / "results.json"
     measured = {**{name: asdict(getattr(job, name)) for name in ("data", "eval")}, "profile": list(profile)}
-    measured = json.loads(json.dumps({**measured, "depends_on": bench.identity}))
+    measured = json.loads(json.dumps({**measured, "depends_on": context.identity}))
     done = {**measured, "export": json.loads(json.dumps(asdict(job.export)))}
     found = distributed.from_first(lambda: read_if_whole(path))
     if found.get("done") == done:
@@ -119,17 +120,17 @@ def evaluate(job: Job, bench: Workbench, profile: Profile, clock: Clock) -> None
         candidates = {name: Candidate(**found[name]) for name in ("dense", "uniform", "searched")}
     else:
         with clock.stage("evaluate"):
-            candidates = compare(job, bench, profile)
+            candidates = compare(job, context, profile)
     if not distributed.is_first():
         return
-    results = {**describe(job, bench, profile), **{name: asdict(found) for name, found in candidates.items()}}
+    results = {**describe(job, context, profile), **{name: asdict(found) for name, found in candidates.items()}}
     results["measured"] = measured
     log.info("%s at %s\n\n%s\n", job.model.name, job.budget, as_table(candidates))
     write_json(path, sealed({**results, **clock.figures}))
     if job.export.formats:
         with clock.stage("export"):
-            searched = Searched(bench.lm, bench.space, profile, bench.evaluator.weights)
-            tokens, folder = bench.splits.validation[:2], job.folder / "checkpoints"
+            searched = Searched(context.lm, context.space, profile, context.evaluator.weights)
+            tokens, folder = context.splits.validation[:2], job.folder / "checkpoints"
             results["exports"] = export(job.export, searched, tokens, facts=results, folder=folder)
     write_json(path, sealed({**results, **clock.figures}))
     for name, candidate in candidates.items():
@@ -145,7 +146,7 @@ def evaluate(job: Job, bench: Workbench, profile: Profile, clock: Clock) -> None
 
 def check_dense(lm: LanguageModel, tokens: Tensor, settings: EvaluatorSettings, max_perplexity: float) -> None:
     """Log the dense perplexity. Raises ValueError when it is not below `max_perplexity`: something is then wrong."""
-    (dense,) = Evaluator(lm, Space(()), None, settings).compare([None], tokens)
+    (dense,) = Evaluator(lm, Space(()), None, settings).measure([None], tokens)
     log.info("dense perplexity %.2f on %d validation tokens", dense.perplexity, tokens.numel())
     if not (isfinite(dense.perplexity) and dense.perplexity < max_perplexity):
         raise ValueError(
@@ -155,14 +156,14 @@ def check_dense(lm: LanguageModel, tokens: Tensor, settings: EvaluatorSettings, 
         )
 
 
-def prepare(job: Job, lm: LanguageModel, splits: Splits) -> Workbench:
+def prepare(job: Job, lm: LanguageModel, splits: Splits) -> EvaluationContext:
     """The space of the job, with its database complete."""
     check_export(job.export, job.compress, job.space, dtype=lm.dtype)
     identity = {"model": lm.identity, "dtype": str(lm.dtype), "search_tokens": splits.hashes["search"]}
     if isinstance(job.compress, Drop):
         space = drop_space(lm, job.compress, job.space)
         evaluator = Evaluator(lm, space, None, job.evaluator)
-        return Workbench(lm, splits, space, evaluator, None, identity | {"compress": asdict(job.compress)})
+        return EvaluationContext(lm, splits, space, evaluator, None, identity | {"compress": asdict(job.compress)})
     compressor = job.compress.for_hidden_size(lm.hidden_size)
     space = layer_space(lm, compressor, job.space)
     if job.budget.metric == "size":
@@ -180,7 +181,9 @@ def prepare(job: Job, lm: LanguageModel, splits: Splits) -> Workbench:
     )
     weights = DecodedLevels(database, limit_bytes=int(settings.cache_gb * 1e9), dtype=lm.dtype, device=lm.device)
     evaluator = Evaluator(lm, space, weights, settings)
-    return Workbench(lm, splits, space, evaluator, database, identity | {"database": fingerprint(database.identity)})
+    return EvaluationContext(
+        lm, splits, space, evaluator, database, identity | {"database": fingerprint(database.identity)}
+    )
 
 
 def _first_questions(job: Job, space: Space) -> None:
@@ -201,7 +204,7 @@ def open_database(job: Job, compressor: Compressor, lm: LanguageModel, splits: S
     return Database.open(job.outputs / "databases" / job.model.name, name, identity, wanted(lm, compressor))
 
 
-def find_profile(job: Job, bench: Workbench) -> Profile:
+def find_profile(job: Job, context: EvaluationContext) -> Profile:
     """Search, or read the profile that an earlier search of the same settings left in the run directory."""
     path = job.folder / "profile.json"
     header = {
@@ -210,26 +213,26 @@ def find_profile(job: Job, bench: Workbench) -> Profile:
         "space": asdict(job.space),
         "evaluator": {"fitness": job.evaluator.fitness, "top_k": job.evaluator.top_k},
         "seed": job.seed,
-        "depends_on": bench.identity,
+        "depends_on": context.identity,
     }
     header = json.loads(json.dumps(header))
     if distributed.from_first(lambda: read_if_whole(path).get("settings") == header):
         log.info("the search is done already: %s", path)
-        profile = from_json(bench.space, path.read_text(encoding="utf-8"))
+        profile = from_json(context.space, path.read_text(encoding="utf-8"))
         if distributed.is_first():
-            write_atomically(job.folder / "profile.txt", to_text(bench.space, profile))
+            write_atomically(job.folder / "profile.txt", to_text(context.space, profile))
         return profile
     watcher = _Watcher(job.tracker)
     profile = search(
         job.search,
-        bench.space,
+        context.space,
         job.budget,
-        Answers(bench, job.seed),
+        Oracle(context, job.seed),
         seed=job.seed,
         record=SearchLog(job.folder / "search.jsonl", header),
         watch=watcher,
     )
-    achieved = job.budget.achieved(bench.space, profile)
+    achieved = job.budget.achieved(context.space, profile)
     if not distributed.is_first():
         return profile
     log.info("searched profile: %g %s after %d token equivalents", achieved, job.budget.metric, watcher.tokens)
@@ -239,8 +242,8 @@ def find_profile(job: Job, bench: Workbench) -> Profile:
         "token_equivalents": watcher.tokens,
         "versions": versions(),
     }
-    write_atomically(job.folder / "profile.txt", to_text(bench.space, profile))
-    write_json(path, sealed(json.loads(to_json(bench.space, profile, **facts))))
+    write_atomically(job.folder / "profile.txt", to_text(context.space, profile))
+    write_json(path, sealed(json.loads(to_json(context.space, profile, **facts))))
     return profile
 
 

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from evopress.data import windows
 from evopress.evaluation.candidates import Candidate, compressed_candidate, dense_candidate
+from evopress.evaluation.context import EvaluationContext
 from evopress.evaluation.lm_eval_tasks import run_tasks
 from evopress.evaluation.metrics import Divergence
-from evopress.evaluation.oracle import Workbench
 from evopress.job import Job, name_of
 from evopress.runtime import distributed
 from evopress.runtime.files import read_json
@@ -23,55 +23,57 @@ AT_ONCE = 32
 """Test windows between two steps of the progress bar; processes share them."""
 
 
-def compare(job: Job, bench: Workbench, profile: Profile) -> dict[str, Candidate]:
+def compare(job: Job, context: EvaluationContext, profile: Profile) -> dict[str, Candidate]:
     """Dense, uniform and searched on the test split, on `eval.datasets` and on `eval.tasks`."""
-    uniform = evenly_spaced_profile(bench.space, job.budget)
+    uniform = evenly_spaced_profile(context.space, job.budget)
     profiles: dict[str, Profile | None] = {"dense": None, "uniform": uniform, "searched": profile}
-    candidates = {name: _candidate(job, bench, chosen) for name, chosen in profiles.items()}
-    for name, tokens in _test_sets(job, bench).items():
-        for candidate, result in zip(candidates.values(), _measure(bench, profiles, tokens, name), strict=True):
+    candidates = {name: _candidate(job, context, chosen) for name, chosen in profiles.items()}
+    for name, tokens in _test_sets(job, context).items():
+        for candidate, result in zip(candidates.values(), _measure(context, profiles, tokens, name), strict=True):
             candidate.perplexity[name] = result.perplexity
             candidate.kl[name] = result.mean_kl
             candidate.kl_by_position[name] = [round(kl, 5) for kl in result.kl_by_position]
     if job.eval.tasks and distributed.is_first():
         for name, candidate in candidates.items():
-            with applied(bench.lm, bench.space, bench.evaluator.weights, profiles[name]):
-                candidate.tasks = run_tasks(bench.lm.model, bench.lm.tokenizer, job.eval)
+            with applied(context.lm, context.space, context.evaluator.weights, profiles[name]):
+                candidate.tasks = run_tasks(context.lm.model, context.lm.tokenizer, job.eval)
     return candidates
 
 
-def _test_sets(job: Job, bench: Workbench) -> dict[str, Tensor]:
-    sets = {windows.set_name(job.data.test_source or job.data.source): bench.splits.test}
+def _test_sets(job: Job, context: EvaluationContext) -> dict[str, Tensor]:
+    sets = {windows.set_name(job.data.test_source or job.data.source): context.splits.test}
     for source in job.eval.datasets:
-        load = partial(windows.load_test, source, job.data, bench.lm.tokenizer, job.outputs / "cache")
+        load = partial(windows.load_test, source, job.data, context.lm.tokenizer, job.outputs / "cache")
         sets[windows.set_name(source)] = distributed.from_first(load)
     return sets
 
 
-def _measure(bench: Workbench, profiles: Mapping[str, Profile | None], tokens: Tensor, name: str) -> list[Divergence]:
+def _measure(
+    context: EvaluationContext, profiles: Mapping[str, Profile | None], tokens: Tensor, name: str
+) -> list[Divergence]:
     totals = [Divergence(0.0, 0.0, 0, 0) for _ in profiles]
     for part in progress(tokens.split(AT_ONCE), desc=f"evaluate on {name}", unit="batch"):
-        parts = bench.evaluator.compare(list(profiles.values()), part)
+        parts = context.evaluator.measure(list(profiles.values()), part)
         totals = [total + result for total, result in zip(totals, parts, strict=True)]
     return totals
 
 
-def _candidate(job: Job, bench: Workbench, profile: Profile | None) -> Candidate:
+def _candidate(job: Job, context: EvaluationContext, profile: Profile | None) -> Candidate:
     if profile is None:
-        return dense_candidate(dense_bytes(bench.lm))
+        return dense_candidate(dense_bytes(context.lm))
     left = [
         (unit.num_weights, unit.levels[profile[index]].value)
-        for index, unit in enumerate(bench.space.units)
-        if not bench.space.is_gone(index, profile)
+        for index, unit in enumerate(context.space.units)
+        if not context.space.is_gone(index, profile)
     ]
     if job.compress.metric == "bits":
         bits = sum(value * num_weights for num_weights, value in left)
     else:
         bits = 16 * sum(num_weights * (1 - value) for num_weights, value in left)
-    return compressed_candidate(bench.space, profile, bits / bench.space.num_weights)
+    return compressed_candidate(context.space, profile, bits / context.space.num_weights)
 
 
-def describe(job: Job, bench: Workbench, profile: Profile) -> dict[str, object]:
+def describe(job: Job, context: EvaluationContext, profile: Profile) -> dict[str, object]:
     """What `results.json` says of the run besides what was measured."""
     searched = read_json(job.folder / "profile.json")
     return {
@@ -80,16 +82,16 @@ def describe(job: Job, bench: Workbench, profile: Profile) -> dict[str, object]:
         "budget": {
             "metric": job.budget.metric,
             "target": job.budget.target,
-            "achieved": job.budget.achieved(bench.space, profile),
+            "achieved": job.budget.achieved(context.space, profile),
         },
         "search": name_of(job.search),
         "seed": job.seed,
-        "data": {**asdict(job.data), "hashes": bench.splits.hashes},
+        "data": {**asdict(job.data), "hashes": context.splits.hashes},
         "perplexity_convention": f"token level, windows of {job.data.window}, BOS {'on' if job.data.bos else 'off'}",
         "tokens": {
-            "calibration": bench.splits.calibration.numel(),
+            "calibration": context.splits.calibration.numel(),
             "search": searched["token_equivalents"],
-            "test": bench.splits.test.numel(),
+            "test": context.splits.test.numel(),
         },
-        "notes": bench.database.notes if bench.database else [],
+        "notes": context.database.notes if context.database else [],
     }

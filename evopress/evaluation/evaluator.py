@@ -82,11 +82,11 @@ class Evaluator:
     ) -> list[float]:
         """Fitness of each profile on one minibatch, lower is better; `fitness` overrides that of the settings."""
         fitness = fitness or self.settings.fitness
-        results = self.compare(profiles, tokens, top_k=self.settings.top_k if fitness == "topk_kl" else None)
+        results = self.measure(profiles, tokens, top_k=self.settings.top_k if fitness == "topk_kl" else None)
         return [result.perplexity if fitness == "perplexity" else result.mean_kl for result in results]
 
     @torch.no_grad()
-    def compare(
+    def measure(
         self, profiles: Sequence[Profile | None], tokens: Int[Tensor, "batch time"], *, top_k: int | None = None
     ) -> list[Divergence]:
         """KL (over the `top_k` likeliest tokens) and cross-entropy of each profile; None stands for the dense model.
@@ -97,7 +97,7 @@ class Evaluator:
         parts = tokens.split(self._windows_of_part(tokens.shape[1]))
         runs = [Run(part, profile) for part in range(len(parts)) for profile in distinct]
         found: dict[Run, Divergence] = {}
-        for of_process in distributed.gather(self._compare_own(distributed.share(runs), parts, top_k)):
+        for of_process in distributed.gather(self._measure_runs(distributed.share(runs), parts, top_k)):
             found.update(of_process)
         nothing = Divergence(0.0, 0.0, 0, 0)
         return [sum((found[Run(part, profile)] for part in range(len(parts))), nothing) for profile in profiles]
@@ -108,7 +108,7 @@ class Evaluator:
         steps = shared_steps(choices, [0] * len(choices))
         return sum(len(choice.dropped) < 2 for wanted, _ in steps for choice, _ in wanted) / self.lm.num_blocks
 
-    def _compare_own(self, runs: Sequence[Run], parts: Sequence[Tensor], top_k: int | None) -> dict[Run, Divergence]:
+    def _measure_runs(self, runs: Sequence[Run], parts: Sequence[Tensor], top_k: int | None) -> dict[Run, Divergence]:
         """The same for this process's runs, as many together as memory allows."""
         at_once = self._at_once(parts[0])
         found: dict[Run, Divergence] = {}

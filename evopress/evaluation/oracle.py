@@ -1,53 +1,36 @@
 """Answers the questions of a search with a loaded model: the fitness of profiles, and what else searches ask for."""
 
-from dataclasses import dataclass
 from random import Random
 
 from torch import Tensor
 
 from evopress.data import windows
-from evopress.data.windows import Splits
-from evopress.database.store import Database, Identity
 from evopress.evaluation import measurements, switch_effects
-from evopress.evaluation.evaluator import Evaluator
-from evopress.models.language_model import LanguageModel
+from evopress.evaluation.context import EvaluationContext
 from evopress.runtime import distributed
 from evopress.search.base import Answer, Question, Table
 from evopress.search.driver import minibatch_rng
-from evopress.space.units import Space
 
 
-@dataclass(frozen=True)
-class Workbench:
-    """A loaded model with its tokens, space and evaluator of profiles. `identity` says what fitness depends on."""
-
-    lm: LanguageModel
-    splits: Splits
-    space: Space
-    evaluator: Evaluator
-    database: Database | None
-    identity: Identity
-
-
-class Answers:
+class Oracle:
     """Answers the questions of a search; the minibatch depends on the seed and the question's number only.
 
     The cost of an answer is in full-forward token equivalents: a window that ran through a third of the blocks counts
     a third of its tokens.
     """
 
-    def __init__(self, bench: Workbench, seed: int):
-        self.bench = bench
+    def __init__(self, context: EvaluationContext, seed: int):
+        self.context = context
         self.seed = seed
         self.has_warned = False
 
     def __call__(self, number: int, question: Question) -> tuple[Answer, float]:
         rng = minibatch_rng(self.seed, number)
-        pool = self.bench.splits.search
-        tokens = windows.minibatch(pool, question.num_tokens, rng, question.excerpt, bos=self.bench.splits.bos)
+        pool = self.context.splits.search
+        tokens = windows.minibatch(pool, question.num_tokens, rng, question.excerpt, bos=self.context.splits.bos)
         if not self.has_warned:
             self.has_warned = windows.warn_if_small(tokens, question.num_tokens)
-        evaluator = self.bench.evaluator
+        evaluator = self.context.evaluator
         if isinstance(question, Table):
             if question.kind == "switch_effects":
                 return self._switch_effects(question, tokens, rng)
@@ -57,11 +40,11 @@ class Answers:
         return answer, passes * tokens.numel()
 
     def _table(self, question: Table, tokens: Tensor) -> tuple[Answer, float]:
-        lm, space = self.bench.lm, self.bench.space
+        lm, space = self.context.lm, self.context.space
         if question.kind == "layer_error":
-            if self.bench.database is None:
+            if self.context.database is None:
                 raise ValueError("search.errors=layer needs a compressor with layer errors: use search.errors=measured")
-            return measurements.layer_errors(space, self.bench.database), 0.0
+            return measurements.layer_errors(space, self.context.database), 0.0
         if question.kind == "outliers":
             return measurements.outliers(lm, tokens, question.arguments), float(tokens.numel())
         return measurements.stream(lm, space, tokens, question.kind, question.arguments), float(tokens.numel())
@@ -69,15 +52,15 @@ class Answers:
     def _switch_effects(self, question: Table, tokens: Tensor, rng: Random) -> tuple[Answer, float]:
         assert question.profile is not None
         (draws,) = (int(number) for number in question.arguments)
-        bench = self.bench
+        context = self.context
         effects = switch_effects.switch_effects(
-            bench.lm,
-            bench.space,
-            bench.evaluator.weights,
+            context.lm,
+            context.space,
+            context.evaluator.weights,
             question.profile,
             tokens,
             draws=draws,
             rng=rng,
-            part_tokens=min(switch_effects.PART_TOKENS, bench.evaluator.settings.batch_tokens),
+            part_tokens=min(switch_effects.PART_TOKENS, context.evaluator.settings.batch_tokens),
         )
-        return effects.rows(), switch_effects.token_equivalents(bench.space, tokens.numel(), draws)
+        return effects.rows(), switch_effects.token_equivalents(context.space, tokens.numel(), draws)

@@ -81,11 +81,11 @@ def main() -> None:
         configs = {run: compose("config", overrides=overrides[run]) for run in args.runs}
     job = build(configs[args.runs[0]], args.runs[0])
     lm = load_model(job.model, job.outputs / "cache")
-    bench = prepare(job, lm, windows.load(job.data, lm.tokenizer, job.outputs / "cache"))
+    context = prepare(job, lm, windows.load(job.data, lm.tokenizer, job.outputs / "cache"))
     rows: list[tuple[Path, Found]] = [
         (run, found) for run in args.runs for found in dict.fromkeys(standing(run, mark) for mark in args.at) if found
     ]
-    results = [bench.evaluator.compare([found.profile], bench.splits.test)[0] for _, found in rows]
+    results = [context.evaluator.measure([found.profile], context.splits.test)[0] for _, found in rows]
     records = []
     for (run, found), result in zip(rows, results, strict=True):
         seconds = json.loads((run / "seconds.json").read_text()).get("search", 0.0)
@@ -99,7 +99,7 @@ def main() -> None:
                 "seconds": round(seconds * found.token_equivalents / total, 1),
                 "kl_unseen": round(result.mean_kl, 5),
                 "kl_search": found.kl_search,
-                "cost": bench.space.cost(found.profile),
+                "cost": context.space.cost(found.profile),
                 "perplexity_unseen": round(result.perplexity, 3),
                 "stands_at": found.label,
                 "overrides": [re.sub("^(data.*=).*/", r"\1", override) for override in overrides[run]],  # no folders

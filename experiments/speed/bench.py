@@ -23,9 +23,9 @@ from evopress.compressors.sparsegpt import SparseGPT
 from evopress.data import windows
 from evopress.database.store import DecodedLevels
 from evopress.evaluation import switch_effects
+from evopress.evaluation.context import EvaluationContext
 from evopress.evaluation.evaluator import Evaluator, EvaluatorSettings
 from evopress.evaluation.metrics import divergences
-from evopress.evaluation.oracle import Workbench
 from evopress.models.language_model import LanguageModel
 from evopress.models.loading import load
 from evopress.search.moves import evenly_spaced_profile
@@ -77,18 +77,18 @@ def model_phases(lm: LanguageModel, tokens: Tensor, top: dict[str, float]) -> li
     ]
 
 
-def table_phase(lm: LanguageModel, bench: Workbench, tokens: Tensor, top: dict[str, float]) -> Phase:
+def table_phase(lm: LanguageModel, context: EvaluationContext, tokens: Tensor, top: dict[str, float]) -> Phase:
     """The gradient table of every switch; its work in passes through the whole model, as the search counts it."""
-    profile, draws = evenly_spaced_profile(bench.space, BITS), 2
+    profile, draws = evenly_spaced_profile(context.space, BITS), 2
 
     def table() -> object:
         return switch_effects.switch_effects(
-            lm, bench.space, bench.evaluator.weights, profile, tokens, draws=draws, rng=Random(0)
+            lm, context.space, context.evaluator.weights, profile, tokens, draws=draws, rng=Random(0)
         )
 
     head = 2 * lm.hidden_size * lm.vocab_size / 1e9
     per_token = databases.block_gflop(lm, 1, tokens.shape[1]) * lm.num_blocks + head
-    work = switch_effects.token_equivalents(bench.space, tokens.numel(), draws) * per_token
+    work = switch_effects.token_equivalents(context.space, tokens.numel(), draws) * per_token
     ceiling = top[str(lm.dtype).removeprefix("torch.")]
     return Phase("gradient table, 512 tokens", seconds(table, 1), work, "GFLOP", ceiling)
 
@@ -126,8 +126,8 @@ def measured(lm: LanguageModel, splits: windows.Splits, top: dict[str, float], f
     weights = DecodedLevels(of_gptq.database, limit_bytes=limit, dtype=lm.dtype, device=lm.device)
     space = layer_space(lm, gptq, SpaceSettings())
     evaluator = Evaluator(lm, space, weights, settings)
-    bench = Workbench(lm, splits, space, evaluator, of_gptq.database, {})
-    rows.append(table_phase(lm, bench, splits.search[:1], top))
+    context = EvaluationContext(lm, splits, space, evaluator, of_gptq.database, {})
+    rows.append(table_phase(lm, context, splits.search[:1], top))
     found: dict[str, dict] = {}
     for index, name in ((0, "q, k, v"), (3, "down")):
         group = ratios.group_of(lm, index)
@@ -137,7 +137,7 @@ def measured(lm: LanguageModel, splits: windows.Splits, top: dict[str, float], f
     dropper = Evaluator(lm, drops, None, settings)
     of_drops = ratios.offspring(drops, Budget(metric="drop", target=0.25), 8)
     found["8 mutants at 25 % depth"] = ratios.evaluation(dropper, of_drops, splits.search[:1])
-    found[SEARCH] = ratios.whole_search(bench, BITS, folder)
+    found[SEARCH] = ratios.whole_search(context, BITS, folder)
     return {
         "phases": [row.as_dict() for row in rows],
         "ratios": found,

@@ -14,8 +14,9 @@ from evopress.compressors.base import LayerGroup
 from evopress.compressors.gptq import GPTQ
 from evopress.compressors.sparsegpt import SparseGPT
 from evopress.data import windows
+from evopress.evaluation.context import EvaluationContext
 from evopress.evaluation.evaluator import Evaluator
-from evopress.evaluation.oracle import Answers, Workbench
+from evopress.evaluation.oracle import Oracle
 from evopress.models.language_model import LanguageModel
 from evopress.search.base import Answer, Batch, Question
 from evopress.search.driver import Answered, Answerer, SearchLog, minibatch_rng, search
@@ -97,7 +98,7 @@ def largest_difference(found: Sequence[float], expected: Sequence[float]) -> flo
     return max(abs(a - b) / max(abs(b), 1e-9) for a, b in zip(found, expected, strict=True))
 
 
-def whole_search(bench: Workbench, budget: Budget, folder: Path) -> dict[str, object]:
+def whole_search(context: EvaluationContext, budget: Budget, folder: Path) -> dict[str, object]:
     """The same search answered by the evaluator and by the plain path, several times in turns.
 
     Tokens are counted as the authors do: each candidate's own, the dense model's not.
@@ -105,15 +106,15 @@ def whole_search(bench: Workbench, budget: Budget, folder: Path) -> dict[str, ob
 
     def plainly(number: int, question: Question) -> tuple[Answer, float]:
         assert isinstance(question, Batch)
-        tokens = windows.minibatch(bench.splits.search, question.num_tokens, minibatch_rng(0, number))
-        found = plain.one_at_a_time(bench.lm, bench.space, bench.evaluator.weights, question.profiles, tokens)
+        tokens = windows.minibatch(context.splits.search, question.num_tokens, minibatch_rng(0, number))
+        found = plain.one_at_a_time(context.lm, context.space, context.evaluator.weights, question.profiles, tokens)
         return found, float(tokens.numel())
 
     runs = []
     for number in range(RUNS):
-        bench.evaluator.forget_teacher()
-        quick = _run(bench, budget, Answers(bench, 0), folder / f"fast-{number}.jsonl")
-        runs.append((quick, _run(bench, budget, plainly, folder / f"plain-{number}.jsonl")))
+        context.evaluator.forget_teacher()
+        quick = _run(context, budget, Oracle(context, 0), folder / f"fast-{number}.jsonl")
+        runs.append((quick, _run(context, budget, plainly, folder / f"plain-{number}.jsonl")))
     fast, slow = runs[0]
     quick_seconds, plain_seconds = (median(run.seconds for run in side) for side in zip(*runs, strict=True))
     pairs = [pair for fast, slow in runs for pair in zip(fast.answers, slow.answers, strict=True)]
@@ -145,10 +146,10 @@ class _Run:
         self.tokens += len(answered.question.profiles) * answered.question.num_tokens
 
 
-def _run(bench: Workbench, budget: Budget, answer: Answerer, path: Path) -> _Run:
+def _run(context: EvaluationContext, budget: Budget, answer: Answerer, path: Path) -> _Run:
     run, started = _Run(), time.perf_counter()
     record = SearchLog(path, {})
-    run.profile = search(SEARCH, bench.space, budget, answer, seed=0, record=record, watch=run.watch)
+    run.profile = search(SEARCH, context.space, budget, answer, seed=0, record=record, watch=run.watch)
     run.seconds = time.perf_counter() - started
     return run
 

@@ -102,7 +102,7 @@ def test_every_profile_gets_what_running_it_alone_as_a_whole_model_gives(family,
     kls, perplexities = plain.judged(found.lm, found.space, found.levels, profiles, tokens)
     assert max(kls) > 0.05
     for settings in (LIMITS["ample"], LIMITS["few states, small batches"]):
-        compared = found.evaluator(settings).compare(profiles, tokens)
+        compared = found.evaluator(settings).measure(profiles, tokens)
         assert [each.mean_kl for each in compared] == pytest.approx(kls, **CLOSE)
         assert [each.perplexity for each in compared] == pytest.approx(perplexities, **CLOSE)
 
@@ -187,7 +187,7 @@ def test_the_dense_model_is_no_distance_from_itself(family, case):
     found = case(family, "subblock")
     tokens = token_windows(2, 20)
     evaluator = found.evaluator()
-    dense, kept = evaluator.compare([None, found.space.uniform(0)], tokens)
+    dense, kept = evaluator.measure([None, found.space.uniform(0)], tokens)
     assert dense.mean_kl == pytest.approx(0, abs=1e-9) and kept.mean_kl == dense.mean_kl
     expected = plain.cross_entropies(plain.logits(found.lm.model, tokens), tokens)
     assert dense.cross_entropy == pytest.approx(float(expected.sum()), **CLOSE)
@@ -197,10 +197,10 @@ def test_the_dense_model_is_no_distance_from_itself(family, case):
 def block_tokens(found: Case, profiles: list[Profile | None], tokens: torch.Tensor) -> int:
     """Tokens × blocks that these profiles cost, the teacher being there already."""
     evaluator = found.evaluator()
-    evaluator.compare([], tokens)
-    evaluator.compare([None], tokens)
+    evaluator.measure([], tokens)
+    evaluator.measure([None], tokens)
     before = evaluator.block_tokens
-    evaluator.compare(profiles, tokens)
+    evaluator.measure(profiles, tokens)
     return evaluator.block_tokens - before
 
 
@@ -306,7 +306,7 @@ def test_the_dense_model_is_at_no_distance_from_itself_whatever_the_precision(li
     evaluator = Evaluator(lm, drop_space(lm, Drop()), None, LIMITS[limits])
     profiles = [None, evaluator.space.uniform(0)]
     for compared in (
-        evaluator.compare(profiles, token_windows(3, 20)),
-        evaluator.compare([None], token_windows(5, 20)),
+        evaluator.measure(profiles, token_windows(3, 20)),
+        evaluator.measure([None], token_windows(5, 20)),
     ):
         assert [each.mean_kl for each in compared] == [0.0] * len(compared)

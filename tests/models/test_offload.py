@@ -30,7 +30,7 @@ def judged(lm: LanguageModel, folder) -> list:
     found: list = []
     for space, levels, profile in ((bits, weights, bits.uniform(1)), (drops, None, (1, 0) * NUM_BLOCKS)):
         evaluator = Evaluator(lm, space, levels, EvaluatorSettings())
-        found += [(each.mean_kl, each.perplexity) for each in evaluator.compare([profile, None], tokens)]
+        found += [(each.mean_kl, each.perplexity) for each in evaluator.measure([profile, None], tokens)]
         with applied(lm, space, levels, profile) as model:
             found.append(model(input_ids=tokens, use_cache=False).logits.sum().item())
     return found

@@ -1,0 +1,24 @@
+"""Everything that an evaluation works with, gathered in one value."""
+
+from dataclasses import dataclass
+
+from evopress.data.windows import Splits
+from evopress.database.store import Database, Identity
+from evopress.evaluation.evaluator import Evaluator
+from evopress.models.language_model import LanguageModel
+from evopress.space.units import Space
+
+
+@dataclass(frozen=True)
+class EvaluationContext:
+    """A loaded model with its tokens, its space of profiles, and their evaluator.
+
+    `database` is None for drops, which need none. `identity` holds everything that fitness depends on, as JSON.
+    """
+
+    lm: LanguageModel
+    splits: Splits
+    space: Space
+    evaluator: Evaluator
+    database: Database | None
+    identity: Identity
