@@ -19,7 +19,7 @@ from evopress.job import Job
 from evopress.models.language_model import LanguageModel
 from evopress.models.loading import ModelSource, named
 from evopress.pipeline import run
-from evopress.runtime.files import read_json
+from evopress.runtime.json_files import read_json
 from evopress.runtime.tracking import Tracker
 from evopress.search.base import Search
 from evopress.search.evolution import Stage

@@ -23,19 +23,19 @@ from pydantic_core import ErrorDetails
 if TYPE_CHECKING:
     from evopress.job import Job
 
-_BESIDE_PACKAGE = Path(__file__).parents[1] / "conf"
-CONFIG_FOLDER = _BESIDE_PACKAGE if _BESIDE_PACKAGE.is_dir() else Path(__file__).parent / "conf"
-"""The YAML files: beside the package in a checkout, inside it once installed."""
+_INSIDE_PACKAGE = Path(__file__).parent / "conf"
+CONFIG_FOLDER = _INSIDE_PACKAGE if _INSIDE_PACKAGE.is_dir() else Path(__file__).parents[1] / "conf"
+"""The YAML files: inside the package where it is installed, next to it in a checkout."""
 
 GROUPS = ("model", "data", "compress", "space", "budget", "search", "evaluator", "eval", "export", "tracking")
 
 
-class UserMistake(Exception):
+class ConfigError(Exception):
     """Something in the configuration that the user can mend; the message says what and how."""
 
 
 def build(cfg: DictConfig, folder: Path) -> "Job":
-    """Instantiate every group; `folder` is the run directory. Raises UserMistake."""
+    """Instantiate every group; `folder` is the run directory. Raises ConfigError."""
     from evopress.job import Job  # takes seconds, which a misspelled key need not cost
 
     kinds = _kinds()
@@ -135,20 +135,20 @@ def _kinds() -> dict[str, tuple[type, ...]]:
 
 
 def _check_target(group: str, settings: object, kinds: tuple[type, ...]) -> None:
-    """Raises UserMistake for a `_target_` that is not a class of the group's kind: a saved file could name anything."""
+    """Raises ConfigError for a `_target_` that is not a class of the group's kind: a saved file could name anything."""
     assert isinstance(settings, dict)
     target = settings.get("_target_")
     try:
         found = get_class(str(target))
     except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise UserMistake(f"{group}._target_ is {target!r}, which is not a class that can be imported") from error
+        raise ConfigError(f"{group}._target_ is {target!r}, which is not a class that can be imported") from error
     if not issubclass(found, kinds):
         wanted = " or ".join(f"{kind.__module__}.{kind.__name__}" for kind in kinds)
-        raise UserMistake(f"{group}._target_ is {target!r}, which is no subclass of {wanted}")
+        raise ConfigError(f"{group}._target_ is {target!r}, which is no subclass of {wanted}")
     others = [key for value in settings.values() for key in _special_keys(value)]
     others += [key for key in settings if re.fullmatch("_.*_", str(key)) and key != "_target_"]
     if others:
-        raise UserMistake(f"{group} has the key {others[0]}: only one _target_ is allowed, at the top of a group")
+        raise ConfigError(f"{group} has the key {others[0]}: only one _target_ is allowed, at the top of a group")
 
 
 def _special_keys(value: object) -> list[str]:
@@ -167,14 +167,14 @@ def _instantiated(cfg: DictConfig, group: str, kinds: tuple[type, ...]) -> objec
         _check_target(group, settings, kinds)
         return instantiate(cfg[group], _convert_="all")
     except OmegaConfBaseException as error:
-        raise UserMistake(
+        raise ConfigError(
             f"{error.full_key or group}: {str(error).splitlines()[0]}; set it on the command line"
         ) from error
     except InstantiationException as error:
         cause = error.__cause__
         if isinstance(cause, ValidationError):
-            raise UserMistake("\n".join(_explained(group, cfg[group], detail) for detail in cause.errors())) from error
-        raise UserMistake(f"{group}: {cause or error}") from error
+            raise ConfigError("\n".join(_explained(group, cfg[group], detail) for detail in cause.errors())) from error
+        raise ConfigError(f"{group}: {cause or error}") from error
 
 
 def _explained(group: str, node: DictConfig, detail: ErrorDetails) -> str:
@@ -192,5 +192,5 @@ def _explained(group: str, node: DictConfig, detail: ErrorDetails) -> str:
 
 def _integer(cfg: DictConfig, key: str) -> int:
     if type(cfg[key]) is not int:
-        raise UserMistake(f"{key} is {cfg[key]!r}: it must be an integer")
+        raise ConfigError(f"{key} is {cfg[key]!r}: it must be an integer")
     return cfg[key]

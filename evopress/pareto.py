@@ -21,7 +21,8 @@ from evopress.job import Job
 from evopress.report import write_comparison
 from evopress.report.style import LIGHT, Style, log_scale, new_axes, render, shortened
 from evopress.runtime import distributed
-from evopress.runtime.files import read_json, write_atomically
+from evopress.runtime.files import write_atomically
+from evopress.runtime.json_files import read_json
 from evopress.search.baselines.additive import knapsack
 from evopress.search.driver import encode, evaluated
 from evopress.search.moves import evenly_spaced_profile

@@ -19,7 +19,8 @@ from evopress.compressors.drop import Drop
 from evopress.data import windows
 from evopress.data.windows import Splits
 from evopress.database.build import build, wanted
-from evopress.database.store import Database, DecodedLevels, fingerprint
+from evopress.database.cache import DecodedLevels
+from evopress.database.store import Database, fingerprint
 from evopress.evaluation.candidates import Candidate, as_table
 from evopress.evaluation.compare import compare, describe
 from evopress.evaluation.context import EvaluationContext
@@ -35,13 +36,16 @@ from evopress.planning.estimate import plan
 from evopress.planning.render import plan_text
 from evopress.report import write_report
 from evopress.runtime import distributed
+from evopress.runtime.checksums import read_json_if_intact, with_checksum
 from evopress.runtime.clock import Clock
-from evopress.runtime.files import alone_in, read_if_whole, sealed, write_atomically, write_json
+from evopress.runtime.files import lock_folder, write_atomically
+from evopress.runtime.json_files import write_json
 from evopress.runtime.tracking import JsonLines, Tracker, Trackers
 from evopress.search.driver import Answered, SearchLog, search
 from evopress.search.moves import evenly_spaced_profile
 from evopress.space.build import drop_space, layer_space
-from evopress.space.units import Profile, Space, from_json, to_json, to_text
+from evopress.space.profile_files import from_json, to_json, to_text
+from evopress.space.units import Profile, Space
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +58,7 @@ def run(job: Job) -> Profile | None:
     if job.stages == ("plan",):
         return None
     job.folder.mkdir(parents=True, exist_ok=True)
-    with alone_in(job.folder) if distributed.is_first() else nullcontext():
+    with lock_folder(job.folder) if distributed.is_first() else nullcontext():
         return _tracked(job)
 
 
@@ -111,7 +115,7 @@ def evaluate(job: Job, context: EvaluationContext, profile: Profile, clock: Cloc
     measured = {**{name: asdict(getattr(job, name)) for name in ("data", "eval")}, "profile": list(profile)}
     measured = json.loads(json.dumps({**measured, "depends_on": context.identity}))
     done = {**measured, "export": json.loads(json.dumps(asdict(job.export)))}
-    found = distributed.from_first(lambda: read_if_whole(path))
+    found = distributed.from_first(lambda: read_json_if_intact(path))
     if found.get("done") == done:
         log.info("the evaluation is done already: %s", path)
         return
@@ -126,20 +130,20 @@ def evaluate(job: Job, context: EvaluationContext, profile: Profile, clock: Cloc
     results = {**describe(job, context, profile), **{name: asdict(found) for name, found in candidates.items()}}
     results["measured"] = measured
     log.info("%s at %s\n\n%s\n", job.model.name, job.budget, as_table(candidates))
-    write_json(path, sealed({**results, **clock.figures}))
+    write_json(path, with_checksum({**results, **clock.figures}))
     if job.export.formats:
         with clock.stage("export"):
             searched = Searched(context.lm, context.space, profile, context.evaluator.weights)
             tokens, folder = context.splits.validation[:2], job.folder / "checkpoints"
             results["exports"] = export(job.export, searched, tokens, facts=results, folder=folder)
-    write_json(path, sealed({**results, **clock.figures}))
+    write_json(path, with_checksum({**results, **clock.figures}))
     for name, candidate in candidates.items():
         job.tracker.summary({f"{name}/{key}": value for key, value in candidate.figures().items()})
     job.tracker.summary({f"seconds/{stage}": spent for stage, spent in clock.seconds.items()})
     job.tracker.table("results", {name: candidate.figures() for name, candidate in candidates.items()})
     report = write_report(job.folder)
     job.tracker.images(sorted((job.folder / "plots").glob("*.png")))
-    write_json(path, sealed({**results, **clock.figures, "done": done}))
+    write_json(path, with_checksum({**results, **clock.figures, "done": done}))
     job.tracker.files([job.folder / "profile.json", job.folder / "profile.txt", path, report])
     log.info("results and report.html are in %s", job.folder)
 
@@ -216,7 +220,7 @@ def find_profile(job: Job, context: EvaluationContext) -> Profile:
         "depends_on": context.identity,
     }
     header = json.loads(json.dumps(header))
-    if distributed.from_first(lambda: read_if_whole(path).get("settings") == header):
+    if distributed.from_first(lambda: read_json_if_intact(path).get("settings") == header):
         log.info("the search is done already: %s", path)
         profile = from_json(context.space, path.read_text(encoding="utf-8"))
         if distributed.is_first():
@@ -243,7 +247,7 @@ def find_profile(job: Job, context: EvaluationContext) -> Profile:
         "versions": versions(),
     }
     write_atomically(job.folder / "profile.txt", to_text(context.space, profile))
-    write_json(path, sealed(json.loads(to_json(context.space, profile, **facts))))
+    write_json(path, with_checksum(json.loads(to_json(context.space, profile, **facts))))
     return profile
 
 

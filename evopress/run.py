@@ -11,7 +11,7 @@ from hydra.errors import CompactHydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from evopress.config import CONFIG_FOLDER, UserMistake, build, suggestions, with_one_voice, with_resume
+from evopress.config import CONFIG_FOLDER, ConfigError, build, suggestions, with_one_voice, with_resume
 from evopress.runtime import signals
 
 log = logging.getLogger(__name__)
@@ -25,21 +25,21 @@ def compress(cfg: DictConfig) -> None:
         from evopress.pipeline import run  # takes seconds, which a misspelled key need not cost
         from evopress.runtime import distributed
 
-        signals.heed()
+        signals.raise_if_interrupted()
         distributed.join()
         folder = distributed.from_first(lambda: folder)
         run(build(cfg, folder))
     except (Exception, KeyboardInterrupt) as error:
-        if signals.came():
+        if signals.was_interrupted():
             log.warning("interrupted; go on with: python -m evopress.run resume=%s", folder)
         elif isinstance(error, OSError):
             log.error("%s; once that is mended, go on with: python -m evopress.run resume=%s", error, folder)
-        elif isinstance(error, (UserMistake, ValueError)):
+        elif isinstance(error, (ConfigError, ValueError)):
             log.error("%s", error)
         else:
             raise
         log.debug("where it was raised:", exc_info=True)
-        sys.exit(130 if signals.came() else 2)
+        sys.exit(130 if signals.was_interrupted() else 2)
 
 
 def main() -> None:

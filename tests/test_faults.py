@@ -21,7 +21,8 @@ from evopress.evaluation.lm_eval_tasks import Eval
 from evopress.export import Export, export
 from evopress.models.loading import ModelSource, load
 from evopress.pipeline import Job, run
-from evopress.runtime.files import alone_in, sealed, write_atomically
+from evopress.runtime.checksums import with_checksum
+from evopress.runtime.files import lock_folder, write_atomically
 from evopress.runtime.tracking import Tracker
 from evopress.search.evolution import Evolution, Stage
 from evopress.space.budget import Budget
@@ -340,7 +341,7 @@ def test_a_run_killed_while_it_drew_its_report_draws_it_and_measures_nothing_aga
     """The results are marked as done after everything else is there."""
     path = copied / "run" / "results.json"
     content = {key: value for key, value in json.loads(path.read_text()).items() if key not in ("done", "sha256")}
-    path.write_text(json.dumps(sealed(content)))
+    path.write_text(json.dumps(with_checksum(content)))
     (copied / "run" / "report.html").unlink()
     monkeypatch.setattr(Evaluator, "compare", only_dense(Evaluator.compare))
     run(job(copied, model, stages=EVERYTHING))
@@ -383,7 +384,7 @@ def test_a_flipped_bit_in_a_converted_model_is_found_and_the_model_converted_aga
 
 
 def test_a_second_process_in_the_same_run_directory_is_turned_away(model, copied, whole):
-    with alone_in(copied / "run"), pytest.raises(ValueError, match=r"another process runs in .*run: wait for it"):
+    with lock_folder(copied / "run"), pytest.raises(ValueError, match=r"another process runs in .*run: wait for it"):
         run(job(copied, model))
     assert outcome(copied) == outcome(whole)
 

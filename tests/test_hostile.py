@@ -18,13 +18,14 @@ from omegaconf import OmegaConf
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from evopress.config import CONFIG_FOLDER, UserMistake, build, with_resume
+from evopress.config import CONFIG_FOLDER, ConfigError, build, with_resume
 from evopress.data import sources
 from evopress.database.store import BlockLevels, Database
 from evopress.models.loading import INDEX, ModelSource, load
-from evopress.runtime.files import check_seal, is_whole, parse_json, sealed, write_checksums
+from evopress.runtime.checksums import folder_is_intact, verify_checksum, with_checksum, write_checksums
+from evopress.runtime.json_files import parse_json
 from evopress.search.driver import SearchLog
-from evopress.space.units import from_json
+from evopress.space.profile_files import from_json
 from evopress.weights.base import Kept, from_tensors
 from tests.spaces import bit_space
 from tests.tiny_models import random_model, save_tiny, tokenizer
@@ -309,7 +310,7 @@ def test_a_damaged_configuration_is_not_resumed(content, run_folder):
 @pytest.mark.parametrize("target", ["os.system", "subprocess.Popen", "evopress.space.budget.Budget", "nowhere.Class"])
 def test_a_saved_run_cannot_name_what_is_called(group, target, run_folder):
     rewrite(run_folder, lambda content: content[group].update(_target_=target))
-    with pytest.raises(UserMistake, match=rf"{group}\._target_ is '{target}', which is no"):
+    with pytest.raises(ConfigError, match=rf"{group}\._target_ is '{target}', which is no"):
         build(OmegaConf.load(run_folder / ".hydra" / "config.yaml"), run_folder)
 
 
@@ -317,7 +318,7 @@ def test_a_saved_run_cannot_name_what_is_called(group, target, run_folder):
 def test_a_saved_run_cannot_hide_a_call_inside_a_setting(key, run_folder, tmp_path):
     call = {key: "builtins.open", "_args_": [str(tmp_path / "canary"), "w"]}
     rewrite(run_folder, lambda content: content["search"].update(stages=[call]))
-    with pytest.raises(UserMistake, match="only one _target_ is allowed"):
+    with pytest.raises(ConfigError, match="only one _target_ is allowed"):
         build(OmegaConf.load(run_folder / ".hydra" / "config.yaml"), run_folder)
     assert not (tmp_path / "canary").exists()
 
@@ -341,7 +342,7 @@ JSON = st.recursive(
 def test_any_json_is_a_manifest_with_remedy_or_refused(tmp_path_factory, value, is_sealed):
     database = Database.open(tmp_path_factory.mktemp("fuzz"), "x", {"model": "x"})
     database.folder.mkdir()
-    content = sealed(value) if is_sealed and isinstance(value, dict) else value
+    content = with_checksum(value) if is_sealed and isinstance(value, dict) else value
     database.manifest_path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match="delete"):
         database.refresh()
@@ -351,7 +352,7 @@ def test_any_json_is_a_manifest_with_remedy_or_refused(tmp_path_factory, value, 
 @given(st.lists(JSON, min_size=1, max_size=3), st.booleans())
 def test_any_lines_are_refused_as_a_search_log(tmp_path_factory, values, is_sealed):
     path = tmp_path_factory.mktemp("fuzz") / "search.jsonl"
-    lines = [sealed(value) if is_sealed and isinstance(value, dict) else value for value in values]
+    lines = [with_checksum(value) if is_sealed and isinstance(value, dict) else value for value in values]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(ValueError, match=r"search\.jsonl"):
         SearchLog(path, {"seed": 1}).replay()
@@ -360,7 +361,7 @@ def test_any_lines_are_refused_as_a_search_log(tmp_path_factory, values, is_seal
 @given(st.binary(max_size=60) | st.text(max_size=60))
 def test_any_text_is_json_or_a_value_error(text):
     try:
-        check_seal(parse_json(text))
+        verify_checksum(parse_json(text))
     except ValueError:
         return
     raise AssertionError("nothing that short has a checksum")
@@ -370,17 +371,17 @@ def test_a_folder_of_cached_files_is_whole_until_any_of_them_changes(tmp_path):
     folder = tmp_path / "model"
     random_model("llama").save_pretrained(folder)
     tokenizer().save_pretrained(folder)
-    assert not is_whole(folder)
+    assert not folder_is_intact(folder)
     write_checksums(folder)
-    assert is_whole(folder)
+    assert folder_is_intact(folder)
     before = {path: path.read_bytes() for path in folder.iterdir()}
     for path, content in before.items():
         path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-        assert not is_whole(folder)
+        assert not folder_is_intact(folder)
         path.write_bytes(content)
     (folder / "extra.py").write_text("")
-    assert not is_whole(folder)
+    assert not folder_is_intact(folder)
     (folder / "extra.py").unlink()
     save_file({"other": torch.zeros(1)}, folder / "more.safetensors")
-    assert not is_whole(folder)
-    assert not is_whole(tmp_path / "nowhere")
+    assert not folder_is_intact(folder)
+    assert not folder_is_intact(tmp_path / "nowhere")

@@ -18,9 +18,9 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from evopress.config import CONFIG_FOLDER, UserMistake, build, suggestions
+from evopress.config import CONFIG_FOLDER, ConfigError, build, suggestions
 from evopress.pipeline import run
-from evopress.runtime.files import alone_in
+from evopress.runtime.files import lock_folder
 from tests.tiny_models import VOCABULARY, tokenizer
 
 SMALL = [
@@ -205,7 +205,7 @@ def message_of(overrides: list[str], folder: Path) -> str:
         run(job)
     except HydraException as error:
         return "\n".join([str(error), *suggestions(overrides)])
-    except (UserMistake, ValueError, OSError) as error:
+    except (ConfigError, ValueError, OSError) as error:
         return str(error)
     return "nothing was said"
 
@@ -237,7 +237,7 @@ def outage(monkeypatch, folder):
 def busy(monkeypatch, folder):
     """The run directory is in use."""
     (folder / "run").mkdir()
-    with alone_in(folder / "run"):
+    with lock_folder(folder / "run"):
         yield
 
 

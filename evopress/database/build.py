@@ -32,13 +32,15 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from evopress.compressors.base import Compressor, LayerGroup, LayerShape, Solved
+from evopress.compressors.base import Compressor, LayerGroup, Solved
 from evopress.compressors.linalg import RunningHessian, scalars, towards_identity
-from evopress.database.store import OUTSIDE, BlockLevels, Database
+from evopress.database.store import BlockLevels, Database
 from evopress.models.language_model import LanguageModel
 from evopress.models.offload import room_for
 from evopress.runtime import distributed, signals
 from evopress.runtime.progress import progress
+from evopress.space.shapes import LayerShape
+from evopress.space.units import OUTSIDE
 from evopress.weights.base import CompressedWeight
 
 log = logging.getLogger(__name__)
@@ -100,7 +102,7 @@ def _build_missing(
     pending: Future | None = None
     with ThreadPoolExecutor(max_workers=1) as writer:
         for step in progress(range(last + 1), desc="database", unit="block"):
-            signals.heed()
+            signals.raise_if_interrupted()
             block = steps[step]
             solved = _solve(lm, compressor, stream, block) if block in missing else None
             finished = _whole_block(solved) if solved is not None else None

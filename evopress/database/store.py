@@ -15,27 +15,24 @@ way. A build that is killed at any moment therefore leaves whole blocks only, an
 import hashlib
 import json
 import logging
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from filelock import FileLock
 from safetensors import safe_open
 from safetensors.torch import save as to_safetensors
-from torch import Tensor
 
-from evopress.runtime.files import check_seal, parse_json, remove_leftovers, sealed, sha256_of, write_atomically
+from evopress.runtime.checksums import sha256_of, verify_checksum, with_checksum
+from evopress.runtime.files import remove_leftovers, write_atomically
+from evopress.runtime.json_files import parse_json
+from evopress.space.units import OUTSIDE
 from evopress.weights.base import CompressedWeight, from_tensors
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-
-OUTSIDE = -1
-"""Stands for a block where layers lie in none: the embeddings and the head."""
 
 Identity = Mapping[str, object]
 """What a database depends on, as JSON: model, calibration tokens, compressor and its settings."""
@@ -151,7 +148,7 @@ class Database:
             "expected": self.expected,
             "blocks": {str(block): self.blocks[block] for block in sorted(self.blocks)},
         }
-        write_atomically(self.manifest_path, json.dumps(sealed(manifest), indent=1, sort_keys=True))
+        write_atomically(self.manifest_path, json.dumps(with_checksum(manifest), indent=1, sort_keys=True))
 
     def _is_whole(self, entry: Mapping) -> bool:
         path = self.folder / entry["file"]
@@ -163,35 +160,9 @@ class Database:
         )
 
 
-class DecodedLevels:
-    """Dense weights of the levels in use, kept in memory up to `limit_bytes`, the least recently used out first."""
-
-    def __init__(self, database: Database, *, limit_bytes: int, dtype: torch.dtype, device: torch.device):
-        self.database = database
-        self.limit_bytes = limit_bytes
-        self.dtype = dtype
-        self.device = device
-        self._kept: OrderedDict[tuple[int, str, int], Tensor] = OrderedDict()
-        self.kept_bytes = 0
-        """What the kept weights take."""
-
-    def get(self, block: int, layer: str, level: int) -> Tensor:
-        """The dense weight (rows, cols), in the cache's dtype and on its device. Not to be changed."""
-        key = (block, layer, level)
-        if key not in self._kept:
-            packed = self.database.read(block, layer, level).to(self.device)  # packed, it is smaller to send
-            weight = packed.dense(self.dtype).to(self.device)
-            self._kept[key] = weight
-            self.kept_bytes += weight.nbytes
-            while self.kept_bytes > self.limit_bytes and len(self._kept) > 1:
-                self.kept_bytes -= self._kept.popitem(last=False)[1].nbytes
-        self._kept.move_to_end(key)
-        return self._kept[key]
-
-
 def _read_manifest(path: Path) -> dict:
     try:
-        manifest = check_seal(parse_json(path.read_bytes()))
+        manifest = verify_checksum(parse_json(path.read_bytes()))
         if manifest["format"] != FORMAT:
             raise ValueError(f"its format is {manifest['format']}, this version reads {FORMAT}")
         manifest["fingerprint"]

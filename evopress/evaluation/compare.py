@@ -13,10 +13,11 @@ from evopress.evaluation.lm_eval_tasks import run_tasks
 from evopress.evaluation.metrics import Divergence
 from evopress.job import Job, name_of
 from evopress.runtime import distributed
-from evopress.runtime.files import read_json
+from evopress.runtime.json_files import read_json
 from evopress.runtime.progress import progress
 from evopress.search.moves import evenly_spaced_profile
-from evopress.space.build import applied, dense_bytes
+from evopress.space.apply import applied
+from evopress.space.build import dense_bytes
 from evopress.space.units import Profile
 
 AT_ONCE = 32

@@ -29,9 +29,10 @@ from evopress.export.nemotron_nas import NemotronNAS
 from evopress.export.verify import verify
 from evopress.models.language_model import LanguageModel
 from evopress.runtime.config_class import config_class
-from evopress.runtime.files import naming, remove_leftovers
+from evopress.runtime.files import path_in_errors, remove_leftovers
 from evopress.space.build import SpaceSettings
-from evopress.space.units import Space, to_json
+from evopress.space.profile_files import to_json
+from evopress.space.units import Space
 from evopress.weights.ggml import TypeName
 
 __all__ = ["FORMATS", "Export", "Facts", "Refused", "Searched", "check", "export", "fixed_bytes", "load"]
@@ -126,7 +127,7 @@ def export(
     found = {}
     for form in formats:
         dtype = form.dtype(searched) if settings.dtype == "auto" else getattr(torch, settings.dtype)
-        with naming(folder / form.name), _finished(folder / form.name) as unfinished, _quiet():
+        with path_in_errors(folder / form.name), _finished(folder / form.name) as unfinished, _quiet():
             form.write(searched, dtype, unfinished)
             verified = verify(form, searched, dtype, unfinished, tokens)
             text = card(form, searched, verified, facts, folder / form.name)

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from evopress.database.store import FORMAT, OUTSIDE, fingerprint
+from evopress.database.store import FORMAT, fingerprint
 from evopress.inspection.finding import Finding, in_words, read_object
 from evopress.report.style import megabytes
-from evopress.runtime.files import sha256_of
+from evopress.runtime.checksums import sha256_of
+from evopress.space.units import OUTSIDE
 
 
 def is_database(folder: Path) -> bool:

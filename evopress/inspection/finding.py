@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from evopress.runtime.files import check_seal, parse_json
+from evopress.runtime.checksums import verify_checksum
+from evopress.runtime.json_files import parse_json
 
 
 class Unknown(ValueError):
@@ -38,7 +39,7 @@ def read_object(path: Path, finding: Finding) -> dict:
     try:
         content = parse_json(path.read_bytes())
         if isinstance(content, dict):
-            return check_seal(content) if "sha256" in content else content
+            return verify_checksum(content) if "sha256" in content else content
         finding.damages.append(f"{path.name} is not a JSON object")
     except FileNotFoundError:
         finding.damages.append(f"{path.name} is missing")

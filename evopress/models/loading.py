@@ -27,8 +27,10 @@ from transformers import (
 from evopress.models.experts import unpack
 from evopress.models.families import Family, family_of, missing_parts, with_experts
 from evopress.models.language_model import LanguageModel, check_layers, check_parts, check_weights
+from evopress.runtime.checksums import folder_is_intact, sha256_of, write_checksums
 from evopress.runtime.config_class import config_class
-from evopress.runtime.files import is_whole, naming, read_json, remove_leftovers, sha256_of, write_checksums
+from evopress.runtime.files import path_in_errors, remove_leftovers
+from evopress.runtime.json_files import read_json
 
 log = logging.getLogger(__name__)
 
@@ -245,11 +247,11 @@ def _converted(source: ModelSource, gguf: Path, cache: Path) -> Path:
     if not gguf.is_file():
         raise ValueError(f"model.gguf_file is {gguf.name!r}, which is not in {gguf.parent}")
     folder = cache / "models" / f"{source.name}-{sha256_of(gguf)[:12]}"
-    if is_whole(folder):
+    if folder_is_intact(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f".{folder.name}.lock"):
-        if not is_whole(folder):  # another process may have made it meanwhile
+        if not folder_is_intact(folder):  # another process may have made it meanwhile
             if folder.is_dir():
                 log.warning("%s is damaged and will be made again", folder)
             log.info("converting %s to safetensors, once", gguf.name)
@@ -265,7 +267,7 @@ def _convert(source: ModelSource, gguf: Path, folder: Path) -> None:
         with _explained(source):
             model = _with_all_weights(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        with naming(folder):
+        with path_in_errors(folder):
             _plain(model).save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
             write_checksums(temporary)

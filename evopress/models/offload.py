@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from evopress.runtime.files import naming
+from evopress.runtime.files import path_in_errors
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def room_for(
     if size <= limit_bytes:
         return torch.empty(shape, dtype=dtype, device=device)
     log.info("hidden states, %.1f GB, are in a file in %s (evaluator.states_gb)", size / 1e9, folder)
-    with naming(folder), NamedTemporaryFile(dir=folder, prefix=".states-", suffix=".tmp") as file:
+    with path_in_errors(folder), NamedTemporaryFile(dir=folder, prefix=".states-", suffix=".tmp") as file:
         os.posix_fallocate(file.fileno(), 0, size)
         return torch.from_file(file.name, shared=True, size=prod(shape), dtype=dtype).view(shape)
 

@@ -13,7 +13,8 @@ from typing import TypeVar
 import yaml
 
 from evopress.report.record import CANDIDATES, Checkpoint, Choice, Fitnesses, Measured, Run
-from evopress.runtime.files import check_seal, parse_json
+from evopress.runtime.checksums import verify_checksum
+from evopress.runtime.json_files import parse_json
 
 log = logging.getLogger(__name__)
 
@@ -272,7 +273,7 @@ def _mapping(value: object) -> dict:
 def _checked(value: object) -> dict:
     """An object that fits its checksum, where it has one."""
     mapping = _mapping(value)
-    return check_seal(mapping) if "sha256" in mapping else mapping
+    return verify_checksum(mapping) if "sha256" in mapping else mapping
 
 
 def _dict(value: object) -> dict:

@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from evopress.runtime import distributed, memory, signals
-from evopress.runtime.files import read_if_whole, sealed, write_json
+from evopress.runtime.checksums import read_json_if_intact, with_checksum
+from evopress.runtime.json_files import write_json
 
 
 class Clock:
@@ -14,7 +15,7 @@ class Clock:
 
     def __init__(self, path: Path):
         self.path = path
-        self.seconds: dict[str, float] = read_if_whole(path)
+        self.seconds: dict[str, float] = read_json_if_intact(path)
         self.peak_memory_bytes: dict[str, int] = {}
 
     @property
@@ -23,7 +24,7 @@ class Clock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        signals.heed()
+        signals.raise_if_interrupted()
         started = time.monotonic()
         memory.start_peak()
         try:
@@ -32,4 +33,4 @@ class Clock:
             self.peak_memory_bytes[name] = memory.peak_bytes()
             self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - started, 2)
             if distributed.is_first():
-                write_json(self.path, sealed(self.seconds))
+                write_json(self.path, with_checksum(self.seconds))

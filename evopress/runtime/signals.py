@@ -2,7 +2,7 @@
 
 A signal raises KeyboardInterrupt where the program happens to be. That alone is not enough: inside a library's C code
 it may come out as that library's own error, and an import that tolerates every error may swallow it. So the signal is
-noted as well, and long work calls `heed` between its steps.
+noted as well, and long work calls `raise_if_interrupted` between its steps.
 """
 
 import signal
@@ -16,12 +16,12 @@ def listen() -> None:
         signal.signal(number, _interrupt)
 
 
-def came() -> bool:
+def was_interrupted() -> bool:
     """Whether there was a signal."""
     return bool(_received)
 
 
-def heed() -> None:
+def raise_if_interrupted() -> None:
     """Raises KeyboardInterrupt if there was a signal."""
     if _received:
         raise KeyboardInterrupt

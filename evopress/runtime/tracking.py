@@ -13,7 +13,7 @@ from urllib.parse import urlparse
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from evopress.runtime.files import naming
+from evopress.runtime.files import path_in_errors
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class JsonLines(Tracker):
         self._append({"summary": dict(metrics)})
 
     def _append(self, entry: Mapping[str, object]) -> None:
-        with naming(self.path), open(self.path, "a") as file:
+        with path_in_errors(self.path), open(self.path, "a") as file:
             file.write(json.dumps(entry) + "\n")
 
 

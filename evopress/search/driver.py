@@ -20,7 +20,9 @@ from random import Random
 from tqdm import tqdm
 
 from evopress.runtime import distributed, signals
-from evopress.runtime.files import check_seal, naming, parse_json, sealed
+from evopress.runtime.checksums import verify_checksum, with_checksum
+from evopress.runtime.files import path_in_errors
+from evopress.runtime.json_files import parse_json
 from evopress.runtime.progress import progress
 from evopress.search.base import Answer, Batch, Question, Search, Table
 from evopress.space.budget import Budget
@@ -69,17 +71,17 @@ class SearchLog:
 
         Raises ValueError when the file belongs to other settings or is damaged.
         """
-        head = json.dumps(sealed({"header": self.header}), sort_keys=True)
+        head = json.dumps(with_checksum({"header": self.header}), sort_keys=True)
         lines = self.path.read_bytes().split(b"\n") if self.path.exists() else [b""]
         torn = lines.pop()
         if not lines:
-            with naming(self.path):
+            with path_in_errors(self.path):
                 self.path.write_text(head + "\n")
             return []
         if torn:
             os.truncate(self.path, sum(len(line) + 1 for line in lines))
         try:
-            first, *answers = (check_seal(parse_json(line)) for line in lines)
+            first, *answers = (verify_checksum(parse_json(line)) for line in lines)
             recorded = first.get("header")
             if not isinstance(recorded, dict):
                 raise ValueError("its first line has no header")
@@ -115,7 +117,7 @@ def search(
         try:
             question = next(run)
             while True:
-                signals.heed()
+                signals.raise_if_interrupted()
                 started = time.monotonic()
                 replayed = number < len(known)
                 if replayed:
@@ -140,7 +142,7 @@ def search(
 
 def evaluated(path: Path) -> list[list[tuple[Profile, float]]]:
     """All profiles whose fitness a finished search asked for, batch by batch, fittest first; NaN last."""
-    lines = [check_seal(parse_json(line)) for line in path.read_bytes().splitlines()[1:]]
+    lines = [verify_checksum(parse_json(line)) for line in path.read_bytes().splitlines()[1:]]
     batches = [line for line in lines if line["ask"] == "batch"]
     pairs = [list(zip(map(decode, batch["profiles"]), batch["answer"], strict=True)) for batch in batches]
     return [sorted(batch, key=lambda pair: (pair[1] != pair[1], pair[1])) for batch in pairs]
@@ -181,8 +183,8 @@ def minibatch_rng(seed: int, number: int) -> Random:
 
 def _append(path: Path, question: Question, given: Answer, cost: float) -> None:
     line = {**question_key(question), "answer": given, "token_equivalents": cost}
-    with naming(path), open(path, "a") as file:
-        file.write(json.dumps(sealed(line)) + "\n")
+    with path_in_errors(path), open(path, "a") as file:
+        file.write(json.dumps(with_checksum(line)) + "\n")
 
 
 def _recorded(line: dict, question: Question, path: Path) -> tuple[Answer, float]:

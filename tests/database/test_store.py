@@ -14,8 +14,10 @@ from safetensors import safe_open
 from evopress.compressors.magnitude import Magnitude
 from evopress.compressors.rtn import RTN
 from evopress.database.build import build
-from evopress.database.store import BlockLevels, Database, DecodedLevels, fingerprint
-from evopress.runtime.files import sealed, write_atomically
+from evopress.database.cache import DecodedLevels
+from evopress.database.store import BlockLevels, Database, fingerprint
+from evopress.runtime.checksums import with_checksum
+from evopress.runtime.files import write_atomically
 from evopress.weights.base import CompressedWeight, Dropped, Kept, QuantizedWeight, SparseWeight
 from tests.tiny_models import NUM_BLOCKS, tiny, token_windows
 
@@ -56,7 +58,7 @@ def opened(root: Path, identity: dict | None = None) -> Database:
 def edit_manifest(database: Database, change) -> None:
     manifest = json.loads(database.manifest_path.read_text())
     change(manifest)
-    database.manifest_path.write_text(json.dumps(sealed(manifest)))
+    database.manifest_path.write_text(json.dumps(with_checksum(manifest)))
 
 
 @pytest.mark.parametrize("kind", WEIGHTS)

@@ -7,12 +7,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from evopress.database.store import OUTSIDE, BlockLevels, Database
+from evopress.database.store import BlockLevels, Database
 from evopress.inspection import Unknown, inspect
 from evopress.inspection.__main__ import main
 from evopress.inspection.checkpoints import INDEX
-from evopress.runtime.files import sealed
-from evopress.space.units import to_json, to_text
+from evopress.runtime.checksums import with_checksum
+from evopress.space.profile_files import to_json, to_text
+from evopress.space.units import OUTSIDE
 from evopress.weights.base import QuantizedWeight
 from tests.run_folders import make_run
 from tests.spaces import bit_space
@@ -66,7 +67,7 @@ def flip_a_byte(path: Path, place: int) -> None:
 def rewrite(database: Path, change: dict) -> None:
     """Change keys of a manifest as its writer would have."""
     manifest = json.loads((database / "manifest.json").read_text()) | change
-    (database / "manifest.json").write_text(json.dumps(sealed(manifest)))
+    (database / "manifest.json").write_text(json.dumps(with_checksum(manifest)))
 
 
 def the_one(path: Path):
@@ -142,7 +143,7 @@ def test_a_changed_digit_is_found_by_the_checksum(name, database, tmp_path):
     folder = database if name == "manifest.json" else make_run(tmp_path / "run")
     path = folder / name
     if name != "manifest.json":  # as the program writes them
-        lines = [json.dumps(sealed(json.loads(line))) for line in path.read_text().splitlines()]
+        lines = [json.dumps(with_checksum(json.loads(line))) for line in path.read_text().splitlines()]
         path.write_text("".join(f"{line}\n" for line in lines))
     assert the_one(folder).damages == []
     content = path.read_bytes()
