@@ -21,11 +21,12 @@ from evopress.data.windows import Splits
 from evopress.database.build import build, wanted
 from evopress.database.cache import DecodedLevels
 from evopress.database.store import Database, fingerprint
-from evopress.evaluation.candidates import Candidate, as_table
-from evopress.evaluation.compare import compare, describe
+from evopress.evaluation.candidates import Candidate, measure_candidates
 from evopress.evaluation.context import EvaluationContext
 from evopress.evaluation.evaluator import Evaluator, EvaluatorSettings
 from evopress.evaluation.oracle import Oracle
+from evopress.evaluation.results_table import as_table
+from evopress.evaluation.test_sets import load_test_sets
 from evopress.export import Searched, export, fixed_bytes
 from evopress.export import check as check_export
 from evopress.job import Job, name_of
@@ -35,11 +36,12 @@ from evopress.models.loading import load as load_model
 from evopress.planning.estimate import plan
 from evopress.planning.render import plan_text
 from evopress.report import write_report
+from evopress.results import describe_run
 from evopress.runtime import distributed
 from evopress.runtime.checksums import read_json_if_intact, with_checksum
 from evopress.runtime.clock import Clock
 from evopress.runtime.files import lock_folder, write_atomically
-from evopress.runtime.json_files import write_json
+from evopress.runtime.json_files import read_json, write_json
 from evopress.runtime.tracking import JsonLines, Tracker, Trackers
 from evopress.search.driver import Answered, SearchLog, search
 from evopress.search.moves import evenly_spaced_profile
@@ -124,10 +126,22 @@ def evaluate(job: Job, context: EvaluationContext, profile: Profile, clock: Cloc
         candidates = {name: Candidate(**found[name]) for name in ("dense", "uniform", "searched")}
     else:
         with clock.stage("evaluate"):
-            candidates = compare(job, context, profile)
+            test_sets = load_test_sets(context, job.data, sources=job.eval.datasets, cache=job.outputs / "cache")
+            candidates = measure_candidates(
+                context,
+                profile,
+                budget=job.budget,
+                metric=job.compress.metric,
+                test_sets=test_sets,
+                settings=job.eval,
+            )
     if not distributed.is_first():
         return
-    results = {**describe(job, context, profile), **{name: asdict(found) for name, found in candidates.items()}}
+    search_tokens = read_json(job.folder / "profile.json")["token_equivalents"]
+    results = {
+        **describe_run(job, context, profile, search_tokens=search_tokens),
+        **{name: asdict(candidate) for name, candidate in candidates.items()},
+    }
     results["measured"] = measured
     log.info("%s at %s\n\n%s\n", job.model.name, job.budget, as_table(candidates))
     write_json(path, with_checksum({**results, **clock.figures}))

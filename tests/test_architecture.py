@@ -23,10 +23,11 @@ ALLOWED: dict[str, str] = {
     "report": "runtime space search",
     "inspection": "runtime database report",
     "job": "runtime data models space compressors search evaluation export",
+    "results": "space evaluation job",
     "planning": "runtime data models space compressors database search evaluation export job",
     "pareto": "runtime data models space database search evaluation report job",
     "pipeline": (
-        "runtime data models space compressors database search evaluation export report job planning pareto"
+        "runtime data models space compressors database search evaluation export report job results planning pareto"
     ),
     "config": "runtime data models space compressors search evaluation export job",
     "api": "runtime data models space compressors search evaluation export job pipeline",

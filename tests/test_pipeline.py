@@ -276,7 +276,7 @@ def test_a_finished_run_is_not_searched_again(tmp_path, model_folders, monkeypat
     run(job(tmp_path / "run", tmp_path, model))
     written = (tmp_path / "run" / "results.json").read_bytes()
     monkeypatch.setattr(Evaluator, "evaluate", None)
-    monkeypatch.setattr("evopress.pipeline.compare", None)
+    monkeypatch.setattr("evopress.pipeline.measure_candidates", None)
     run(job(tmp_path / "run", tmp_path, model))
     assert (tmp_path / "run" / "results.json").read_bytes() == written
 

@@ -1,14 +1,35 @@
-"""What a run found: dense, uniform and searched side by side, as a table and as `results.json`."""
+"""The dense, the uniform and the searched model, and how each of them scores on the test sets and the tasks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
+from evopress.evaluation.context import EvaluationContext
+from evopress.evaluation.lm_eval_tasks import Eval, run_tasks
+from evopress.evaluation.metrics import NO_DIVERGENCE, Divergence
+from evopress.runtime import distributed
+from evopress.runtime.progress import progress
+from evopress.search.moves import evenly_spaced_profile
+from evopress.space.apply import applied
+from evopress.space.budget import Budget, Metric
+from evopress.space.build import dense_bytes
 from evopress.space.units import Profile, Space
+
+PROGRESS_WINDOWS = 32
+"""Test windows between two steps of the progress bar; processes share them."""
+
+DENSE_BITS = 16.0
+"""Bits of a weight that is not compressed."""
 
 
 @dataclass
 class Candidate:
-    """One model of the comparison: its size, and what was measured of it per data set or task."""
+    """The size of a model and its scores, as `results.json` stores them.
+
+    `perplexity`, `kl` and `kl_by_position` have a value per data set, `tasks` a value per task and metric.
+    `bits_per_weight` counts the codes of the weights only; `bits_per_weight_with_scales` everything that is stored.
+    """
 
     size_bytes: int
     bits_per_weight: float
@@ -27,47 +48,62 @@ class Candidate:
         return {**sizes, **scores, **tasks}
 
 
-def dense_candidate(size_bytes: int) -> Candidate:
-    return Candidate(size_bytes, 16.0, 16.0)
+def measure_candidates(
+    context: EvaluationContext,
+    searched: Profile,
+    *,
+    budget: Budget,
+    metric: Metric,
+    test_sets: Mapping[str, Tensor],
+    settings: Eval,
+) -> dict[str, Candidate]:
+    """Measure the dense, the uniform and the searched model on `test_sets` (windows by name) and on the tasks.
+
+    `metric` says what the compressor's levels are measured in. Collective.
+    """
+    uniform = evenly_spaced_profile(context.space, budget)
+    profiles: dict[str, Profile | None] = {"dense": None, "uniform": uniform, "searched": searched}
+    candidates = {name: _unmeasured(context, profile, metric) for name, profile in profiles.items()}
+    for test_set, tokens in test_sets.items():
+        divergences = _divergences(context, list(profiles.values()), tokens, test_set)
+        for candidate, divergence in zip(candidates.values(), divergences, strict=True):
+            candidate.perplexity[test_set] = divergence.perplexity
+            candidate.kl[test_set] = divergence.mean_kl
+            candidate.kl_by_position[test_set] = [round(kl, 5) for kl in divergence.kl_by_position]
+    if settings.tasks and distributed.is_first():
+        for name, candidate in candidates.items():
+            with applied(context.lm, context.space, context.evaluator.weights, profiles[name]):
+                candidate.tasks = run_tasks(context.lm.model, context.lm.tokenizer, settings)
+    return candidates
 
 
-def compressed_candidate(space: Space, profile: Profile, bits: float) -> Candidate:
-    """`bits` are those of the weights alone; scales and zero points come on top in the level's bytes."""
-    stored = space.size_bytes(profile) - space.fixed_bytes
-    return Candidate(space.size_bytes(profile), bits, 8 * stored / space.num_weights)
+def _divergences(
+    context: EvaluationContext, profiles: list[Profile | None], tokens: Tensor, test_set: str
+) -> list[Divergence]:
+    totals = [NO_DIVERGENCE] * len(profiles)
+    for part in progress(tokens.split(PROGRESS_WINDOWS), desc=f"evaluate on {test_set}", unit="batch"):
+        divergences = context.evaluator.measure(profiles, part)
+        totals = [total + divergence for total, divergence in zip(totals, divergences, strict=True)]
+    return totals
 
 
-def as_table(candidates: Mapping[str, Candidate]) -> str:
-    """A text table, one row per candidate, that fits 100 columns for two data sets and one task."""
-    sets = list(next(iter(candidates.values())).perplexity)
-    tasks = sorted({name for candidate in candidates.values() for name in candidate.tasks})
-    header = ["", "MB", "bits/weight", *(f"{kind} {name}" for name in sets for kind in ("ppl", "KL")), *tasks]
-    rows = [
-        [
-            name,
-            f"{candidate.size_bytes / 1e6:.1f}",
-            f"{candidate.bits_per_weight_with_scales:.2f}",
-            *(cell for key in sets for cell in (f"{candidate.perplexity[key]:.4g}", f"{candidate.kl[key]:.4f}")),
-            *(f"{_headline(candidate.tasks.get(task, {})):.3f}" for task in tasks),
-        ]
-        for name, candidate in candidates.items()
+def _unmeasured(context: EvaluationContext, profile: Profile | None, metric: Metric) -> Candidate:
+    if profile is None:
+        return Candidate(dense_bytes(context.lm), DENSE_BITS, DENSE_BITS)
+    space = context.space
+    level_bytes = space.size_bytes(profile) - space.fixed_bytes
+    return Candidate(space.size_bytes(profile), _code_bits(space, profile, metric), 8 * level_bytes / space.num_weights)
+
+
+def _code_bits(space: Space, profile: Profile, metric: Metric) -> float:
+    """Bits per weight of the codes alone, without scales and zero points."""
+    kept = [
+        (unit.num_weights, unit.levels[profile[index]].value)
+        for index, unit in enumerate(space.units)
+        if not space.is_gone(index, profile)
     ]
-    return _aligned([header, *rows])
-
-
-def _headline(scores: Mapping[str, float]) -> float:
-    """The one figure of a task that a table shows."""
-    return next((scores[name] for name in ("acc_norm", "acc", "exact_match") if name in scores), float("nan"))
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    lines.insert(1, "-" * len(lines[0]))
-    return "\n".join(lines)
+    if metric == "bits":
+        bits = sum(value * num_weights for num_weights, value in kept)
+    else:
+        bits = DENSE_BITS * sum(num_weights * (1 - value) for num_weights, value in kept)
+    return bits / space.num_weights

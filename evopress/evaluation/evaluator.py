@@ -26,12 +26,12 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from evopress.database.store import DecodedLevels
+from evopress.database.cache import DecodedLevels
 from evopress.evaluation.metrics import Divergence, Fitness, divergences
 from evopress.models.language_model import Kwargs, LanguageModel
 from evopress.runtime import distributed
 from evopress.runtime.config_class import config_class
-from evopress.space.build import BlockChoice, by_block, end_levels, ends
+from evopress.space.apply import BlockChoice, by_block, end_levels, ends
 from evopress.space.units import Profile, Space
 
 Wanted = tuple[BlockChoice, int]

@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.functional import cosine_similarity
 
-from evopress.compressors.drop import SUBBLOCKS
-from evopress.database.store import OUTSIDE, Database
+from evopress.database.store import Database
 from evopress.models.language_model import LanguageModel
-from evopress.space.units import Space
+from evopress.space.subblocks import SUBBLOCKS
+from evopress.space.units import OUTSIDE, Space
 
 Rows = list[list[float]]
 

@@ -57,6 +57,10 @@ class Divergence:
         return exp(mean) if mean < 700 else float("inf")
 
 
+NO_DIVERGENCE = Divergence(0.0, 0.0, 0, 0)
+"""What a sum of divergences starts from."""
+
+
 def divergences(
     teacher: Float[Tensor, "batch time hidden"],
     students: list[Float[Tensor, "batch time hidden"]],

@@ -25,11 +25,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import Module
 
-from evopress.database.store import OUTSIDE, DecodedLevels
+from evopress.database.cache import DecodedLevels
 from evopress.models.language_model import Kwargs, LanguageModel
 from evopress.runtime import distributed
-from evopress.space.build import BlockChoice, Ends, by_block, end_levels, ends
-from evopress.space.units import Profile, Space
+from evopress.space.apply import BlockChoice, Ends, by_block, end_levels, ends
+from evopress.space.units import OUTSIDE, Profile, Space
 
 Rows = list[list[float]]
 
