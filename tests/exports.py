@@ -7,7 +7,8 @@ import torch
 from evopress.compressors.base import Compressor
 from evopress.compressors.drop import Drop
 from evopress.database.build import build
-from evopress.database.store import Database, DecodedLevels
+from evopress.database.cache import DecodedLevels
+from evopress.database.store import Database
 from evopress.export import Searched
 from evopress.models.language_model import LanguageModel
 from evopress.space.build import SpaceSettings, drop_space, layer_space

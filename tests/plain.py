@@ -14,10 +14,11 @@ from torch.nn.functional import kl_div
 from transformers import PreTrainedModel
 
 from evopress.compressors.base import Compressor, LayerGroup
-from evopress.database.store import OUTSIDE, BlockLevels, Database, DecodedLevels
+from evopress.database.cache import DecodedLevels
+from evopress.database.store import BlockLevels, Database
 from evopress.models.language_model import LanguageModel
-from evopress.space.build import applied
-from evopress.space.units import Profile, Space
+from evopress.space.apply import applied
+from evopress.space.units import OUTSIDE, Profile, Space
 from evopress.weights.base import CompressedWeight
 from evopress.weights.grids import fit_grid, max_codes
 

@@ -20,7 +20,7 @@ from evopress.compressors.magnitude import Magnitude
 from evopress.compressors.rtn import RTN
 from evopress.compressors.sparsegpt import SparseGPT
 from evopress.compressors.wanda import Wanda
-from evopress.database.store import DecodedLevels
+from evopress.database.cache import DecodedLevels
 from evopress.evaluation.evaluator import Evaluator, EvaluatorSettings
 from evopress.models.families import family_of
 from evopress.models.language_model import LanguageModel

@@ -7,21 +7,9 @@ from typing import ClassVar, Self
 from torch import Tensor
 
 from evopress.space.budget import Metric
+from evopress.space.shapes import LayerShape
 from evopress.space.units import Level
 from evopress.weights.base import CompressedWeight
-
-
-@dataclass(frozen=True)
-class LayerShape:
-    """Full module name, output features and input features of a linear layer."""
-
-    name: str
-    rows: int
-    cols: int
-
-    @property
-    def num_weights(self) -> int:
-        return self.rows * self.cols
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,12 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from evopress.compressors.base import Compressor, LayerGroup, LayerShape, Solved
+from evopress.compressors.base import Compressor, LayerGroup, Solved
 from evopress.compressors.linalg import inverse_factor, relative_errors, scalars
 from evopress.compressors.sweep import by_level, in_parts, lanes_of, sweep, undamped_errors
 from evopress.runtime.config_class import config_class
 from evopress.space.budget import Metric
+from evopress.space.shapes import LayerShape
 from evopress.space.units import Level
 from evopress.weights.base import CompressedWeight
 from evopress.weights.ggml import (

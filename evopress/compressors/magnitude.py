@@ -10,10 +10,11 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from evopress.compressors.base import Compressor, LayerGroup, LayerShape, Solved
+from evopress.compressors.base import Compressor, LayerGroup, Solved
 from evopress.compressors.linalg import relative_errors
 from evopress.runtime.config_class import config_class
 from evopress.space.budget import Metric
+from evopress.space.shapes import LayerShape
 from evopress.space.units import Level
 from evopress.weights.base import CompressedWeight, SparseWeight, sparse_bytes
 

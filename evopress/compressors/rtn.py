@@ -10,11 +10,12 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from evopress.compressors.base import Compressor, LayerGroup, LayerShape, Solved
+from evopress.compressors.base import Compressor, LayerGroup, Solved
 from evopress.compressors.linalg import relative_errors
 from evopress.compressors.sweep import by_level, in_parts, lanes_of
 from evopress.runtime.config_class import config_class
 from evopress.space.budget import Metric
+from evopress.space.shapes import LayerShape
 from evopress.space.units import Level
 from evopress.weights.base import CompressedWeight, QuantizedWeight, quantized_bytes
 from evopress.weights.grids import Grid, fit_grid, max_codes

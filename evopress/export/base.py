@@ -19,10 +19,11 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from evopress.compressors.base import Compressor
 from evopress.compressors.drop import Drop
-from evopress.database.store import OUTSIDE, DecodedLevels
+from evopress.database.cache import DecodedLevels
 from evopress.models.language_model import SUBBLOCKS, LanguageModel
-from evopress.space.build import BlockChoice, SpaceSettings, applied, by_block, end_levels
-from evopress.space.units import Profile, Space
+from evopress.space.apply import BlockChoice, applied, by_block, end_levels
+from evopress.space.build import SpaceSettings
+from evopress.space.units import OUTSIDE, Profile, Space
 from evopress.weights.base import CompressedWeight
 
 T = TypeVar("T")

@@ -7,7 +7,8 @@ from evopress.runtime.config_class import config_class
 from evopress.search.base import Search, SearchRun
 from evopress.search.moves import uniform_profile
 from evopress.space.budget import Budget
-from evopress.space.units import Space, from_json, from_text
+from evopress.space.profile_files import from_json, from_text
+from evopress.space.units import Space
 
 
 @config_class

@@ -1,23 +1,18 @@
-"""From a model and a compressor to the space of profiles, and from a profile to what each block is run with."""
+"""Builds the space of a model: its units, and the levels that a compressor offers for them."""
 
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from itertools import groupby
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Literal, Protocol
 
 from pydantic import model_validator
-from torch import Tensor
-from transformers import PreTrainedModel
 
-from evopress.compressors.base import Compressor, LayerShape
-from evopress.compressors.drop import SUBBLOCKS, BlockShape, Drop
-from evopress.database.store import OUTSIDE, DecodedLevels
 from evopress.models.families import Groups, expert_of
 from evopress.models.language_model import LanguageModel
 from evopress.runtime.config_class import config_class
-from evopress.space.units import DROPPED, KEPT, Level, Profile, Space, Unit
+from evopress.space.shapes import BlockShape, LayerShape
+from evopress.space.subblocks import droppable_units, subblocks_of
+from evopress.space.units import DROPPED, KEPT, Level, Space, Unit
 
 FILE_WEIGHT_BYTES = 2
 """What an uncompressed weight takes in a checkpoint: bfloat16 or float16."""
@@ -51,23 +46,25 @@ class SpaceSettings:
         return self
 
 
-@dataclass(frozen=True)
-class BlockChoice:
-    """What one block is run with: a level of its database per layer (local name), and the sub-blocks left out."""
+class LevelSource(Protocol):
+    """The part of a compressor that a space needs: which levels a layer has."""
 
-    levels: tuple[tuple[str, int], ...] = ()
-    dropped: frozenset[str] = frozenset()
+    @property
+    def takes_ends(self) -> bool:
+        """Whether the embeddings and the head have levels too."""
 
-
-@dataclass(frozen=True)
-class Ends:
-    """Dense weights that stand in for those of the embeddings and of the head; None where the model's own stay."""
-
-    embeddings: Tensor | None = None
-    head: Tensor | None = None
+    def levels(self, layer: LayerShape) -> Sequence[Level]:
+        """Levels of a layer, least compressed first."""
 
 
-def layer_space(lm: LanguageModel, compressor: Compressor, settings: SpaceSettings) -> Space:
+class DropRule(Protocol):
+    """The part of depth pruning that a space needs: which parts of a model may be dropped."""
+
+    def units(self, blocks: Sequence[BlockShape]) -> list[Unit]:
+        """All units of a model, in block order."""
+
+
+def layer_space(lm: LanguageModel, compressor: LevelSource, settings: SpaceSettings) -> Space:
     """One unit per linear layer of each block, or per group of layers when tied.
 
     Embeddings and head are units as well where the compressor takes them: the first and the last, or, where they share
@@ -101,7 +98,7 @@ def _tied(groups: Groups, tie: str) -> dict[str, tuple[str, ...]]:
     return members
 
 
-def _block_unit(lm: LanguageModel, compressor: Compressor, block: int, local: str, group: tuple[str, ...]) -> Unit:
+def _block_unit(lm: LanguageModel, compressor: LevelSource, block: int, local: str, group: tuple[str, ...]) -> Unit:
     names = tuple(lm.layer_name(block, local) for local in group)
     is_whole_expert = len(local.split("+")) != len(names)
     name = lm.layer_name(block, local) if is_whole_expert else "+".join(names)
@@ -109,7 +106,7 @@ def _block_unit(lm: LanguageModel, compressor: Compressor, block: int, local: st
 
 
 def _layer_unit(
-    lm: LanguageModel, compressor: Compressor, name: str, blocks: tuple[int, ...], names: tuple[str, ...], kind: str
+    lm: LanguageModel, compressor: LevelSource, name: str, blocks: tuple[int, ...], names: tuple[str, ...], kind: str
 ) -> Unit:
     weights = [lm.model.get_submodule(name).get_parameter("weight") for name in names]
     options = [compressor.levels(LayerShape(name, *weight.shape)) for name, weight in zip(names, weights, strict=True)]
@@ -136,17 +133,17 @@ def _with_parents(
     lm: LanguageModel, units: list[Unit], granularity: Literal["subblock", "block"], settings: SpaceSettings
 ) -> list[Unit]:
     """The units of all blocks, each inside one that may be dropped."""
-    parents = [
-        replace(unit, num_weights=0, levels=(KEPT, DROPPED)[: len(unit.levels)])
-        for unit in _droppable(lm, Drop(granularity=granularity), settings)
-    ]
+    droppable = droppable_units(_block_shapes(lm), granularity)
+    if settings.tie == "engine":
+        droppable = _for_engines(droppable)
+    parents = [replace(unit, num_weights=0, levels=(KEPT, DROPPED)[: len(unit.levels)]) for unit in droppable]
     found: list[Unit] = []
     for block in range(lm.num_blocks):
         around = [parent for parent in parents if block in parent.blocks]
         parent_of = {
             lm.layer_name(block, local): parent.name
             for parent in around
-            for part in parts_of(parent)
+            for part in subblocks_of(parent)
             for local in lm.layers_of(part)
         }
         found += around
@@ -154,29 +151,30 @@ def _with_parents(
     return found
 
 
-def drop_space(lm: LanguageModel, drop: Drop, settings: SpaceSettings | None = None) -> Space:
+def drop_space(lm: LanguageModel, drop: DropRule, settings: SpaceSettings | None = None) -> Space:
     """One unit per attention and MLP, per block, or per pair of blocks. Attentions trade with attentions only."""
-    units = _droppable(lm, drop, settings)
+    units = drop.units(_block_shapes(lm))
+    if settings and settings.tie == "engine":
+        units = _for_engines(units)
     return Space(tuple(units), _fixed_bytes(lm, units))
 
 
-def _droppable(lm: LanguageModel, drop: Drop, settings: SpaceSettings | None) -> list[Unit]:
-    if settings and settings.tie == "engine" and drop.granularity == "subblock":
-        drop = replace(drop, keep_attention=sorted({0, *drop.keep_attention}))
-
+def _block_shapes(lm: LanguageModel) -> list[BlockShape]:
     def num_weights(block: int, part: str) -> int:
         return sum(lm.linear(block, local).weight.numel() for local in lm.layers_of(part))
 
-    shapes = [
+    return [
         BlockShape(name, num_weights(block, "attention"), num_weights(block, "mlp"))
         for block, name in enumerate(lm.block_names)
     ]
-    return drop.units(shapes)
 
 
-def parts_of(unit: Unit) -> tuple[str, ...]:
-    """Which sub-blocks a unit without layers is, of each of its blocks."""
-    return SUBBLOCKS if unit.kind == "block" else (unit.kind,)
+def _for_engines(units: list[Unit]) -> list[Unit]:
+    """The units with the attention of the first block kept: an engine has to meet an attention first."""
+    return [
+        replace(unit, levels=unit.levels[:1]) if unit.kind == "attention" and 0 in unit.blocks else unit
+        for unit in units
+    ]
 
 
 def _fixed_bytes(lm: LanguageModel, units: Iterable[Unit]) -> int:
@@ -188,61 +186,3 @@ def _fixed_bytes(lm: LanguageModel, units: Iterable[Unit]) -> int:
 def dense_bytes(lm: LanguageModel) -> int:
     """Bytes of the uncompressed model in a 16-bit file."""
     return FILE_WEIGHT_BYTES * sum(parameter.numel() for parameter in lm.model.parameters())
-
-
-def by_block(space: Space, lm: LanguageModel, profile: Profile | None) -> list[BlockChoice]:
-    """What every block is run with under `profile`; None is the dense model. Nothing is chosen for what is dropped."""
-    choices = [BlockChoice() for _ in range(lm.num_blocks)]
-    if profile is None:
-        return choices
-    chosen = [(block, i) for i, unit in enumerate(space.units) for block in unit.blocks]
-    for block, members in groupby(sorted(chosen), key=lambda pair: pair[0]):
-        choices[block] = _choice(space, lm, block, [index for _, index in members], profile)
-    return choices
-
-
-def _choice(space: Space, lm: LanguageModel, block: int, members: list[int], profile: Profile) -> BlockChoice:
-    prefix = len(lm.block_names[block]) + 1
-    levels = [
-        (layer[prefix:], profile[i])
-        for i in members
-        if not space.is_gone(i, profile)
-        for layer in space.units[i].layers
-    ]
-    dropped = [
-        subblock
-        for i in members
-        if not space.units[i].layers and profile[i] > 0
-        for subblock in parts_of(space.units[i])
-    ]
-    return BlockChoice(tuple(levels), frozenset(dropped))
-
-
-def end_levels(space: Space, profile: Profile | None) -> tuple[tuple[str, int], ...]:
-    """Full name and level of the embeddings and of the head, as far as `profile` chooses them."""
-    pairs = zip(space.units, profile, strict=True) if profile is not None else ()
-    return tuple((layer, level) for unit, level in pairs if not unit.blocks for layer in unit.layers)
-
-
-def ends(lm: LanguageModel, weights: DecodedLevels | None, levels: Iterable[tuple[str, int]]) -> Ends:
-    """The weights of `end_levels`."""
-    found = {name: weights.get(OUTSIDE, name, level) for name, level in levels if weights is not None}
-    return Ends(found.get(lm.ends[0]), found.get(lm.ends[-1]))
-
-
-@contextmanager
-def applied(
-    lm: LanguageModel, space: Space, weights: DecodedLevels | None, profile: Profile | None
-) -> Iterator[PreTrainedModel]:
-    """While open, the model is the one that `profile` describes; None leaves it dense."""
-    choices = by_block(space, lm, profile)
-    replaced = {
-        lm.layer_name(block, local): weights.get(block, lm.layer_name(block, local), level)
-        for block, choice in enumerate(choices)
-        for local, level in choice.levels
-        if weights is not None
-    }
-    if weights is not None:
-        replaced |= {name: weights.get(OUTSIDE, name, level) for name, level in end_levels(space, profile)}
-    with lm.replaced(replaced, {block: choice.dropped for block, choice in enumerate(choices)}) as model:
-        yield model

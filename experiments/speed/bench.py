@@ -21,7 +21,7 @@ from torch import Tensor
 from evopress.compressors.drop import Drop
 from evopress.compressors.sparsegpt import SparseGPT
 from evopress.data import windows
-from evopress.database.store import DecodedLevels
+from evopress.database.cache import DecodedLevels
 from evopress.evaluation import switch_effects
 from evopress.evaluation.context import EvaluationContext
 from evopress.evaluation.evaluator import Evaluator, EvaluatorSettings

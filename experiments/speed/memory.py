@@ -7,7 +7,7 @@ from pathlib import Path
 from random import Random
 
 from evopress.data import windows
-from evopress.database.store import DecodedLevels
+from evopress.database.cache import DecodedLevels
 from evopress.evaluation.evaluator import Evaluator, EvaluatorSettings
 from evopress.models.loading import load
 from evopress.runtime import memory

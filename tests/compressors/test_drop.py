@@ -3,7 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
-from evopress.compressors.drop import BlockShape, Drop
+from evopress.compressors.drop import Drop
+from evopress.space.shapes import BlockShape
 
 BLOCKS = [BlockShape(f"layers.{index}", attention=10 + index, mlp=100 + index) for index in range(4)]
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from evopress.compressors.base import LayerShape
 from evopress.compressors.gguf import GGUF
+from evopress.space.shapes import LayerShape
 from evopress.weights import kquants
 from evopress.weights.base import from_tensors
 from evopress.weights.ggml import BLOCK, TYPES, GgmlWeight, fit_blocks, read_ggml

@@ -3,10 +3,11 @@ import torch
 from torch import Tensor
 
 from evopress.compressors import sweep as sweep_module
-from evopress.compressors.base import LayerGroup, LayerShape
+from evopress.compressors.base import LayerGroup
 from evopress.compressors.gptq import GPTQ
 from evopress.compressors.linalg import inverse_factor, relative_error
 from evopress.compressors.rtn import RTN
+from evopress.space.shapes import LayerShape
 from evopress.weights.base import QuantizedWeight
 from evopress.weights.grids import Grid, fit_grid, max_codes
 from tests import plain

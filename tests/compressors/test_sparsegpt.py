@@ -8,12 +8,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from evopress.compressors import sweep as sweep_module
-from evopress.compressors.base import LayerGroup, LayerShape
+from evopress.compressors.base import LayerGroup
 from evopress.compressors.linalg import relative_error
 from evopress.compressors.magnitude import Magnitude
 from evopress.compressors.sparsegpt import SparseGPT, smallest
 from evopress.compressors.wanda import Wanda
 from evopress.space.budget import Budget
+from evopress.space.shapes import LayerShape
 from evopress.space.units import Space, Unit
 from tests import plain
 from tests.groups import group, inputs, with_hessian

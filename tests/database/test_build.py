@@ -12,9 +12,10 @@ from evopress.compressors.gptq import GPTQ
 from evopress.compressors.rtn import RTN
 from evopress.compressors.sparsegpt import SparseGPT
 from evopress.database.build import build
-from evopress.database.store import OUTSIDE, Database
+from evopress.database.store import Database
 from evopress.models.language_model import LanguageModel
 from evopress.models.loading import named
+from evopress.space.units import OUTSIDE
 from evopress.weights.base import QuantizedWeight
 from evopress.weights.ggml import round_to
 from tests.tiny_models import FAMILIES, VOCABULARY, random_model, tiny, token_windows, tokenizer

@@ -10,12 +10,13 @@ from evopress.compressors.base import Compressor
 from evopress.compressors.drop import Drop
 from evopress.compressors.magnitude import Magnitude
 from evopress.compressors.rtn import RTN
-from evopress.database.store import DecodedLevels
+from evopress.database.cache import DecodedLevels
 from evopress.evaluation.evaluator import Evaluator, EvaluatorSettings
 from evopress.models.language_model import LanguageModel
 from evopress.models.loading import named
 from evopress.search.moves import dropped
-from evopress.space.build import SpaceSettings, applied, drop_space, layer_space
+from evopress.space.apply import applied
+from evopress.space.build import SpaceSettings, drop_space, layer_space
 from evopress.space.units import Profile, Space
 from tests import plain
 from tests.tiny_models import FAMILIES, NUM_BLOCKS, SLIDING_WINDOW, random_model, tiny, token_windows, tokenizer

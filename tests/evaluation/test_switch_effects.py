@@ -9,11 +9,12 @@ from torch import Tensor
 from torch.func import functional_call
 
 from evopress.compressors.rtn import RTN
-from evopress.database.store import OUTSIDE, DecodedLevels
+from evopress.database.cache import DecodedLevels
 from evopress.evaluation.switch_effects import Effects, fisher_probe, switch_effects, token_equivalents
 from evopress.models.language_model import LanguageModel
-from evopress.space.build import SpaceSettings, applied, layer_space
-from evopress.space.units import Profile, Space
+from evopress.space.apply import applied
+from evopress.space.build import SpaceSettings, layer_space
+from evopress.space.units import OUTSIDE, Profile, Space
 from tests.tiny_models import FAMILIES, tiny, token_windows
 
 TOKENS = token_windows(2, 12)

@@ -17,7 +17,8 @@ from evopress.compressors.gguf import GGUF
 from evopress.compressors.rtn import RTN
 from evopress.data.windows import Data
 from evopress.database.build import build
-from evopress.database.store import Database, DecodedLevels
+from evopress.database.cache import DecodedLevels
+from evopress.database.store import Database
 from evopress.export import Export, Searched, export, load
 from evopress.models.language_model import LanguageModel
 from evopress.models.loading import ModelSource

@@ -13,7 +13,7 @@ from evopress.compressors.rtn import RTN
 from evopress.compressors.sparsegpt import SparseGPT
 from evopress.export import Export, Refused, export, fixed_bytes, load
 from evopress.export.hf import HF
-from evopress.space.units import from_json
+from evopress.space.profile_files import from_json
 from tests.exports import compressed, searched_drops
 from tests.tiny_models import FAMILIES, NUM_BLOCKS, tiny, token_windows
 

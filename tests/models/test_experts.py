@@ -21,7 +21,8 @@ from evopress.models.loading import named
 from evopress.pipeline import run
 from evopress.search.evolution import Stage
 from evopress.search.guided import Guided
-from evopress.space.build import SpaceSettings, applied, layer_space
+from evopress.space.apply import applied
+from evopress.space.build import SpaceSettings, layer_space
 from tests import plain
 from tests.evaluation.test_evaluator import CLOSE, Case, profiles_of
 from tests.evaluation.test_switch_effects import Noisy, Random, some_profile

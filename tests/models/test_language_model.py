@@ -8,12 +8,13 @@ from torch.nn import Linear
 
 from evopress.compressors.drop import Drop
 from evopress.compressors.rtn import RTN
-from evopress.database.store import DecodedLevels
+from evopress.database.cache import DecodedLevels
 from evopress.models.families import FAMILIES as KNOWN
 from evopress.models.families import Family, family_of, missing_parts
 from evopress.models.language_model import LanguageModel, check_layers, check_parts
 from evopress.models.loading import named
-from evopress.space.build import SpaceSettings, applied, drop_space, layer_space
+from evopress.space.apply import applied
+from evopress.space.build import SpaceSettings, drop_space, layer_space
 from tests import plain
 from tests.tiny_models import FAMILIES, NUM_BLOCKS, SLIDING_WINDOW, random_model, tiny, token_windows, tokenizer
 

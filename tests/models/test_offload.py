@@ -7,10 +7,11 @@ import pytest
 
 from evopress.compressors.drop import Drop
 from evopress.compressors.rtn import RTN
-from evopress.database.store import DecodedLevels
+from evopress.database.cache import DecodedLevels
 from evopress.evaluation.evaluator import Evaluator, EvaluatorSettings
 from evopress.models.language_model import LanguageModel
-from evopress.space.build import SpaceSettings, applied, drop_space, layer_space
+from evopress.space.apply import applied
+from evopress.space.build import SpaceSettings, drop_space, layer_space
 from tests import plain
 from tests.tiny_models import FAMILIES, NUM_BLOCKS, WITH_EXPERTS, tiny, token_windows
 

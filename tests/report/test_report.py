@@ -18,7 +18,8 @@ from evopress.report.figures import byte_parts, level_groups, level_histogram, p
 from evopress.report.page import differing_settings
 from evopress.report.style import LIGHT, render
 from evopress.space.budget import Budget
-from evopress.space.units import Space, to_json
+from evopress.space.profile_files import to_json
+from evopress.space.units import Space
 from tests.browser import CHROMIUM, browser
 from tests.run_folders import KINDS, SETTINGS, make_run
 from tests.spaces import bit_space, drop_space, sparse_space

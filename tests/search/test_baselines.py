@@ -15,7 +15,8 @@ from evopress.search.baselines.owl import Owl, fitted, sparsities
 from evopress.search.baselines.scores import Scores
 from evopress.search.given import Given
 from evopress.space.budget import Budget
-from evopress.space.units import Space, to_json, to_text
+from evopress.space.profile_files import to_json, to_text
+from evopress.space.units import Space
 from tests.spaces import BITS3, bit_space, drop_space, linear_fitness, play, sparse_space
 
 DROP25 = Budget(metric="drop", target=0.25)

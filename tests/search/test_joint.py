@@ -29,9 +29,11 @@ from evopress.search.moves import (
     uniform_profile,
 )
 from evopress.search.refinement import Refinement
+from evopress.space.apply import BlockChoice, by_block
 from evopress.space.budget import Budget, Cap
-from evopress.space.build import BlockChoice, SpaceSettings, by_block, layer_space
-from evopress.space.units import Profile, Space, from_json, from_text, to_json, to_text
+from evopress.space.build import SpaceSettings, layer_space
+from evopress.space.profile_files import from_json, from_text, to_json, to_text
+from evopress.space.units import Profile, Space
 from tests.spaces import BITS3, joint_space, play
 from tests.tiny_models import NUM_BLOCKS, tiny
 

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evopress.compressors.drop import BlockShape, Drop
-from evopress.space.units import Level, Profile, Space, Unit, from_json, from_text, to_json, to_text
+from evopress.compressors.drop import Drop
+from evopress.space.profile_files import from_json, from_text, to_json, to_text
+from evopress.space.shapes import BlockShape
+from evopress.space.units import Level, Profile, Space, Unit
 from tests.spaces import bit_space, drop_space, sparse_space
 
 

@@ -7,8 +7,9 @@ from evopress.compressors.drop import Drop
 from evopress.compressors.gguf import GGUF
 from evopress.compressors.magnitude import Magnitude
 from evopress.compressors.rtn import RTN
+from evopress.space.apply import BlockChoice, by_block
 from evopress.space.budget import Budget
-from evopress.space.build import BlockChoice, SpaceSettings, by_block, dense_bytes, drop_space, layer_space
+from evopress.space.build import SpaceSettings, dense_bytes, drop_space, layer_space
 from evopress.space.units import Space
 from tests import plain
 from tests.tiny_models import FAMILIES, NUM_BLOCKS, tiny
