@@ -13,7 +13,6 @@ from random import Random
 
 from torch import Tensor
 
-from evopress import pareto
 from evopress.compressors.base import Compressor
 from evopress.compressors.drop import Drop
 from evopress.data import windows
@@ -33,6 +32,7 @@ from evopress.job import Job, name_of
 from evopress.models.language_model import LanguageModel
 from evopress.models.loading import ModelSource
 from evopress.models.loading import load as load_model
+from evopress.pareto.front import trace_front
 from evopress.planning.estimate import plan
 from evopress.planning.render import plan_text
 from evopress.report import write_report
@@ -48,6 +48,7 @@ from evopress.search.moves import evenly_spaced_profile
 from evopress.space.build import drop_space, layer_space
 from evopress.space.profile_files import from_json, to_json, to_text
 from evopress.space.units import Profile, Space
+from evopress.targets import jobs_by_target
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ def _run_stages(job: Job) -> Profile | None:
     if "search" not in job.stages:
         return None
     if job.targets:
-        pareto.trace(job, context, search_and_evaluate)
+        trace_front(job, context, search_and_evaluate)
         return None
     return search_and_evaluate(job, context, clock)
 
@@ -185,7 +186,7 @@ def prepare(job: Job, lm: LanguageModel, splits: Splits) -> EvaluationContext:
     compressor = job.compress.for_hidden_size(lm.hidden_size)
     space = layer_space(lm, compressor, job.space)
     if job.budget.metric == "size":
-        space = replace(space.priced_in_bytes(), fixed_bytes=fixed_bytes(job.export, lm, space))
+        space = replace(space.with_costs_in_bytes(), fixed_bytes=fixed_bytes(job.export, lm, space))
     _first_questions(job, space)
     database = open_database(job, compressor, lm, splits)
     settings = job.evaluator
@@ -206,7 +207,7 @@ def prepare(job: Job, lm: LanguageModel, splits: Splits) -> EvaluationContext:
 
 def _first_questions(job: Job, space: Space) -> None:
     """Run every search to its first question: what it cannot do is an error before hours of work, not after."""
-    for part in pareto.parts(job, space) if job.targets else [job]:
+    for part in jobs_by_target(job, space) if job.targets else [job]:
         evenly_spaced_profile(space, part.budget)
         next(part.search.run(space, part.budget, Random(part.seed)), None)
 

@@ -38,7 +38,7 @@ def compressed(
 
 def in_turn(space: Space) -> Profile:
     gone = list(space.children)[1:2]
-    return space.canonical(
+    return space.normalized(
         tuple(
             int(index in gone) if index in space.children else index % len(unit.levels)
             for index, unit in enumerate(space.units)

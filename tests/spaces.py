@@ -24,7 +24,7 @@ def bit_space(sizes: list[int], bits: tuple[int, ...] = (4, 3, 2), trade: str = 
         )
         for i, size in enumerate(sizes)
     ]
-    return Space(tuple(units)).regrouped(trade)
+    return Space(tuple(units)).with_trade_groups(trade)
 
 
 def drop_space(num_blocks: int) -> Space:
@@ -32,7 +32,7 @@ def drop_space(num_blocks: int) -> Space:
     kept = Level(label="kept", value=0, cost=1, size_bytes=0)
     dropped = Level(label="dropped", value=1, cost=0, size_bytes=0)
     units = [
-        Unit(name=f"{b}.{k}", blocks=(b,), kind=k, layers=(), num_weights=8, levels=(kept, dropped), group=k)
+        Unit(name=f"{b}.{k}", blocks=(b,), kind=k, layers=(), num_weights=8, levels=(kept, dropped), trade_group=k)
         for b in range(num_blocks)
         for k in ("attention", "mlp")
     ]
@@ -47,7 +47,7 @@ def joint_space(num_blocks: int, sizes: tuple[int, ...] = (8, 16, 24), bits: tup
             name = f"blocks.{b}.{part}"
             units.append(Unit(name=name, blocks=(b,), kind=part, layers=(), num_weights=0, levels=(KEPT, DROPPED)))
             layers = [replace(unit, name=f"{name}.{unit.name}") for unit in bit_space(list(sizes), bits).units]
-            units += [replace(u, blocks=(b,), layers=(u.name,), parent=name, group="all") for u in layers]
+            units += [replace(u, blocks=(b,), layers=(u.name,), parent=name, trade_group="all") for u in layers]
     return Space(tuple(units))
 
 

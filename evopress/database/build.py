@@ -197,7 +197,7 @@ def _deliver(running: Mapping[Group, RunningHessian], totals: Mapping[Group, Run
 def _groups(lm: LanguageModel, block: int) -> list[Group]:
     """Full names of the layers of a block that share an input; each end of the model is a group of its own."""
     if block == OUTSIDE:
-        return [(name,) for name in lm.ends]
+        return [(name,) for name in lm.embedding_and_head]
     return [tuple(lm.layer_name(block, local) for local in group) for group in lm.layer_groups]
 
 
@@ -211,7 +211,7 @@ def _solve(lm: LanguageModel, compressor: Compressor, stream: _Stream | None, bl
             lm.model.get_submodule(name).get_parameter("weight").to(lm.device, torch.float32) for name in names
         )
         hessian, notes = _calibrated(names, hessians.pop(names), stream.num_tokens) if stream else (None, ())
-        if hessian is not None and names == (lm.embeddings_name,) != (lm.ends[-1],):
+        if hessian is not None and names == (lm.embeddings_name,) != (lm.embedding_and_head[-1],):
             hessian, notes = torch.eye(len(hessian), device=lm.device), ()
         found = compressor.compress(LayerGroup(names, weights, hessian))
         solved[names] = replace(found, notes=(*notes, *found.notes))

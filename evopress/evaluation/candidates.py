@@ -100,7 +100,7 @@ def _code_bits(space: Space, profile: Profile, metric: Metric) -> float:
     kept = [
         (unit.num_weights, unit.levels[profile[index]].value)
         for index, unit in enumerate(space.units)
-        if not space.is_gone(index, profile)
+        if not space.is_inside_dropped(index, profile)
     ]
     if metric == "bits":
         bits = sum(value * num_weights for num_weights, value in kept)

@@ -31,7 +31,7 @@ from evopress.evaluation.metrics import Divergence, Fitness, divergences
 from evopress.models.language_model import Kwargs, LanguageModel
 from evopress.runtime import distributed
 from evopress.runtime.config_class import config_class
-from evopress.space.apply import BlockChoice, by_block, end_levels, ends
+from evopress.space.apply import BlockChoice, choices_by_block, embedding_and_head_levels, embedding_and_head_weights
 from evopress.space.units import Profile, Space
 
 Wanted = tuple[BlockChoice, int]
@@ -104,7 +104,7 @@ class Evaluator:
 
     def passes(self, profiles: Sequence[Profile]) -> float:
         """Runs through the whole model that these profiles take when each common prefix runs once."""
-        choices = [by_block(self.space, self.lm, profile) for profile in profiles]
+        choices = [choices_by_block(self.space, self.lm, profile) for profile in profiles]
         steps = shared_steps(choices, [0] * len(choices))
         return sum(len(choice.dropped) < 2 for wanted, _ in steps for choice, _ in wanted) / self.lm.num_blocks
 
@@ -144,11 +144,13 @@ class Evaluator:
         """Normed final hidden states of each run, block-major."""
         if not runs:
             return []
-        choices = [by_block(self.space, self.lm, run.profile) for run in runs]
-        inputs = [(run.part, end_levels(self.space, run.profile)[:1]) for run in runs]
+        choices = [choices_by_block(self.space, self.lm, run.profile) for run in runs]
+        inputs = [(run.part, embedding_and_head_levels(self.space, run.profile)[:1]) for run in runs]
         used = sorted(set(inputs))
         embedded = [
-            self.lm.embed(parts[part].to(self.lm.device), ends(self.lm, self.weights, levels).embeddings)
+            self.lm.embed(
+                parts[part].to(self.lm.device), embedding_and_head_weights(self.lm, self.weights, levels).embeddings
+            )
             for part, levels in used
         ]
         states, kwargs = [hidden for hidden, _ in embedded], embedded[0][1]
@@ -169,7 +171,12 @@ class Evaluator:
         return outputs
 
     def _head(self, profile: Profile | None) -> Callable[[Tensor], Tensor]:
-        return partial(self.lm.logits, weight=ends(self.lm, self.weights, end_levels(self.space, profile)).head)
+        return partial(
+            self.lm.logits,
+            weight=embedding_and_head_weights(
+                self.lm, self.weights, embedding_and_head_levels(self.space, profile)
+            ).head,
+        )
 
     def _weight(self, block: int, local: str, level: int) -> Tensor:
         if self.weights is None:

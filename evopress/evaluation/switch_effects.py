@@ -28,7 +28,13 @@ from torch.nn import Module
 from evopress.database.cache import DecodedLevels
 from evopress.models.language_model import Kwargs, LanguageModel
 from evopress.runtime import distributed
-from evopress.space.apply import BlockChoice, Ends, by_block, end_levels, ends
+from evopress.space.apply import (
+    BlockChoice,
+    EmbeddingAndHead,
+    choices_by_block,
+    embedding_and_head_levels,
+    embedding_and_head_weights,
+)
 from evopress.space.units import OUTSIDE, Profile, Space
 
 Rows = list[list[float]]
@@ -114,10 +120,10 @@ class _Pass:
 
     def _samples(self, draws: int, generator: torch.Generator) -> Float[Tensor, "switches gradients tokens"]:
         """gᵀΔ, then γᵀΔ of each draw; not divided by the number of tokens yet."""
-        choices = by_block(self.space, self.lm, self.profile)
-        own = ends(self.lm, self.weights, end_levels(self.space, self.profile))
+        choices = choices_by_block(self.space, self.lm, self.profile)
+        own = embedding_and_head_weights(self.lm, self.weights, embedding_and_head_levels(self.space, self.profile))
         states, kwargs = self._forward(choices, own)
-        dense, _ = self._forward([BlockChoice() for _ in choices], Ends())
+        dense, _ = self._forward([BlockChoice() for _ in choices], EmbeddingAndHead())
         gradients, at_head = self._head(states[-1], dense[-1], own, draws, generator)
         starts = [0]
         for unit in self.space.units:
@@ -132,7 +138,7 @@ class _Pass:
         return samples
 
     @torch.no_grad()
-    def _forward(self, choices: list[BlockChoice], own: Ends) -> tuple[list[Tensor], list[Kwargs]]:
+    def _forward(self, choices: list[BlockChoice], own: EmbeddingAndHead) -> tuple[list[Tensor], list[Kwargs]]:
         """The states before the first block and after each one."""
         hidden, kwargs = self.lm.embed(self.tokens, own.embeddings)
         states = [hidden]
@@ -163,11 +169,11 @@ class _Pass:
         slopes = torch.stack(gradients)
         return {
             (index, level): (slopes * (self.lm.embed(self.tokens, weight)[0] - state)).sum(-1).float().flatten(1)
-            for index, level, weight in self._switches(self.lm.ends[0])
+            for index, level, weight in self._switches(self.lm.embedding_and_head[0])
         }
 
     def _head(
-        self, last: Tensor, dense: Tensor, own: Ends, draws: int, generator: torch.Generator
+        self, last: Tensor, dense: Tensor, own: EmbeddingAndHead, draws: int, generator: torch.Generator
     ) -> tuple[list[Tensor], dict[tuple[int, int], Tensor]]:
         """Gradients at the last state: of the summed KL, and of the logits along each draw.
 
@@ -195,16 +201,16 @@ class _Pass:
         ], found
 
     @torch.no_grad()
-    def _head_switches(self, states: Tensor, slopes: Tensor, own: Ends) -> dict[tuple[int, int], Tensor]:
+    def _head_switches(self, states: Tensor, slopes: Tensor, own: EmbeddingAndHead) -> dict[tuple[int, int], Tensor]:
         """For one chunk of tokens, from slopes (gradients, tokens, vocabulary): (gradients, tokens) per switch."""
         found = {}
-        for index, level, weight in self._switches(self.lm.ends[-1]):
+        for index, level, weight in self._switches(self.lm.embedding_and_head[-1]):
             assert own.head is not None
             found[index, level] = (slopes * (states @ (weight - own.head).T)).sum(-1).float()
         return found
 
     def _slopes(
-        self, states: Tensor, references: Tensor, own: Ends, draws: int, generator: torch.Generator
+        self, states: Tensor, references: Tensor, own: EmbeddingAndHead, draws: int, generator: torch.Generator
     ) -> tuple[Float[Tensor, "gradients tokens hidden"], Float[Tensor, "gradients tokens vocabulary"]]:
         """The same for one chunk of tokens, at what the head reads and at what it gives, before a soft cap."""
         states = states.requires_grad_()

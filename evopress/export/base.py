@@ -21,7 +21,7 @@ from evopress.compressors.base import Compressor
 from evopress.compressors.drop import Drop
 from evopress.database.cache import DecodedLevels
 from evopress.models.language_model import SUBBLOCKS, LanguageModel
-from evopress.space.apply import BlockChoice, applied, by_block, end_levels
+from evopress.space.apply import BlockChoice, applied, choices_by_block, embedding_and_head_levels
 from evopress.space.build import SpaceSettings
 from evopress.space.units import OUTSIDE, Profile, Space
 from evopress.weights.base import CompressedWeight
@@ -57,7 +57,7 @@ class Searched:
     @cached_property
     def choices(self) -> list[BlockChoice]:
         """What each block is run with."""
-        return by_block(self.space, self.lm, self.profile)
+        return choices_by_block(self.space, self.lm, self.profile)
 
     @cached_property
     def levels(self) -> dict[str, tuple[int, int]]:
@@ -67,7 +67,9 @@ class Searched:
             for block, choice in enumerate(self.choices)
             for local, level in choice.levels
         }
-        return in_blocks | {name: (OUTSIDE, level) for name, level in end_levels(self.space, self.profile)}
+        return in_blocks | {
+            name: (OUTSIDE, level) for name, level in embedding_and_head_levels(self.space, self.profile)
+        }
 
     @property
     def kept_blocks(self) -> list[int]:

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import AutoModelForCausalLM
 
-from evopress import pareto
 from evopress.compressors.drop import Drop
 from evopress.compressors.sweep import MAX_ELEMENTS
 from evopress.models.experts import unpack
@@ -30,6 +29,7 @@ from evopress.planning.dry_run import Rehearsal, rehearsed
 from evopress.runtime import distributed
 from evopress.space.build import drop_space, layer_space
 from evopress.space.units import Space
+from evopress.targets import jobs_by_target
 
 if TYPE_CHECKING:
     from evopress.job import Job
@@ -193,7 +193,7 @@ class _Stages:
     def _rehearsals(self) -> list[Rehearsal]:
         """Of every target."""
         found: list[Rehearsal] = []
-        for part in pareto.parts(self.job, self.space, lambda: [each.profile for each in found[-1:]]):
+        for part in jobs_by_target(self.job, self.space, lambda: [each.profile for each in found[-1:]]):
             found.append(rehearsed(part, self.lm.num_blocks, self.space))
         return found or [rehearsed(self.job, self.lm.num_blocks, self.space)]
 
@@ -245,7 +245,7 @@ def _space(job: "Job", lm: LanguageModel) -> Space:
     if isinstance(job.compress, Drop):
         return drop_space(lm, job.compress, job.space)
     space = layer_space(lm, job.compress.for_hidden_size(lm.hidden_size), job.space)
-    return space.priced_in_bytes() if job.budget.metric == "size" else space
+    return space.with_costs_in_bytes() if job.budget.metric == "size" else space
 
 
 def _level_bytes(space: Space) -> int:

@@ -134,7 +134,7 @@ def search(
         except StopIteration as stop:
             profile = stop.value
     space.check(profile)
-    profile = space.canonical(profile)
+    profile = space.normalized(profile)
     if not budget.holds(space, profile):
         raise RuntimeError(f"{type(method).__name__} returned a profile that breaks the budget")
     return profile

@@ -34,7 +34,7 @@ def averaged(space: Space, tables: list[Effects]) -> Effects:
     last = tables[-1]
 
     def is_alike(table: Effects, unit: int) -> bool:
-        gone = space.is_gone(unit, last.profile), space.is_gone(unit, table.profile)
+        gone = space.is_inside_dropped(unit, last.profile), space.is_inside_dropped(unit, table.profile)
         return table.profile[unit] == last.profile[unit] and (table is last or not any(gone))
 
     def mean(rows: Callable[[Effects], Scores]) -> Scores:

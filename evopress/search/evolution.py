@@ -109,6 +109,6 @@ class Evolution(Search):
             return self.generations
         if budget.metric != "drop":
             raise ValueError("search.generations=null is a number for drops only: set search.generations")
-        units = len(space) // len(space.groups)
+        units = len(space) // len(space.trade_groups)
         dropped = budget.achieved(space, random_profile(space, budget, Random(0))) * units
         return round(dropped * (units - dropped) / 1.5)

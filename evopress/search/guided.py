@@ -104,7 +104,7 @@ class Guided(Search):
         return self
 
     def num_questions(self, space: Space, budget: Budget) -> int:
-        if space.is_depth:
+        if space.is_depth_pruning:
             return self._swaps().num_questions(space, budget)
         tables = -(-self.generations // self.generations_per_table)
         return (
@@ -126,7 +126,7 @@ class Guided(Search):
     def run(self, space: Space, budget: Budget, rng: Random) -> SearchRun:
         check_given(space, "search.start", [self.start] if self.start else [])
         check_given(space, "search.others", self.others)
-        if space.is_depth:
+        if space.is_depth_pruning:
             return (yield from self._swaps().run(space, budget, rng))
         if self.start and not self.rounds and not budget.holds(space, self.start):
             raise ValueError("search.start is beyond the budget, and only rounds lower it: set search.rounds=1 or more")

@@ -55,4 +55,4 @@ def ways(space: Space, caps: tuple[Cap, ...], profile: Profile) -> list[tuple[Ca
 
 def without_drops(space: Space, caps: tuple[Cap, ...], profile: Profile) -> tuple[Cap, ...]:
     """The caps on the units whose levels may trade while what is dropped in `profile` stays as it is."""
-    return tuple(Cap(tuple(space.traders(profile, cap.members)), cap.max_cost) for cap in caps)
+    return tuple(Cap(tuple(space.tradable_units(profile, cap.members)), cap.max_cost) for cap in caps)

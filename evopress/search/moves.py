@@ -39,12 +39,12 @@ def random_profile(space: Space, budget: Budget, rng: Random) -> Profile:
     caps = budget.caps(space)
     levels = list(lowest_above(space, budget))
     for cap in caps:
-        _lower_until_it_holds(space, cap, levels, space.traders(levels, cap.members), rng)
+        _lower_until_it_holds(space, cap, levels, space.tradable_units(levels, cap.members), rng)
         _drop_until_it_holds(space, cap, levels, rng.sample(list(space.children), len(space.children)))
     for index in _raisable_within(space, caps, tuple(levels), rng):
         if _raise_fits(space, caps, levels, index):
             levels[index] -= 1
-    return space.canonical(tuple(levels))
+    return space.normalized(tuple(levels))
 
 
 def evenly_spaced_profile(space: Space, budget: Budget) -> Profile:
@@ -64,7 +64,7 @@ def evenly_spaced_profile(space: Space, budget: Budget) -> Profile:
         _drop_until_it_holds(space, cap, levels, spread(list(space.children)))
     if any(levels[index] for index in space.children):  # these go in large steps
         _spend(space, caps, levels, lambda raisable: spread(raisable)[0])
-    return space.canonical(tuple(levels))
+    return space.normalized(tuple(levels))
 
 
 def num_switches(rng: Random, most: int) -> int:
@@ -84,12 +84,12 @@ def mutate(space: Space, caps: tuple[Cap, ...], parent: Profile, rng: Random, ma
     if space.children and rng.randrange(len(space)) < len(space.children):
         return switch_drops(space, caps, parent, rng)
     levels = list(parent)
-    groups, sizes = list(space.groups.values()), [len(members) for members in space.groups.values()]
+    groups, sizes = list(space.trade_groups.values()), [len(members) for members in space.trade_groups.values()]
     cap_of = {index: cap for cap in caps for index in cap.members}
     raised: set[int] = set()
     lowered: set[int] = set()
     for _ in range(num_switches(rng, max_switches)):
-        members = space.traders(parent, rng.choices(groups, weights=sizes)[0])
+        members = space.tradable_units(parent, rng.choices(groups, weights=sizes)[0])
         raisable = [i for i in members if levels[i] > 0 and i not in lowered]
         if not raisable:
             continue
@@ -127,7 +127,7 @@ def switch_drops(space: Space, caps: tuple[Cap, ...], profile: Profile, rng: Ran
     else:
         levels = list(dropped(space, profile, index))
     for cap in caps:
-        _lower_until_it_holds(space, cap, levels, space.traders(levels, cap.members), rng)
+        _lower_until_it_holds(space, cap, levels, space.tradable_units(levels, cap.members), rng)
     _spend(space, caps, levels, rng.choice)
     child = tuple(levels)
     return None if any(cap.slack(space, child) < 0 for cap in caps) else child
@@ -135,7 +135,7 @@ def switch_drops(space: Space, caps: tuple[Cap, ...], profile: Profile, rng: Ran
 
 def dropped(space: Space, profile: Profile, index: int) -> Profile:
     """`profile` without the sub-block that is unit `index`."""
-    return space.canonical((*profile[:index], 1, *profile[index + 1 :]))
+    return space.normalized((*profile[:index], 1, *profile[index + 1 :]))
 
 
 def restored(space: Space, profile: Profile, index: int, *, like: int | None) -> Profile:
@@ -186,7 +186,7 @@ def _lower_evenly(space: Space, cap: Cap, levels: list[int]) -> None:
     A member is lowered where more than half of what it saves is due. What that leaves over or open, with members of
     unequal size, is spent on the largest that fits again, or saved at the smallest.
     """
-    members = space.traders(levels, cap.members)
+    members = space.tradable_units(levels, cap.members)
     saving = {i: _raise_cost(space, levels[i] + 1, i) for i in members if levels[i] < len(space.units[i].levels) - 1}
     needed, total = -cap.slack(space, tuple(levels)), sum(saving.values())
     passed = saved = 0
@@ -243,7 +243,7 @@ def _raisable_within(
     """Units that fit within the caps one level up, in random order when `rng` is given."""
     slack_of: dict[int, int] = {}
     for cap in caps:
-        slack_of |= dict.fromkeys(space.traders(profile, cap.members), cap.slack(space, profile))
+        slack_of |= dict.fromkeys(space.tradable_units(profile, cap.members), cap.slack(space, profile))
     fits = [i for i in slack_of if profile[i] > 0 and _raise_cost(space, profile[i], i) <= slack_of[i]]
     return rng.sample(fits, len(fits)) if rng else fits
 

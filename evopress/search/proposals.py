@@ -13,7 +13,7 @@ Scores = list[list[float]]
 
 def group_caps(space: Space, profile: Profile) -> tuple[Cap, ...]:
     """One cap per trade group, at what the group costs in `profile`."""
-    return tuple(Cap(members, space.cost(profile, members)) for members in space.groups.values())
+    return tuple(Cap(members, space.cost(profile, members)) for members in space.trade_groups.values())
 
 
 def towards(space: Space, caps: tuple[Cap, ...], profile: Profile, steps: int) -> tuple[Cap, ...]:
@@ -70,7 +70,7 @@ def _best_switch(space: Space, cap: Cap, profile: Profile, scores: Scores, extra
     """`profile` with the switch of the best score per cost, of those that cost so much more; itself if none does."""
     fitting = [
         ((scores[unit][level] - scores[unit][profile[unit]]) / abs(extra), unit, level)
-        for unit in space.traders(profile, cap.members)
+        for unit in space.tradable_units(profile, cap.members)
         for level, option in enumerate(space.units[unit].levels)
         for extra in [option.cost - space.units[unit].levels[profile[unit]].cost]
         if extra_cost[0] <= extra <= extra_cost[1]

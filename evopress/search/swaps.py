@@ -57,7 +57,7 @@ class Swaps(Search):
         return 1 + 2 * self.rounds
 
     def run(self, space: Space, budget: Budget, rng: Random) -> SearchRun:
-        if not space.is_depth:
+        if not space.is_depth_pruning:
             raise ValueError("search=swaps measures what can be dropped: use it with compress=drop")
         check_given(space, "search.start", [self.start] if self.start else [])
         caps = budget.caps(space)

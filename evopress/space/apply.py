@@ -30,14 +30,14 @@ class BlockChoice:
 
 
 @dataclass(frozen=True)
-class Ends:
+class EmbeddingAndHead:
     """Dense weights that stand in for those of the embeddings and of the head; None where the model's own stay."""
 
     embeddings: Tensor | None = None
     head: Tensor | None = None
 
 
-def by_block(space: Space, lm: LanguageModel, profile: Profile | None) -> list[BlockChoice]:
+def choices_by_block(space: Space, lm: LanguageModel, profile: Profile | None) -> list[BlockChoice]:
     """What every block is run with under `profile`; None is the dense model. Nothing is chosen for what is dropped."""
     choices = [BlockChoice() for _ in range(lm.num_blocks)]
     if profile is None:
@@ -53,7 +53,7 @@ def _choice(space: Space, lm: LanguageModel, block: int, members: list[int], pro
     levels = [
         (layer[prefix:], profile[i])
         for i in members
-        if not space.is_gone(i, profile)
+        if not space.is_inside_dropped(i, profile)
         for layer in space.units[i].layers
     ]
     dropped = [
@@ -65,16 +65,18 @@ def _choice(space: Space, lm: LanguageModel, block: int, members: list[int], pro
     return BlockChoice(tuple(levels), frozenset(dropped))
 
 
-def end_levels(space: Space, profile: Profile | None) -> tuple[tuple[str, int], ...]:
+def embedding_and_head_levels(space: Space, profile: Profile | None) -> tuple[tuple[str, int], ...]:
     """Full name and level of the embeddings and of the head, as far as `profile` chooses them."""
     pairs = zip(space.units, profile, strict=True) if profile is not None else ()
     return tuple((layer, level) for unit, level in pairs if not unit.blocks for layer in unit.layers)
 
 
-def ends(lm: LanguageModel, weights: DecodedWeights | None, levels: Iterable[tuple[str, int]]) -> Ends:
-    """The weights of `end_levels`."""
+def embedding_and_head_weights(
+    lm: LanguageModel, weights: DecodedWeights | None, levels: Iterable[tuple[str, int]]
+) -> EmbeddingAndHead:
+    """The weights of `embedding_and_head_levels`."""
     found = {name: weights.get(OUTSIDE, name, level) for name, level in levels if weights is not None}
-    return Ends(found.get(lm.ends[0]), found.get(lm.ends[-1]))
+    return EmbeddingAndHead(found.get(lm.embedding_and_head[0]), found.get(lm.embedding_and_head[-1]))
 
 
 @contextmanager
@@ -82,7 +84,7 @@ def applied(
     lm: LanguageModel, space: Space, weights: DecodedWeights | None, profile: Profile | None
 ) -> Iterator[PreTrainedModel]:
     """While open, the model is the one that `profile` describes; None leaves it dense."""
-    choices = by_block(space, lm, profile)
+    choices = choices_by_block(space, lm, profile)
     replaced = {
         lm.layer_name(block, local): weights.get(block, lm.layer_name(block, local), level)
         for block, choice in enumerate(choices)
@@ -90,6 +92,8 @@ def applied(
         if weights is not None
     }
     if weights is not None:
-        replaced |= {name: weights.get(OUTSIDE, name, level) for name, level in end_levels(space, profile)}
+        replaced |= {
+            name: weights.get(OUTSIDE, name, level) for name, level in embedding_and_head_levels(space, profile)
+        }
     with lm.replaced(replaced, {block: choice.dropped for block, choice in enumerate(choices)}) as model:
         yield model

@@ -96,7 +96,7 @@ class Budget:
             return (Cap(everything, sum(unit.num_weights - ceil(target * unit.num_weights) for unit in space.units)),)
         return tuple(
             Cap(members, _total_cost(space, members) * (len(members) - num_dropped) // len(members))
-            for members in space.groups.values()
+            for members in space.trade_groups.values()
             for num_dropped in [floor(target * len(members) + Fraction(1, 2))]
         )
 

@@ -79,9 +79,9 @@ def layer_space(lm: LanguageModel, compressor: LevelSource, settings: SpaceSetti
     if settings.drops != "none":
         units = _with_parents(lm, units, settings.drops, settings)
     if compressor.takes_ends:
-        first, *last = [_layer_unit(lm, compressor, name, (), (name,), name) for name in lm.ends]
+        first, *last = [_layer_unit(lm, compressor, name, (), (name,), name) for name in lm.embedding_and_head]
         units = [first, *units, *last]
-    return Space(tuple(units), _fixed_bytes(lm, units)).regrouped(settings.trade)
+    return Space(tuple(units), _fixed_bytes(lm, units)).with_trade_groups(settings.trade)
 
 
 def _tied(groups: Groups, tie: str) -> dict[str, tuple[str, ...]]:

@@ -15,13 +15,13 @@ def to_text(space: Space, profile: Profile) -> str:
 
     A parent has a line of its own, `name: 1` where it is dropped, and then none for what is inside it.
     """
-    if space.is_depth:
+    if space.is_depth_pruning:
         dropped = _dropped_parts(space, profile)
         return "".join(f"{'+'.join(part for part in PARTS if part in parts) or 'none'}\n" for parts in dropped)
     return "".join(
         f"{name}: {space.level(index, profile).value:g}\n"
         for index, unit in enumerate(space.units)
-        if not space.is_gone(index, profile)
+        if not space.is_inside_dropped(index, profile)
         for name in _lines_of(unit)
     )
 
@@ -57,7 +57,7 @@ def from_text(space: Space, text: str, zero: Profile | None = None) -> Profile:
     given twice.
     """
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
-    return _depth_from(space, lines) if space.is_depth else _layers_from(space, lines, zero)
+    return _depth_from(space, lines) if space.is_depth_pruning else _layers_from(space, lines, zero)
 
 
 def _layers_from(space: Space, lines: list[tuple[int, str]], zero: Profile | None) -> Profile:
@@ -84,7 +84,7 @@ def _layers_from(space: Space, lines: list[tuple[int, str]], zero: Profile | Non
     else:
         profile = tuple(0 if v is None else _level_of(unit, v) for unit, v in zip(space.units, given, strict=True))
     space.check(profile)
-    return space.canonical(profile)
+    return space.normalized(profile)
 
 
 def _lines_of(unit: Unit) -> tuple[str, ...]:
@@ -157,4 +157,4 @@ def _by_name(space: Space, named: Mapping[str, object]) -> Profile:
             raise ValueError(f"the level of {unit.name} must be an integer, not {str(level)[:50]!r}")
         profile.append(level)
     space.check(tuple(profile))
-    return space.canonical(tuple(profile))
+    return space.normalized(tuple(profile))

@@ -56,7 +56,7 @@ def _unit(blocks: Sequence[BlockShape], members: tuple[int, ...], kind: str, mus
         layers=(),
         num_weights=num_weights,
         levels=(kept,) if stays else (kept, dropped),
-        group=kind,
+        trade_group=kind,
     )
 
 

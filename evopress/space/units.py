@@ -38,8 +38,8 @@ class Unit:
     """What receives one level: a layer, several layers tied together, or an attention or MLP sub-block.
 
     `layers` are full module names; a unit without layers is a sub-block (or several) that is kept or dropped. `kind` is
-    what units of different blocks have in common ("self_attn.q_proj", "attention"). Units with the same `group` may
-    trade levels. `blocks` are the indices of the decoder blocks that the unit lies in.
+    what units of different blocks have in common ("self_attn.q_proj", "attention"). Units with the same `trade_group`
+    may trade levels. `blocks` are the indices of the decoder blocks that the unit lies in.
 
     `parent` names the unit, `KEPT` or `DROPPED`, that this one sits in. While that is dropped, this one costs nothing
     and its level has no effect.
@@ -51,7 +51,7 @@ class Unit:
     layers: tuple[str, ...]
     num_weights: int
     levels: tuple[Level, ...]
-    group: str = "all"
+    trade_group: str = "all"
     parent: str | None = None
 
 
@@ -70,11 +70,11 @@ class Space:
         return sum(unit.num_weights for unit in self.units)
 
     @cached_property
-    def groups(self) -> dict[str, tuple[int, ...]]:
+    def trade_groups(self) -> dict[str, tuple[int, ...]]:
         """Indices of the units of each trade group, in order of first appearance."""
         members: dict[str, list[int]] = {}
         for index, unit in enumerate(self.units):
-            members.setdefault(unit.group, []).append(index)
+            members.setdefault(unit.trade_group, []).append(index)
         return {group: tuple(indices) for group, indices in members.items()}
 
     @cached_property
@@ -93,24 +93,24 @@ class Space:
         return found
 
     @cached_property
-    def is_depth(self) -> bool:
+    def is_depth_pruning(self) -> bool:
         """Whether units are kept or dropped, and have no levels."""
         return not any(unit.layers for unit in self.units)
 
-    def is_gone(self, index: int, profile: Sequence[int]) -> bool:
+    def is_inside_dropped(self, index: int, profile: Sequence[int]) -> bool:
         """Whether the unit sits in a dropped one."""
         parent = self.parents[index]
         return parent is not None and profile[parent] > 0
 
-    def canonical(self, profile: Profile) -> Profile:
+    def normalized(self, profile: Profile) -> Profile:
         """The one of all profiles of the same model whose units inside dropped ones are at level 0."""
         if not self.children:
             return profile
-        return tuple(0 if self.is_gone(index, profile) else level for index, level in enumerate(profile))
+        return tuple(0 if self.is_inside_dropped(index, profile) else level for index, level in enumerate(profile))
 
-    def traders(self, profile: Sequence[int], members: Iterable[int]) -> list[int]:
+    def tradable_units(self, profile: Sequence[int], members: Iterable[int]) -> list[int]:
         """Those of `members` whose level has a price of its own: neither parents nor inside a dropped one."""
-        return [index for index in members if index not in self.children and not self.is_gone(index, profile)]
+        return [index for index in members if index not in self.children and not self.is_inside_dropped(index, profile)]
 
     def uniform(self, level: int) -> Profile:
         """Every unit at `level`, or at its last level where it has fewer; parents are kept."""
@@ -119,7 +119,7 @@ class Space:
         )
 
     def level(self, index: int, profile: Sequence[int]) -> Level:
-        return DROPPED if self.is_gone(index, profile) else self.units[index].levels[profile[index]]
+        return DROPPED if self.is_inside_dropped(index, profile) else self.units[index].levels[profile[index]]
 
     def cost(self, profile: Sequence[int], members: Iterable[int] | None = None) -> int:
         """Sum of the level costs of `members` (default: all units)."""
@@ -138,16 +138,16 @@ class Space:
             if not 0 <= level < len(unit.levels):
                 raise ValueError(f"{unit.name} has levels 0 to {len(unit.levels) - 1}, not {level}")
 
-    def regrouped(self, trade: str) -> "Space":
+    def with_trade_groups(self, trade: str) -> "Space":
         """The same space with trade groups by `size` (equal number of weights), `kind` or `any`."""
         keys: Mapping[str, Callable[[Unit], str]] = {
             "size": lambda unit: str(unit.num_weights),
             "kind": lambda unit: unit.kind,
             "any": lambda unit: "all",
         }
-        return replace(self, units=tuple(replace(unit, group=keys[trade](unit)) for unit in self.units))
+        return replace(self, units=tuple(replace(unit, trade_group=keys[trade](unit)) for unit in self.units))
 
-    def priced_in_bytes(self) -> "Space":
+    def with_costs_in_bytes(self) -> "Space":
         """The same space where the cost of a level is its size in bytes."""
 
         def priced(unit: Unit) -> Unit:

@@ -29,7 +29,7 @@ def space(n: int) -> Space:
     """n units that are kept or dropped."""
     levels = (Level(label="kept", value=0, cost=1, size_bytes=0), Level(label="dropped", value=1, cost=0, size_bytes=0))
     units = [
-        Unit(name=str(i), blocks=(i,), kind="block", layers=(), num_weights=1, levels=levels, group="block")
+        Unit(name=str(i), blocks=(i,), kind="block", layers=(), num_weights=1, levels=levels, trade_group="block")
         for i in range(n)
     ]
     return Space(tuple(units))

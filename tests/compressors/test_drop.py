@@ -13,7 +13,7 @@ def test_sub_blocks_are_units_that_trade_with_their_kind():
     units = Drop().units(BLOCKS)
     assert [unit.name for unit in units[:3]] == ["layers.0.attention", "layers.0.mlp", "layers.1.attention"]
     assert [unit.blocks for unit in units] == [(0,), (0,), (1,), (1,), (2,), (2,), (3,), (3,)]
-    assert [unit.kind for unit in units] == [unit.group for unit in units] == ["attention", "mlp"] * 4
+    assert [unit.kind for unit in units] == [unit.trade_group for unit in units] == ["attention", "mlp"] * 4
     assert [unit.num_weights for unit in units[:4]] == [10, 100, 11, 101]
 
 
@@ -27,7 +27,7 @@ def test_blocks_and_pairs_hold_all_weights_of_their_blocks():
     ]
     assert [(unit.blocks, unit.num_weights) for unit in pairs] == [((0, 1), 222), ((2, 3), 230)]
     assert pairs[1].name == "layers.2.block+layers.3.block"
-    assert {unit.group for unit in blocks + pairs} == {"block"}
+    assert {unit.trade_group for unit in blocks + pairs} == {"block"}
 
 
 @pytest.mark.parametrize("granularity", ["subblock", "block", "pair"])

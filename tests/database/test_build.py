@@ -143,15 +143,17 @@ def test_the_head_is_solved_with_what_it_reads_and_the_embeddings_are_rounded(fa
             block = lm.block_names.index(prefix)
             model.get_submodule(name).weight.data = database.read(block, name, compressor.propagate_level).dense()
     X = inputs_of(model, lm.family.head)
-    weight = lm.model.get_submodule(lm.ends[-1]).weight.detach()
-    solved = compressor.compress(LayerGroup((lm.ends[-1],), (weight,), (2 / len(X) * X.t() @ X).float()))
-    assert database.errors(OUTSIDE, lm.ends[-1]) == pytest.approx(solved.errors[0], rel=1e-2)
+    weight = lm.model.get_submodule(lm.embedding_and_head[-1]).weight.detach()
+    solved = compressor.compress(LayerGroup((lm.embedding_and_head[-1],), (weight,), (2 / len(X) * X.t() @ X).float()))
+    assert database.errors(OUTSIDE, lm.embedding_and_head[-1]) == pytest.approx(solved.errors[0], rel=1e-2)
     for level, plain in enumerate(solved.levels[0]):
-        found = database.read(OUTSIDE, lm.ends[-1], level).dense()
+        found = database.read(OUTSIDE, lm.embedding_and_head[-1], level).dense()
         assert float(((found - plain.dense()).abs() > 1e-3).float().mean()) < 0.02
-    if len(lm.ends) == 2:
-        weight = lm.model.get_submodule(lm.ends[0]).weight.detach()
-        assert torch.equal(database.read(OUTSIDE, lm.ends[0], 1).dense(), round_to(weight, "Q4_0").dense())
+    if len(lm.embedding_and_head) == 2:
+        weight = lm.model.get_submodule(lm.embedding_and_head[0]).weight.detach()
+        assert torch.equal(
+            database.read(OUTSIDE, lm.embedding_and_head[0], 1).dense(), round_to(weight, "Q4_0").dense()
+        )
 
 
 def test_a_killed_build_solves_what_is_missing_outside_the_blocks(tmp_path):

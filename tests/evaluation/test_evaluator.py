@@ -25,7 +25,7 @@ CLOSE = {"rel": 2e-4, "abs": 2e-6}
 """float32 on both sides, in products of other shapes."""
 
 
-class RoundsEnds(RTN):
+class RoundsEmbeddingAndHead(RTN):
     """Embeddings and head have levels too."""
 
     takes_ends = True
@@ -36,8 +36,8 @@ COMPRESSORS: dict[str, Compressor | Drop] = {
     "block": Drop(granularity="block"),
     "sparsity": Magnitude(base=0.5, num_levels=2, step=400, value_dtype="float32"),
     "bits": RTN(bits=(2, 3, 4), group_size=32),
-    "ends": RoundsEnds(bits=(2, 3, 4), group_size=32),
-    "joint": RoundsEnds(bits=(2, 3, 4), group_size=32),
+    "embedding_and_head": RoundsEmbeddingAndHead(bits=(2, 3, 4), group_size=32),
+    "joint": RoundsEmbeddingAndHead(bits=(2, 3, 4), group_size=32),
 }
 LIMITS = {
     "ample": EvaluatorSettings(),
@@ -228,7 +228,7 @@ def test_shared_prefixes_are_run_and_counted_once(case):
 
 
 def test_other_embeddings_run_apart_and_another_head_does_not(case):
-    found, tokens = case("llama", "ends"), token_windows(2, 20)
+    found, tokens = case("llama", "embedding_and_head"), token_windows(2, 20)
     first = found.space.uniform(1)
     assert block_tokens(found, [first, (*first[:-1], 2)], tokens) == 40 * NUM_BLOCKS
     assert block_tokens(found, [first, (2, *first[1:])], tokens) == 40 * 2 * NUM_BLOCKS
@@ -239,15 +239,15 @@ def test_levels_of_layers_in_what_is_dropped_make_no_other_run(case):
     last = list(found.space.children)[-1]  # an MLP, with the head behind it
     profile = dropped(found.space, found.space.uniform(1), last)
     other = (*profile[:-2], 2, profile[-1])
-    assert found.space.parents[-2] == last and found.space.canonical(other) == profile
+    assert found.space.parents[-2] == last and found.space.normalized(other) == profile
     assert block_tokens(found, [profile, other], tokens) == 40 * NUM_BLOCKS
     assert len(set(found.evaluator().evaluate([profile, other], tokens))) == 1
 
 
-@pytest.mark.parametrize("kind", ["ends", "joint"])
+@pytest.mark.parametrize("kind", ["embedding_and_head", "joint"])
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_an_applied_profile_is_the_one_that_is_evaluated(family, kind, case):
-    """gemma2 has one weight at both ends, and a soft cap."""
+    """gemma2 has a head tied to the embeddings, and a soft cap."""
     found, tokens = case(family, kind), token_windows(2, 20)
     (profile,) = profiles_of(found.space, 4)[2:3]
     evaluator = found.evaluator()
@@ -277,7 +277,7 @@ def test_teacher_states_are_kept_between_calls_within_the_limit(case):
 
 
 def test_evaluation_leaves_the_model_as_it_was(case):
-    for kind in ("subblock", "bits", "ends"):
+    for kind in ("subblock", "bits", "embedding_and_head"):
         found = case("opt", kind)
         before = {name: tensor.clone() for name, tensor in found.lm.model.state_dict().items()}
         modules = list(found.lm.model.named_modules())

@@ -7,7 +7,9 @@ from torch import Tensor
 from evopress.compressors.drop import Drop
 from evopress.compressors.rtn import RTN
 from evopress.database.store import BlockLevels, Database
-from evopress.evaluation.measurements import cosine, layer_errors, outliers, relative_change, stream
+from evopress.evaluation.layer_errors import layer_errors
+from evopress.evaluation.outliers import outlier_shares
+from evopress.evaluation.residual_stream import cosine, relative_change, stream_changes
 from evopress.space.build import SpaceSettings, drop_space, layer_space
 from evopress.space.units import Space
 from tests import plain
@@ -52,7 +54,7 @@ def test_errors_of_tied_layers_add_up(tie, tmp_path):
 @pytest.mark.parametrize("family", ["llama", "phi3", "gemma3_text", "opt"])
 def test_outliers_are_the_share_of_scores_far_above_their_mean(family):
     lm, multiples = tiny(family), (0.5, 1.0, 2.0, 5.0)
-    found = outliers(lm, TOKENS, multiples)
+    found = outlier_shares(lm, TOKENS, multiples)
     for prefix, row in zip(lm.block_names, found, strict=True):
         scores = []
         for local in (local for group in lm.family.layers for local in group):
@@ -83,7 +85,7 @@ def test_stream_measures_are_the_plain_ones(family, granularity):
     lm = tiny(family)
     space = drop_space(lm, Drop(granularity=granularity))
     at = places(family, space)
-    similar, changed = (stream(lm, space, TOKENS, measure, SPANS) for measure in ("cosine", "relative_change"))
+    similar, changed = (stream_changes(lm, space, TOKENS, measure, SPANS) for measure in ("cosine", "relative_change"))
     for unit in range(len(space)):
         for column, span in enumerate(SPANS):
             end = unit + int(span)
@@ -99,9 +101,9 @@ def test_stream_measures_are_the_plain_ones(family, granularity):
 
 def test_there_are_as_many_rows_as_units_or_blocks():
     lm = tiny("llama")
-    assert len(outliers(lm, TOKENS, (5.0,))) == NUM_BLOCKS
+    assert len(outlier_shares(lm, TOKENS, (5.0,))) == NUM_BLOCKS
     for granularity, count in (("subblock", 2 * NUM_BLOCKS), ("block", NUM_BLOCKS)):
-        rows = stream(lm, drop_space(lm, Drop(granularity=granularity)), TOKENS, "cosine", SPANS)
+        rows = stream_changes(lm, drop_space(lm, Drop(granularity=granularity)), TOKENS, "cosine", SPANS)
         assert [len(row) for row in rows] == [len(SPANS)] * count
 
 

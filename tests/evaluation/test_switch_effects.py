@@ -102,12 +102,12 @@ def test_with_drops_in_the_profile_too_it_is_the_derivative_of_what_is_kept_and_
     settings = SpaceSettings(trade="any", drops=drops)
     space, weights = layer_space(lm, RTN(bits=[2, 3, 4], group_size=32), settings), Noisy(lm)
     gone = list(space.children)[1:3]
-    profile = space.canonical(tuple(int(i in gone) if i in space.children else i % 3 for i in range(len(space))))
+    profile = space.normalized(tuple(int(i in gone) if i in space.children else i % 3 for i in range(len(space))))
     found = effects(lm, space, weights, profile)
     dense = run(lm).detach()
     for index in range(len(space)):
         rows = slice(row(space, index, 0), row(space, index, len(space.units[index].levels)))
-        if index not in space.traders(profile, [index]):
+        if index not in space.tradable_units(profile, [index]):
             assert not found.first[rows].any() and not found.second[rows].any()
             continue
         (layer,), block, level = space.units[index].layers, space.units[index].blocks[0], (profile[index] + 1) % 3
@@ -120,20 +120,20 @@ def test_with_drops_in_the_profile_too_it_is_the_derivative_of_what_is_kept_and_
         assert float(found.first[row(space, index, level)]) == pytest.approx(float(slope), rel=2e-3, abs=1e-6)
 
 
-class RoundsEnds(RTN):
+class RoundsEmbeddingAndHead(RTN):
     takes_ends = True
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "opt"])
 def test_first_order_of_embeddings_and_head_is_the_derivative_along_the_switch(family):
-    """gemma2 and opt have one weight at both ends; gemma2 scales embeddings and caps logits."""
+    """gemma2 and opt have a head tied to the embeddings; gemma2 scales embeddings and caps logits."""
     lm = tiny(family)
-    space, weights = layer_space(lm, RoundsEnds(bits=[2, 3, 4], group_size=32), SpaceSettings()), Noisy(lm)
+    space, weights = layer_space(lm, RoundsEmbeddingAndHead(bits=[2, 3, 4], group_size=32), SpaceSettings()), Noisy(lm)
     profile = some_profile(space)
     found = effects(lm, space, weights, profile).first
     dense = run(lm).detach()
     outside = [index for index, unit in enumerate(space.units) if not unit.blocks]
-    assert len(outside) == len(lm.ends) == (2 if family == "llama" else 1)
+    assert len(outside) == len(lm.embedding_and_head) == (2 if family == "llama" else 1)
     for index in outside:
         (layer,), level = space.units[index].layers, (profile[index] + 1) % 3
         current, other = (weights.get(OUTSIDE, layer, at) for at in (profile[index], level))
@@ -149,7 +149,7 @@ def test_first_order_of_embeddings_and_head_is_the_derivative_along_the_switch(f
 
 def test_with_many_draws_second_order_of_the_head_is_the_divergence_that_the_switch_alone_would_cause():
     lm = tiny("llama")
-    space, weights = layer_space(lm, RoundsEnds(bits=[2, 3, 4], group_size=32), SpaceSettings()), Noisy(lm)
+    space, weights = layer_space(lm, RoundsEmbeddingAndHead(bits=[2, 3, 4], group_size=32), SpaceSettings()), Noisy(lm)
     profile, index, small = some_profile(space), len(space) - 1, 0.1
     level = (profile[index] + 1) % 3
     found = float(effects(lm, space, weights, profile, draws=200).second[row(space, index, level)])

@@ -78,7 +78,7 @@ def test_greedy_ends_on_the_budget_and_spares_what_matters():
     space, weights = drop_space(8), [float(i % 5 + i / 100) for i in range(16)]
     best, asked = play(Greedy(tokens=8), space, DROP25, linear_fitness(weights))
     assert len(asked) == 4
-    for members in space.groups.values():
+    for members in space.trade_groups.values():
         dropped = [i for i in members if best[i]]
         assert dropped == sorted(sorted(members, key=lambda i: weights[i])[:2])
 

@@ -118,7 +118,7 @@ def test_the_cap_comes_down_to_the_budget_in_equal_steps():
     ids=str,
 )
 def test_budgets_are_met_exactly(space, budget, cost):
-    space = space.priced_in_bytes() if budget.metric == "size" else space
+    space = space.with_costs_in_bytes() if budget.metric == "size" else space
     rng = Random(0)
     weights = [rng.random() for _ in space.units]
     best, _ = play(guided(), space, budget, linear_fitness(weights), table=flat_table(space, weights))
@@ -206,7 +206,7 @@ def test_trade_groups_keep_their_cost_when_asked_to(sizes, seed):
     weights = [rng.random() for _ in sizes]
     table = flat_table(space, weights)
     best, _ = play(guided(trade="groups"), space, BITS3, linear_fitness(weights), seed, table)
-    for members in space.groups.values():
+    for members in space.trade_groups.values():
         assert space.cost(best, members) == sum(3 * space.units[i].num_weights for i in members)
 
 

@@ -6,11 +6,11 @@ from math import inf
 from random import Random
 
 import pytest
+from evopress.report.collect import choices_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evopress.compressors.rtn import RTN
-from evopress.report.collect import choices_of
 from evopress.search.base import Batch, Table
 from evopress.search.baselines.additive import Additive, error_table, knapsack, switches
 from evopress.search.baselines.greedy import Greedy
@@ -29,7 +29,7 @@ from evopress.search.moves import (
     uniform_profile,
 )
 from evopress.search.refinement import Refinement
-from evopress.space.apply import BlockChoice, by_block
+from evopress.space.apply import BlockChoice, choices_by_block
 from evopress.space.budget import Budget, Cap
 from evopress.space.build import SpaceSettings, layer_space
 from evopress.space.profile_files import from_json, from_text, to_json, to_text
@@ -45,7 +45,7 @@ JOINT = SpaceSettings(drops="subblock", trade="any")
 def all_profiles(space: Space) -> list[Profile]:
     """Each model once."""
     every = product(*(range(len(unit.levels)) for unit in space.units))
-    return [profile for profile in every if profile == space.canonical(profile)]
+    return [profile for profile in every if profile == space.normalized(profile)]
 
 
 def dropped_in(space: Space, profile: Profile) -> list[int]:
@@ -60,7 +60,7 @@ def test_what_is_inside_a_dropped_unit_costs_nothing_whatever_its_level():
     for levels in product(range(3), repeat=2):
         other = (1, *levels, *kept[3:])
         assert SMALL.cost(other) == SMALL.cost(without) and SMALL.size_bytes(other) == SMALL.size_bytes(without)
-        assert SMALL.canonical(other) == without
+        assert SMALL.normalized(other) == without
         assert Budget(metric="bits", target=2.25).achieved(SMALL, other) == 2.25
 
 
@@ -78,7 +78,7 @@ def test_below_the_smallest_level_start_profiles_drop_and_hold_the_budget(target
     budget = Budget(metric="bits", target=round(target, 3))
     for profile in (evenly_spaced_profile(LARGE, budget), random_profile(LARGE, budget, Random(seed))):
         assert budget.holds(LARGE, profile) and dropped_in(LARGE, profile)
-        assert profile == LARGE.canonical(profile)
+        assert profile == LARGE.normalized(profile)
 
 
 @given(st.floats(1.0, 4.0), st.integers(0, 1000))
@@ -92,12 +92,12 @@ def test_mutants_hold_the_budget_and_drops_spend_it(target, seed):
         if switched is None:  # with all else at its lowest, nothing can be restored
             assert target < 2
             continue
-        assert switched == LARGE.canonical(switched)
-        raisable = [i for i in LARGE.traders(switched, cap.members) if switched[i] > 0]
+        assert switched == LARGE.normalized(switched)
+        raisable = [i for i in LARGE.tradable_units(switched, cap.members) if switched[i] > 0]
         gains = [LARGE.units[i].levels[switched[i] - 1].cost - LARGE.level(i, switched).cost for i in raisable]
         assert 0 <= cap.slack(LARGE, switched) < min(gains, default=10**9)
         profile = mutate(LARGE, caps, switched, rng, max_switches=3) or switched
-        assert cap.slack(LARGE, profile) >= 0 and profile == LARGE.canonical(profile)
+        assert cap.slack(LARGE, profile) >= 0 and profile == LARGE.normalized(profile)
 
 
 def test_mutants_drop_restore_and_let_two_change_places():
@@ -134,10 +134,10 @@ def test_knapsack_equals_enumeration_of_levels_and_drops(errors, drops, target):
     (cap,) = caps = Budget(metric="bits", target=target).caps(space)
 
     def total(profile):
-        return sum(table[i][level] for i, level in enumerate(profile) if not space.is_gone(i, profile))
+        return sum(table[i][level] for i, level in enumerate(profile) if not space.is_inside_dropped(i, profile))
 
     found = knapsack(space, caps, table)
-    assert cap.slack(space, found) >= 0 and found == space.canonical(found)
+    assert cap.slack(space, found) >= 0 and found == space.normalized(found)
     feasible = [profile for profile in all_profiles(space) if cap.slack(space, profile) >= 0]
     assert total(found) == pytest.approx(min(map(total, feasible)))
 
@@ -150,7 +150,7 @@ def test_knapsack_keeps_what_may_not_be_dropped_and_what_is_outside_the_cap():
     (cap,) = Budget(metric="bits", target=2).caps(space)
     found = knapsack(space, (cap,), errors)
     assert [found[i] for i in space.children] == [0] + [1] * (2 * NUM_BLOCKS - 1)
-    layers = tuple(space.traders(space.uniform(0), cap.members))
+    layers = tuple(space.tradable_units(space.uniform(0), cap.members))
     assert knapsack(space, (Cap(layers, cap.max_cost),), errors) == space.uniform(1)
 
 
@@ -158,7 +158,7 @@ def test_single_switches_of_a_joint_profile_are_all_other_models_one_step_away()
     start = dropped(SMALL, SMALL.uniform(1), 3)
     found = switches(SMALL, start)
     assert len(found) == len(set(found)) == 2 + 3 * (1 + 2 * 2) - 1
-    assert all(profile == SMALL.canonical(profile) for profile in found)
+    assert all(profile == SMALL.normalized(profile) for profile in found)
     table = error_table(SMALL, start, 1.0, dict.fromkeys(found, 3.0))
     assert table[0] == [0.0, 2.0] and table[3] == [2.0, 0.0] and table[4] == [0.0, 0.0, 0.0]
 
@@ -189,14 +189,17 @@ USELESS = {0, 4 * 7}
 
 def loss(profile: Profile) -> float:
     """Additive: what the levels of what is kept lose, and a constant for each drop."""
-    lost = [LARGE.units[i].num_weights * (4 - LARGE.level(i, profile).value) for i in LARGE.traders(profile, range(48))]
+    lost = [
+        LARGE.units[i].num_weights * (4 - LARGE.level(i, profile).value)
+        for i in LARGE.tradable_units(profile, range(48))
+    ]
     return sum(lost) + sum(0 if i in USELESS else 500 for i in dropped_in(LARGE, profile))
 
 
 def table_of_levels(question: Table) -> list[list[float]]:
     """What a table would say of `loss`: nothing of drops, and nothing inside what is dropped."""
     assert question.profile is not None and not any(question.profile[i] > 1 for i in LARGE.children)
-    live = LARGE.traders(question.profile, range(len(LARGE)))
+    live = LARGE.tradable_units(question.profile, range(len(LARGE)))
     effects = [
         LARGE.units[i].num_weights * (level - question.profile[i]) if i in live else 0
         for i, unit in enumerate(LARGE.units)
@@ -277,7 +280,7 @@ def test_every_layer_of_a_block_sits_in_what_may_be_dropped_of_it(family, drops)
     space = layer_space(lm, RTN(bits=(4, 3, 2), group_size=32), SpaceSettings(trade="any", drops=drops))
     assert [unit.name for unit in space.units if unit.layers] == [unit.name for unit in plain.units]
     assert space.num_weights == plain.num_weights and space.fixed_bytes == plain.fixed_bytes
-    assert space.groups == {"all": tuple(range(len(space)))}
+    assert space.trade_groups == {"all": tuple(range(len(space)))}
     for level in range(3):
         assert space.size_bytes(space.uniform(level)) == plain.size_bytes(plain.uniform(level))
     for index, children in space.children.items():
@@ -291,9 +294,9 @@ def test_a_block_runs_with_the_levels_of_what_is_kept_of_it():
     lm = tiny("llama")
     space = layer_space(lm, RTN(bits=(4, 3, 2), group_size=32), JOINT)
     profile = dropped(space, space.uniform(1), 0)
-    first, second, _ = by_block(space, lm, profile)
+    first, second, _ = choices_by_block(space, lm, profile)
     assert first == BlockChoice(tuple((local, 1) for local in lm.layers_of("mlp")), frozenset({"attention"}))
-    assert by_block(space, lm, (*profile[:2], 2, *profile[3:]))[0] == first
+    assert choices_by_block(space, lm, (*profile[:2], 2, *profile[3:]))[0] == first
     assert not second.dropped and len(second.levels) == 7
 
 

@@ -128,7 +128,7 @@ def test_drop_profiles_drop_as_many_attentions_as_mlps():
         rng = Random(seed)
         parent = random_profile(space, budget, rng)
         for profile in [parent, *mutants(space, budget.caps(space), [parent], 8, rng, 3)]:
-            assert [sum(profile[i] for i in members) for members in space.groups.values()] == [3, 3]
+            assert [sum(profile[i] for i in members) for members in space.trade_groups.values()] == [3, 3]
 
 
 def test_out_of_reach_budget_says_what_is_reached():

@@ -72,7 +72,7 @@ def test_dropping_enough_of_one_kind_only_does_not_hold():
 
 
 def test_a_size_covers_what_is_not_compressed_too():
-    space = Space(bit_space([8000, 16000]).units, fixed_bytes=1000).priced_in_bytes()
+    space = Space(bit_space([8000, 16000]).units, fixed_bytes=1000).with_costs_in_bytes()
     budget = Budget(metric="size", target="10KB")
     smallest, largest = (2, 2), (0, 0)
     assert budget.achieved(space, smallest) == 1000 + 2000 + 4000

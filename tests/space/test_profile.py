@@ -217,7 +217,7 @@ def test_costs_and_sizes_are_sums():
     assert space.cost(profile) == 4 * 8 + 3 * 16 + 2 * 24
     assert space.cost(profile, members=(2, 0)) == 4 * 8 + 2 * 24
     assert space.size_bytes(profile) == 1000 + 4 + 6 + 6
-    assert space.priced_in_bytes().cost(profile) == 4 + 6 + 6
+    assert space.with_costs_in_bytes().cost(profile) == 4 + 6 + 6
     assert space.num_weights == 48
 
 
@@ -235,4 +235,4 @@ def test_uniform_stops_at_the_last_level_of_each_unit():
     ],
 )
 def test_units_trade_with_their_like(trade, groups):
-    assert SPACES["bits"].regrouped(trade).groups == groups
+    assert SPACES["bits"].with_trade_groups(trade).trade_groups == groups

@@ -7,7 +7,7 @@ from evopress.compressors.drop import Drop
 from evopress.compressors.gguf import GGUF
 from evopress.compressors.magnitude import Magnitude
 from evopress.compressors.rtn import RTN
-from evopress.space.apply import BlockChoice, by_block
+from evopress.space.apply import BlockChoice, choices_by_block
 from evopress.space.budget import Budget
 from evopress.space.build import SpaceSettings, dense_bytes, drop_space, layer_space
 from evopress.space.units import Space
@@ -86,14 +86,14 @@ def test_tying_changes_neither_the_cost_nor_the_size_of_uniform_profiles(family)
 def test_layers_of_one_size_trade_or_of_one_kind_or_all():
     lm = tiny("llama")
     spaces = {trade: layer_space(lm, BITS, SpaceSettings(trade=trade)) for trade in ("size", "kind", "any")}
-    assert {key: len(members) for key, members in spaces["size"].groups.items()} == {
+    assert {key: len(members) for key, members in spaces["size"].trade_groups.items()} == {
         str(64 * 64): 2 * NUM_BLOCKS,
         str(32 * 64): 2 * NUM_BLOCKS,
         str(64 * 128): 3 * NUM_BLOCKS,
     }
-    assert set(spaces["kind"].groups) == {local for group in lm.family.layers for local in group}
-    assert all(len(members) == NUM_BLOCKS for members in spaces["kind"].groups.values())
-    assert spaces["any"].groups == {"all": tuple(range(7 * NUM_BLOCKS))}
+    assert set(spaces["kind"].trade_groups) == {local for group in lm.family.layers for local in group}
+    assert all(len(members) == NUM_BLOCKS for members in spaces["kind"].trade_groups.values())
+    assert spaces["any"].trade_groups == {"all": tuple(range(7 * NUM_BLOCKS))}
 
 
 @pytest.mark.parametrize("tie", ["none", "engine"])
@@ -102,7 +102,7 @@ def test_each_block_runs_with_the_levels_of_its_layers(tie):
     space = layer_space(lm, BITS, SpaceSettings(tie=tie))
     profile = tuple(index % 3 for index in range(len(space)))
     level_of = {layer: level for unit, level in zip(space.units, profile, strict=True) for layer in unit.layers}
-    choices = by_block(space, lm, profile)
+    choices = choices_by_block(space, lm, profile)
     assert len(choices) == NUM_BLOCKS
     for prefix, choice in zip(lm.block_names, choices, strict=True):
         assert not choice.dropped
@@ -121,13 +121,13 @@ def test_each_block_runs_with_the_levels_of_its_layers(tie):
 )
 def test_each_block_runs_without_what_is_dropped(granularity, profile, dropped):
     lm = tiny("opt")
-    choices = by_block(drop_space(lm, Drop(granularity=granularity)), lm, profile)
+    choices = choices_by_block(drop_space(lm, Drop(granularity=granularity)), lm, profile)
     assert choices == [BlockChoice((), frozenset(parts)) for parts in dropped]
 
 
 def test_no_profile_leaves_every_block_dense():
     lm = tiny("llama")
-    assert by_block(layer_space(lm, BITS, SpaceSettings()), lm, None) == [BlockChoice()] * NUM_BLOCKS
+    assert choices_by_block(layer_space(lm, BITS, SpaceSettings()), lm, None) == [BlockChoice()] * NUM_BLOCKS
 
 
 @pytest.mark.parametrize("family", FAMILIES)

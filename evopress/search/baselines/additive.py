@@ -61,13 +61,13 @@ def switches(space: Space, start: Profile) -> list[Profile]:
         switched(space, start, index, level)
         for index, unit in enumerate(space.units)
         for level in range(len(unit.levels))
-        if level != start[index] and not space.is_gone(index, start)
+        if level != start[index] and not space.is_inside_dropped(index, start)
     ]
 
 
 def switched(space: Space, start: Profile, index: int, level: int) -> Profile:
     """`start` with one unit at another level."""
-    return space.canonical((*start[:index], level, *start[index + 1 :]))
+    return space.normalized((*start[:index], level, *start[index + 1 :]))
 
 
 def error_table(space: Space, start: Profile, base: float, fitness: dict[Profile, float]) -> list[list[float]]:

@@ -25,7 +25,7 @@ class BruteForce(Search):
         return 1
 
     def run(self, space: Space, budget: Budget, rng: Random) -> SearchRun:
-        if not space.is_depth:
+        if not space.is_depth_pruning:
             raise ValueError("search=brute_force enumerates drops: use it with compress=drop")
         caps = budget.caps(space)
         number = prod(comb(len(_droppable(space, cap)), -cap.slack(space, space.uniform(0))) for cap in caps)

@@ -84,5 +84,5 @@ def fitted(space: Space, cap: Cap, wanted: list[float]) -> Profile:
 
 
 def _movable(space: Space, levels: list[int], step: int) -> list[int]:
-    traders = space.traders(levels, range(len(space)))
+    traders = space.tradable_units(levels, range(len(space)))
     return [i for i in traders if 0 <= levels[i] + step < len(space.units[i].levels)]

@@ -42,7 +42,7 @@ class Scores(Search):
         return 1
 
     def run(self, space: Space, budget: Budget, rng: Random) -> SearchRun:
-        if not space.is_depth:
+        if not space.is_depth_pruning:
             raise ValueError("this search scores what can be dropped: use it with compress=drop")
         together = blocks(space) if self.whole_blocks else [(index,) for index in range(len(space))]
         if self.score == "window":
