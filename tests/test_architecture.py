@@ -23,11 +23,13 @@ ALLOWED: dict[str, str] = {
     "report": "runtime space search",
     "inspection": "runtime database report",
     "job": "runtime data models space compressors search evaluation export",
+    "targets": "space search job",
     "results": "space evaluation job",
-    "planning": "runtime data models space compressors database search evaluation export job",
-    "pareto": "runtime data models space database search evaluation report job",
+    "planning": "runtime data models space compressors search evaluation job targets",
+    "pareto": "runtime data space search evaluation report job targets",
     "pipeline": (
-        "runtime data models space compressors database search evaluation export report job results planning pareto"
+        "runtime data models space compressors database search evaluation export report "
+        "job targets results planning pareto"
     ),
     "config": "runtime data models space compressors search evaluation export job",
     "api": "runtime data models space compressors search evaluation export job pipeline",

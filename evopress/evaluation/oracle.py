@@ -5,8 +5,11 @@ from random import Random
 from torch import Tensor
 
 from evopress.data import windows
-from evopress.evaluation import measurements, switch_effects
+from evopress.evaluation import switch_effects
 from evopress.evaluation.context import EvaluationContext
+from evopress.evaluation.layer_errors import layer_errors
+from evopress.evaluation.outliers import outlier_shares
+from evopress.evaluation.residual_stream import stream_changes
 from evopress.runtime import distributed
 from evopress.search.base import Answer, Question, Table
 from evopress.search.driver import minibatch_rng
@@ -44,10 +47,10 @@ class Oracle:
         if question.kind == "layer_error":
             if self.context.database is None:
                 raise ValueError("search.errors=layer needs a compressor with layer errors: use search.errors=measured")
-            return measurements.layer_errors(space, self.context.database), 0.0
+            return layer_errors(space, self.context.database), 0.0
         if question.kind == "outliers":
-            return measurements.outliers(lm, tokens, question.arguments), float(tokens.numel())
-        return measurements.stream(lm, space, tokens, question.kind, question.arguments), float(tokens.numel())
+            return outlier_shares(lm, tokens, question.arguments), float(tokens.numel())
+        return stream_changes(lm, space, tokens, question.kind, question.arguments), float(tokens.numel())
 
     def _switch_effects(self, question: Table, tokens: Tensor, rng: Random) -> tuple[Answer, float]:
         assert question.profile is not None

@@ -1,0 +1,24 @@
+"""`archive.csv`: every profile that the searches of a front evaluated."""
+
+import csv
+import io
+from collections.abc import Sequence
+
+from evopress.job import Job
+from evopress.search.driver import encode, evaluated
+from evopress.space.units import Space
+
+HEADER = ("target", "batch", "levels", "cost", "size_bytes", "fitness")
+
+
+def archive_csv(space: Space, jobs: Sequence[Job]) -> str:
+    """A row for every profile of every minibatch of every search: target, minibatch, levels, cost, bytes, fitness."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(HEADER)
+    for job in jobs:
+        for number, batch in enumerate(evaluated(job.folder / "search.jsonl")):
+            for profile, fitness in batch:
+                row = (encode(profile), space.cost(profile), space.size_bytes(profile), fitness)
+                writer.writerow((job.budget.target, number, *row))
+    return text.getvalue()

@@ -1,0 +1,24 @@
+"""A run with several budgets as one job per target."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from evopress.job import Job
+from evopress.search.moves import evenly_spaced_profile
+from evopress.space.units import Profile, Space
+
+
+def jobs_by_target(job: Job, space: Space, start_profiles: Callable[[], list[Profile]] = list) -> Iterator[Job]:
+    """A job for every target, from the largest model to the smallest.
+
+    Each has its own seed and its own folder below that of `job`. Its search starts from what `start_profiles` returns,
+    which is called when the job is asked for, so it can return the results of the job before.
+
+    Raises ValueError for a target that is out of reach.
+    """
+    budgets = [replace(job.budget, target=target) for target in dict.fromkeys(job.targets)]
+    costs = {budget: space.cost(evenly_spaced_profile(space, budget)) for budget in budgets}
+    for number, budget in enumerate(sorted(budgets, key=lambda budget: -costs[budget])):
+        search = job.search.beside(start_profiles(), (number + 1) / len(budgets))
+        folder = job.folder / f"{budget.target}{budget.metric}"
+        yield replace(job, budget=budget, search=search, folder=folder, seed=job.seed + number, targets=())
