@@ -27,10 +27,11 @@ from pydantic import Field
 from torch import Tensor
 
 from evopress.database.cache import DecodedLevels
-from evopress.evaluation.metrics import Divergence, Fitness, divergences
-from evopress.models.language_model import Kwargs, LanguageModel
+from evopress.evaluation.metrics import Divergence, divergences
+from evopress.models.language_model import BlockKwargs, LanguageModel
 from evopress.runtime import distributed
 from evopress.runtime.config_class import config_class
+from evopress.search.base import Fitness
 from evopress.space.apply import BlockChoice, choices_by_block, embedding_and_head_levels, embedding_and_head_weights
 from evopress.space.units import Profile, Space
 
@@ -160,13 +161,15 @@ class Evaluator:
         normed = [self.lm.final_norm(state) for state in states]
         return [normed[index] for index in state_of]
 
-    def _run_block(self, block: int, wanted: Sequence[Wanted], states: list[Tensor], kwargs: Kwargs) -> list[Tensor]:
+    def _run_block(
+        self, block: int, wanted: Sequence[Wanted], states: list[Tensor], kwargs: BlockKwargs
+    ) -> list[Tensor]:
         """Outputs of a block, whose weights are set once for each choice. States run one by one: see `Run`."""
         outputs = []
         for choice, members in groupby(wanted, key=lambda want: want[0]):
             weights = {local: self._weight(block, local, level) for local, level in choice.levels}
             for _, index in members:
-                outputs.append(self.lm.run_block(block, states[index], kwargs, weights, choice.dropped))
+                outputs.append(self.lm.run_block(block, states[index], kwargs, weights=weights, dropped=choice.dropped))
                 self.block_tokens += states[index].shape[:2].numel() * (len(choice.dropped) < 2)
         return outputs
 

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from math import exp
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -12,8 +11,6 @@ from torch import Tensor
 
 Head = Callable[[Tensor], Tensor]
 """Maps normed hidden states (tokens, hidden) to logits (tokens, vocabulary)."""
-
-Fitness = Literal["kl", "perplexity", "topk_kl"]
 
 CACHED_ELEMENTS = 2**19
 """Logits in float32 that are worked on at once on a CPU: 2 MB."""

@@ -7,9 +7,11 @@ from math import isfinite, isnan
 from random import Random
 from typing import Literal, cast
 
-from evopress.evaluation.metrics import Fitness
 from evopress.space.budget import Budget
 from evopress.space.units import Profile, Space
+
+Fitness = Literal["kl", "perplexity", "topk_kl"]
+"""What profiles are compared by: a divergence from the dense model, or perplexity."""
 
 
 @dataclass(frozen=True)
