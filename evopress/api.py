@@ -17,7 +17,8 @@ from evopress.evaluation.lm_eval_tasks import Eval
 from evopress.export import Export
 from evopress.job import Job
 from evopress.models.language_model import LanguageModel
-from evopress.models.loading import ModelSource, named
+from evopress.models.loading import wrap_model
+from evopress.models.source import ModelSource
 from evopress.pipeline import run
 from evopress.runtime.json_files import read_json
 from evopress.runtime.tracking import Tracker
@@ -77,7 +78,7 @@ def compress(
     elif tokenizer is None:
         raise ValueError("a model in memory needs its tokenizer as the second argument")
     else:
-        source = named(model, tokenizer, type(model).__name__)
+        source = wrap_model(model, tokenizer, type(model).__name__)
     profile = run(
         Job(
             model=source,

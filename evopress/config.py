@@ -123,7 +123,7 @@ def _kinds() -> dict[str, tuple[type, ...]]:
     from evopress.evaluation.evaluator import EvaluatorSettings
     from evopress.evaluation.lm_eval_tasks import Eval
     from evopress.export import Export
-    from evopress.models.loading import ModelSource
+    from evopress.models.source import ModelSource
     from evopress.runtime.tracking import Tracker
     from evopress.search.base import Search
     from evopress.space.budget import Budget

@@ -12,7 +12,7 @@ from evopress.evaluation.lm_eval_tasks import Eval, check_tasks
 from evopress.export import Export
 from evopress.export import check as check_export
 from evopress.models.language_model import LanguageModel
-from evopress.models.loading import ModelSource
+from evopress.models.source import ModelSource
 from evopress.runtime.tracking import Tracker
 from evopress.search.base import Search
 from evopress.space.budget import Budget

@@ -30,8 +30,8 @@ from evopress.export import Searched, export, fixed_bytes
 from evopress.export import check as check_export
 from evopress.job import Job, name_of
 from evopress.models.language_model import LanguageModel
-from evopress.models.loading import ModelSource
-from evopress.models.loading import load as load_model
+from evopress.models.loading import load_model
+from evopress.models.source import ModelSource
 from evopress.pareto.front import trace_front
 from evopress.planning.estimate import plan
 from evopress.planning.render import plan_text

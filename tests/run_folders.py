@@ -14,7 +14,7 @@ KINDS = (
 )
 BITS = (6, 5, 4, 3, 2)
 CONFIG = {
-    "model": {"_target_": "evopress.models.loading.ModelSource", "name": "made-up"},
+    "model": {"_target_": "evopress.models.source.ModelSource", "name": "made-up"},
     "compress": {"_target_": "evopress.compressors.gptq.GPTQ", "bits": [2, 3, 4, 5, 6]},
     "budget": {"metric": "bits", "target": 3},
     "seed": 0,

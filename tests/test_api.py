@@ -15,7 +15,7 @@ from evopress.compressors.gptq import GPTQ
 from evopress.config import CONFIG_FOLDER
 from evopress.data.windows import Data
 from evopress.export import Export
-from evopress.models.loading import ModelSource
+from evopress.models.source import ModelSource
 from evopress.search.baselines.uniform import Uniform
 from evopress.space.budget import Budget
 from tests.tiny_models import save_tiny, tiny

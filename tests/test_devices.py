@@ -22,10 +22,12 @@ from evopress.compressors.sparsegpt import SparseGPT
 from evopress.compressors.wanda import Wanda
 from evopress.database.cache import DecodedLevels
 from evopress.evaluation.evaluator import Evaluator, EvaluatorSettings
-from evopress.models.families import family_of
+from evopress.models.family_match import detect_family
 from evopress.models.language_model import LanguageModel
 from evopress.space.build import SpaceSettings, drop_space, layer_space
-from evopress.weights.base import CompressedWeight, QuantizedWeight, SparseWeight
+from evopress.weights.base import CompressedWeight
+from evopress.weights.integer import QuantizedWeight
+from evopress.weights.sparse import SparseWeight
 from tests.tiny_models import random_model, token_windows, tokenizer
 
 AWAY = torch.device("meta")
@@ -49,7 +51,7 @@ class PackedInMemory:
 
 def away(family: str) -> LanguageModel:
     model = random_model(family).requires_grad_(False).to(AWAY)
-    return LanguageModel(model, tokenizer(), family_of(model, family), f"tiny-{family}")
+    return LanguageModel(model=model, family=detect_family(model, family), name=f"tiny-{family}", tokenizer=tokenizer())
 
 
 def packed_levels(lm: LanguageModel, compressor: RTN) -> dict[str, list[CompressedWeight]]:
@@ -60,7 +62,7 @@ def packed_levels(lm: LanguageModel, compressor: RTN) -> dict[str, list[Compress
             codes, scales = torch.zeros(rows, cols, dtype=torch.uint8), torch.ones(rows, cols // 16).half()
             zeros = torch.zeros(rows, cols // 16, dtype=torch.uint8)
             found[lm.layer_name(block, local)] = [
-                QuantizedWeight.from_codes(codes, scales, zeros, bits) for bits in compressor.bits
+                QuantizedWeight.from_codes(codes, scales, zeros=zeros, bits=bits) for bits in compressor.bits
             ]
     return found
 
@@ -94,7 +96,7 @@ def test_neither_does_one_of_drops():
 
 def test_levels_are_decoded_on_the_device_they_are_sent_to():
     kept = torch.ones(6, 20, dtype=torch.bool)
-    weight = SparseWeight.from_dense(torch.ones(6, 20).bfloat16(), kept, 120).to(AWAY)
+    weight = SparseWeight.from_dense(torch.ones(6, 20).bfloat16(), kept, num_kept=120).to(AWAY)
     dense = weight.dense(torch.bfloat16)
     assert dense.device == AWAY and dense.shape == (6, 20)
 
@@ -112,7 +114,7 @@ def test_a_sparsegpt_sweep_waits_for_nothing():
     levels, losses = SparseGPT(block_size=16)._solve(rows, [(100, 50), (200, 60)], U=U, num_rows=[8, 4])
     assert levels[1][1][0].shape == (4, 64) and losses[0].device == AWAY
     dense, kept = levels[1][1]
-    assert SparseWeight.from_dense(dense, kept.bool(), 256 - 60).values.shape == (196,)
+    assert SparseWeight.from_dense(dense, kept.bool(), num_kept=256 - 60).values.shape == (196,)
 
 
 def test_a_hessian_waits_for_nothing():

@@ -19,7 +19,8 @@ from evopress.data.windows import Data
 from evopress.evaluation.evaluator import Evaluator, EvaluatorSettings
 from evopress.evaluation.lm_eval_tasks import Eval
 from evopress.export import Export, export
-from evopress.models.loading import ModelSource, load
+from evopress.models.loading import load_model
+from evopress.models.source import ModelSource
 from evopress.pipeline import Job, run
 from evopress.runtime.checksums import with_checksum
 from evopress.runtime.files import lock_folder, write_atomically
@@ -372,14 +373,14 @@ def test_a_flipped_bit_in_a_converted_model_is_found_and_the_model_converted_aga
 
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", reading)
     source = ModelSource(name="t", path=str(next(tmp_path.rglob("*.gguf"))), dtype="float32", device="cpu")
-    first = load(source, tmp_path).identity
+    first = load_model(source, tmp_path).identity
     (weights,) = tmp_path.glob("models/*/model.safetensors")
     made = weights.stat().st_mtime_ns
-    assert load(source, tmp_path).identity == first and weights.stat().st_mtime_ns == made
+    assert load_model(source, tmp_path).identity == first and weights.stat().st_mtime_ns == made
     content = bytearray(weights.read_bytes())
     content[-1000] ^= 1
     weights.write_bytes(content)
-    assert load(source, tmp_path).identity == first
+    assert load_model(source, tmp_path).identity == first
     assert "is damaged and will be made again" in caplog.text
 
 

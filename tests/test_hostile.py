@@ -21,12 +21,15 @@ from safetensors.torch import save_file
 from evopress.config import CONFIG_FOLDER, ConfigError, build, with_resume
 from evopress.data import sources
 from evopress.database.store import BlockLevels, Database
-from evopress.models.loading import INDEX, ModelSource, load
+from evopress.models.file_checks import INDEX
+from evopress.models.loading import load_model
+from evopress.models.source import ModelSource
 from evopress.runtime.checksums import folder_is_intact, verify_checksum, with_checksum, write_checksums
 from evopress.runtime.json_files import parse_json
 from evopress.search.driver import SearchLog
 from evopress.space.profile_files import from_json
-from evopress.weights.base import Kept, from_tensors
+from evopress.weights.base import from_tensors
+from evopress.weights.dense import Kept
 from tests.spaces import bit_space
 from tests.tiny_models import random_model, save_tiny, tokenizer
 
@@ -54,7 +57,7 @@ def edit(path: Path, **changes: object) -> None:
 
 def loaded(folder: Path, **changes):
     source = ModelSource(name="evil", path=str(folder), dtype="float32", device="cpu", **changes)
-    return load(source, folder.parent / "cache")
+    return load_model(source, folder.parent / "cache")
 
 
 CODE = {

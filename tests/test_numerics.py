@@ -20,7 +20,7 @@ from evopress.database.build import build
 from evopress.database.store import Database
 from evopress.evaluation.evaluator import EvaluatorSettings
 from evopress.evaluation.lm_eval_tasks import Eval
-from evopress.models.loading import ModelSource
+from evopress.models.source import ModelSource
 from evopress.pipeline import Job, run
 from evopress.runtime.tracking import Tracker
 from evopress.search.baselines.additive import Additive, knapsack
@@ -37,7 +37,7 @@ from evopress.space.budget import Budget
 from evopress.space.build import SpaceSettings
 from evopress.space.units import Profile
 from tests.spaces import BITS3, bit_space, drop_space, play, sparse_space
-from tests.tiny_models import named, random_model, token_windows, tokenizer
+from tests.tiny_models import random_model, token_windows, tokenizer, wrap_model
 
 pytestmark = pytest.mark.counts("numerics")
 
@@ -152,7 +152,7 @@ def test_weights_beyond_a_float16_scale_are_noted_and_their_errors_told(act_orde
 
 
 def test_weights_beyond_their_type_are_refused_with_the_layer(tmp_path):
-    lm = named(changed(lambda model: model.model.layers[1].mlp.up_proj.weight.mul_(1e8)), tokenizer(), "odd")
+    lm = wrap_model(changed(lambda model: model.model.layers[1].mlp.up_proj.weight.mul_(1e8)), tokenizer(), "odd")
     compressor = Wanda(step=50, num_levels=1, value_dtype="float16")
     with pytest.raises(ValueError, match=r"model\.layers\.1\.mlp\.up_proj are not finite in float16.*value_dtype"):
         build(lm, compressor, token_windows(2, 8), Database.open(tmp_path, "x", {}), batch_tokens=16)

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from evopress.models.language_model import LanguageModel
-from evopress.models.loading import named
+from evopress.models.loading import wrap_model
 
 FAMILIES = ("llama", "mistral", "phi3", "qwen2", "qwen3", "gemma2", "gemma3_text", "opt")
 WITH_EXPERTS = ("mixtral", "qwen3_moe")
@@ -78,7 +78,7 @@ def save_tiny(family: str, folder: Path) -> None:
 @cache
 def tiny(family: str) -> LanguageModel:
     """The same model in memory; shared by all tests, so they must leave it as it was."""
-    return named(random_model(family), tokenizer(), f"tiny-{family}")
+    return wrap_model(random_model(family), tokenizer(), f"tiny-{family}")
 
 
 def token_windows(count: int, time: int, seed: int = 0) -> torch.Tensor:

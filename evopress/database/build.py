@@ -36,7 +36,7 @@ from evopress.compressors.base import Compressor, LayerGroup, Solved
 from evopress.compressors.linalg import RunningHessian, scalars, towards_identity
 from evopress.database.store import BlockLevels, Database
 from evopress.models.language_model import LanguageModel
-from evopress.models.offload import room_for
+from evopress.models.state_storage import allocate_states
 from evopress.runtime import distributed, signals
 from evopress.runtime.progress import progress
 from evopress.space.shapes import LayerShape
@@ -129,7 +129,7 @@ class _Stream:
         own = [(chunk, part) for chunk in chunks for part in distributed.share_of(batches, chunk, self.num_chunks)]
         first, self.kwargs = lm.embed(windows[:1].to(lm.device))
         shape = (sum(len(part) for _, part in own), *first.shape[1:])
-        states = room_for(shape, first.dtype, lm.device, limit_bytes=states_gb * 1e9, folder=folder)
+        states = allocate_states(shape, first.dtype, device=lm.device, limit_bytes=states_gb * 1e9, folder=folder)
         self.hidden: dict[int, list[Tensor]] = {chunk: [] for chunk in chunks}
         for (chunk, part), place in zip(own, states.split([len(part) for _, part in own]), strict=True):
             self.hidden[chunk].append(place.copy_(lm.embed(part.to(lm.device))[0]))
@@ -161,7 +161,7 @@ class _Stream:
         """Replace the hidden states by the outputs of the block with `weights`."""
         for batches in self.hidden.values():
             for hidden in batches:
-                hidden.copy_(self.lm.run_block(block, hidden.to(self.lm.device), self.kwargs[block], weights))
+                hidden.copy_(self.lm.run_block(block, hidden.to(self.lm.device), self.kwargs[block], weights=weights))
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from evopress.database.cache import DecodedLevels
-from evopress.models.language_model import Kwargs, LanguageModel
+from evopress.models.language_model import BlockKwargs, LanguageModel
 from evopress.runtime import distributed
 from evopress.space.apply import (
     BlockChoice,
@@ -138,13 +138,15 @@ class _Pass:
         return samples
 
     @torch.no_grad()
-    def _forward(self, choices: list[BlockChoice], own: EmbeddingAndHead) -> tuple[list[Tensor], list[Kwargs]]:
+    def _forward(self, choices: list[BlockChoice], own: EmbeddingAndHead) -> tuple[list[Tensor], list[BlockKwargs]]:
         """The states before the first block and after each one."""
         hidden, kwargs = self.lm.embed(self.tokens, own.embeddings)
         states = [hidden]
         for block, choice in enumerate(choices):
             states.append(
-                self.lm.run_block(block, states[-1], kwargs[block], self._dense(block, choice), choice.dropped)
+                self.lm.run_block(
+                    block, states[-1], kwargs[block], weights=self._dense(block, choice), dropped=choice.dropped
+                )
             )
         return states, kwargs
 
@@ -215,8 +217,8 @@ class _Pass:
         """The same for one chunk of tokens, at what the head reads and at what it gives, before a soft cap."""
         states = states.requires_grad_()
         with torch.enable_grad():
-            raw = self.lm.uncapped(states, own.head)
-            logits = self.lm.capped(raw)
+            raw = self.lm.uncapped_logits(states, own.head)
+            logits = self.lm.cap_logits(raw)
         q = logits.detach().float().softmax(-1)
         with torch.no_grad():
             p = self.lm.logits(references).float().softmax(-1)
@@ -225,13 +227,13 @@ class _Pass:
         return torch.stack([back[0] for back in backs]), torch.stack([back[1] for back in backs])
 
     def _layers(
-        self, block: int, choice: BlockChoice, state: Tensor, gradients: list[Tensor], kwargs: Kwargs
+        self, block: int, choice: BlockChoice, state: Tensor, gradients: list[Tensor], kwargs: BlockKwargs
     ) -> tuple[list[Tensor], dict[tuple[int, int], Tensor]]:
         """Gradients at the input of a block, and per (unit, level) γᵀ ΔW x for each gradient and token."""
         current = self._dense(block, choice)
         state = state.detach().requires_grad_()
         with torch.enable_grad(), _watched(self.lm, block) as seen:
-            output = self.lm.run_block(block, state, kwargs, current, choice.dropped)
+            output = self.lm.run_block(block, state, kwargs, weights=current, dropped=choice.dropped)
         names = [name for name in seen if name in current]  # others run for a sub-block that is dropped
         backs = [
             torch.autograd.grad(output, [state, *(seen[name][1] for name in names)], gradient, retain_graph=True)
@@ -249,7 +251,7 @@ class _Pass:
 
     def _at_all_tokens(self, block: int, local: str, values: Tensor) -> Tensor:
         """`values` (gradients, tokens of the layer) with zeros at the tokens that were not routed to it."""
-        routed = self.lm.tokens_of(block, local)
+        routed = self.lm.routed_tokens(block, local)
         if routed is None:
             return values
         return values.new_zeros(len(values), self.tokens.numel()).index_copy(1, routed, values)

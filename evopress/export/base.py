@@ -20,7 +20,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from evopress.compressors.base import Compressor
 from evopress.compressors.drop import Drop
 from evopress.database.cache import DecodedLevels
-from evopress.models.language_model import SUBBLOCKS, LanguageModel
+from evopress.models.language_model import LanguageModel
+from evopress.models.subblocks import SUBBLOCKS
 from evopress.space.apply import BlockChoice, applied, choices_by_block, embedding_and_head_levels
 from evopress.space.build import SpaceSettings
 from evopress.space.units import OUTSIDE, Profile, Space

@@ -21,7 +21,7 @@ from evopress.export.base import (
     write_config,
     write_safetensors,
 )
-from evopress.models.language_model import SUBBLOCKS
+from evopress.models.subblocks import SUBBLOCKS
 from evopress.space.build import SpaceSettings
 
 
@@ -110,7 +110,7 @@ def zeroed_state(searched: Searched, dtype: torch.dtype) -> dict[str, Tensor]:
     state = searched.dense_state(dtype)
     for block, choice in enumerate(searched.choices):
         for part in (part for part in SUBBLOCKS if part in choice.dropped):
-            lasts = [lm.layer_name(block, local) for local in lm.outputs_of(part)]
+            lasts = [lm.layer_name(block, local) for local in lm.subblock_outputs(part)]
             for name in (f"{last}.{kind}" for last in lasts for kind in ("weight", "bias")):
                 if name in state:
                     state[name] = torch.zeros_like(state[name])

@@ -30,7 +30,7 @@ from evopress.export.base import (
     write_safetensors,
 )
 from evopress.export.hf import refuse_no_blocks
-from evopress.models.language_model import SUBBLOCKS, silent
+from evopress.models.subblocks import SUBBLOCKS, no_op
 from evopress.space.build import SpaceSettings
 
 MODULES = {"attention": ("self_attn", "input_layernorm"), "mlp": ("mlp", "post_attention_layernorm")}
@@ -138,7 +138,7 @@ class NemotronNAS(Format):
             missing = {part for part, key in zip(SUBBLOCKS, ("attention", "ffn"), strict=True) if block[key]["no_op"]}
             absent += [f"model.layers.{index}.{module}." for part in missing for module in MODULES[part]]
             for part in missing:
-                model.get_submodule(f"model.layers.{index}").set_submodule(MODULES[part][0], silent(part))
+                model.get_submodule(f"model.layers.{index}").set_submodule(MODULES[part][0], no_op(part))
         fill(model, read_safetensors(folder), tuple(absent))
         return model
 

@@ -1,1 +1,1 @@
-"""Models: load one; its blocks, layers and experts."""
+"""Language models: load one, run it block by block, and replace its weights. May import `runtime`."""

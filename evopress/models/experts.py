@@ -1,8 +1,8 @@
-"""Mixtures of experts with a linear layer for each matrix of each expert, so that experts are layers like all others.
+"""Mixtures of experts, unpacked so that every matrix of every expert is a linear layer like any other.
 
-transformers keeps the experts of a block as two parameters, `gate_up_proj` (experts, 2·inner, hidden) and `down_proj`
-(experts, hidden, inner); checkpoints, and engines, name a matrix per expert. `unpack` gives the module in memory the
-names of the checkpoint. Routers stay as they are.
+transformers stores the experts of a block as two parameters, `gate_up_proj` (experts, 2·inner, hidden) and `down_proj`
+(experts, hidden, inner). Checkpoints and inference engines name one matrix per expert. `unpack_experts` gives the
+modules in memory the names of the checkpoint. Routers are not changed.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,14 +12,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import Linear, Module, ModuleList, Parameter
 
-NAMES: Mapping[str, tuple[str, str, str]] = {"mixtral": ("w1", "w3", "w2")}
-"""What checkpoints call gate, up and down, by `config.model_type`; the others say it in words."""
+from evopress.models.families import FAMILIES
 
-USUAL_NAMES = ("gate_proj", "up_proj", "down_proj")
+DEFAULT_NAMES = ("gate_proj", "up_proj", "down_proj")
+"""What checkpoints call the matrices of an expert where the family says nothing else."""
 
 
 class Expert(Module):
-    """down(act(gate x) · up x). `tokens` are the places of the tokens that were routed here last."""
+    """down(act(gate x) · up x). `tokens` are the positions of the tokens that were last routed to this expert."""
 
     def __init__(self, layers: Mapping[str, Linear], act: Callable[[Tensor], Tensor]):
         super().__init__()
@@ -35,7 +35,7 @@ class Expert(Module):
 
 
 class Experts(ModuleList):
-    """Stands in for the experts of a block; called with what transformers calls them with."""
+    """Replaces the packed experts of a block. transformers calls both with the same arguments."""
 
     def forward(
         self,
@@ -52,28 +52,40 @@ class Experts(ModuleList):
         return total
 
 
-def unpack(model: Module, model_type: str) -> None:
+def unpack_experts(model: Module, model_type: str) -> None:
     """Replace all packed experts of a model by `Experts` with the same weights, one module after another."""
-    names = NAMES.get(model_type, USUAL_NAMES)
+    names = matrix_names(model_type)
     for path, module in list(model.named_modules()):
         if _is_packed(module):
             model.set_submodule(path, _unpacked(module, names))
 
 
+def matrix_names(model_type: str) -> tuple[str, str, str]:
+    """What checkpoints call the gate, up and down matrix of an expert."""
+    family = FAMILIES.get(model_type)
+    paths = [path for group in family.layers for path in group if ".*." in path] if family else []
+    if not paths:
+        return DEFAULT_NAMES
+    gate, up, down = (path.rpartition(".")[2] for path in paths)
+    return gate, up, down
+
+
 def _is_packed(module: Module) -> bool:
-    """Whether these are gated experts without biases, in the layout that is understood here."""
-    own = dict(module.named_parameters(recurse=False))
-    shapes = own.keys() == {"gate_up_proj", "down_proj"} and all(tensor.ndim == 3 for tensor in own.values())
-    return shapes and not getattr(module, "is_transposed", False) and getattr(module, "is_concatenated", True)
+    """Whether the module holds gated experts without biases in the one packed layout that is supported."""
+    parameters = dict(module.named_parameters(recurse=False))
+    if parameters.keys() != {"gate_up_proj", "down_proj"} or any(tensor.ndim != 3 for tensor in parameters.values()):
+        return False
+    return not getattr(module, "is_transposed", False) and getattr(module, "is_concatenated", True)
 
 
 def _unpacked(module: Module, names: tuple[str, str, str]) -> Experts:
-    both, down, act = (getattr(module, name) for name in ("gate_up_proj", "down_proj", "act_fn"))
+    gate_up, down, act = (getattr(module, name) for name in ("gate_up_proj", "down_proj", "act_fn"))
     inner = down.shape[2]
     experts = []
-    for index in range(len(both)):
-        weights = (both[index, :inner], both[index, inner:], down[index])
-        experts.append(Expert({name: _linear(part) for name, part in zip(names, weights, strict=True)}, act))
+    for index in range(len(gate_up)):
+        weights = (gate_up[index, :inner], gate_up[index, inner:], down[index])
+        layers = {name: _linear(weight) for name, weight in zip(names, weights, strict=True)}
+        experts.append(Expert(layers, act))
     return Experts(experts)
 
 

@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from evopress.compressors.drop import Drop
 from evopress.compressors.sweep import MAX_ELEMENTS
-from evopress.models.experts import unpack
-from evopress.models.families import expert_of, family_of, with_experts
+from evopress.models.family_match import expert_of
 from evopress.models.language_model import LanguageModel
-from evopress.models.loading import ModelSource, config_of, device_of, dtype_of
+from evopress.models.loading import load_structure
+from evopress.models.source import ModelSource, device_of, dtype_of
+from evopress.models.structure import ModelStructure
 from evopress.planning.dry_run import Rehearsal, rehearsed
 from evopress.runtime import distributed
 from evopress.space.build import drop_space, layer_space
@@ -82,7 +82,7 @@ class Plan:
 
 def plan(job: "Job") -> Plan:
     """Foretell the job. Raises ValueError where the model's configuration cannot be read or settings do not fit."""
-    lm = job.model if isinstance(job.model, LanguageModel) else without_weights(job.model)
+    lm = job.model if isinstance(job.model, LanguageModel) else load_structure(job.model)
     device = device_of(job.model) if isinstance(job.model, ModelSource) else lm.device
     dtype = dtype_of(job.model, device) if isinstance(job.model, ModelSource) else lm.dtype
     space = _space(job, lm)
@@ -96,21 +96,12 @@ def plan(job: "Job") -> Plan:
     )
 
 
-def without_weights(source: ModelSource) -> LanguageModel:
-    """The model on the `meta` device, from its configuration; it has no tokenizer and cannot be run."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config_of(source), trust_remote_code=source.trust_remote_code)
-    unpack(model, model.config.model_type)
-    family = with_experts(source.family, model) if source.family else family_of(model, model.config.model_type)
-    return LanguageModel(model, None, family, source.name)  # type: ignore[arg-type]
-
-
 @dataclass(frozen=True)
 class _Stages:
     """The stages of one job, with what they share."""
 
     job: "Job"
-    lm: LanguageModel
+    lm: ModelStructure
     space: Space
     dtype: torch.dtype
 
@@ -241,7 +232,7 @@ class _Stages:
         )
 
 
-def _space(job: "Job", lm: LanguageModel) -> Space:
+def _space(job: "Job", lm: ModelStructure) -> Space:
     if isinstance(job.compress, Drop):
         return drop_space(lm, job.compress, job.space)
     space = layer_space(lm, job.compress.for_hidden_size(lm.hidden_size), job.space)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from evopress.models.loading import ModelSource, device_of, dtype_of
+from evopress.models.source import ModelSource, device_of, dtype_of
 from evopress.planning.estimate import Plan
 from evopress.runtime import distributed
 

@@ -7,8 +7,9 @@ from typing import Literal, Protocol
 
 from pydantic import model_validator
 
-from evopress.models.families import Groups, expert_of
-from evopress.models.language_model import LanguageModel
+from evopress.models.families import Groups
+from evopress.models.family_match import expert_of
+from evopress.models.structure import ModelStructure
 from evopress.runtime.config_class import config_class
 from evopress.space.shapes import BlockShape, LayerShape
 from evopress.space.subblocks import droppable_units, subblocks_of
@@ -64,7 +65,7 @@ class DropRule(Protocol):
         """All units of a model, in block order."""
 
 
-def layer_space(lm: LanguageModel, compressor: LevelSource, settings: SpaceSettings) -> Space:
+def layer_space(lm: ModelStructure, compressor: LevelSource, settings: SpaceSettings) -> Space:
     """One unit per linear layer of each block, or per group of layers when tied.
 
     Embeddings and head are units as well where the compressor takes them: the first and the last, or, where they share
@@ -98,7 +99,7 @@ def _tied(groups: Groups, tie: str) -> dict[str, tuple[str, ...]]:
     return members
 
 
-def _block_unit(lm: LanguageModel, compressor: LevelSource, block: int, local: str, group: tuple[str, ...]) -> Unit:
+def _block_unit(lm: ModelStructure, compressor: LevelSource, block: int, local: str, group: tuple[str, ...]) -> Unit:
     names = tuple(lm.layer_name(block, local) for local in group)
     is_whole_expert = len(local.split("+")) != len(names)
     name = lm.layer_name(block, local) if is_whole_expert else "+".join(names)
@@ -106,7 +107,7 @@ def _block_unit(lm: LanguageModel, compressor: LevelSource, block: int, local: s
 
 
 def _layer_unit(
-    lm: LanguageModel, compressor: LevelSource, name: str, blocks: tuple[int, ...], names: tuple[str, ...], kind: str
+    lm: ModelStructure, compressor: LevelSource, name: str, blocks: tuple[int, ...], names: tuple[str, ...], kind: str
 ) -> Unit:
     weights = [lm.model.get_submodule(name).get_parameter("weight") for name in names]
     options = [compressor.levels(LayerShape(name, *weight.shape)) for name, weight in zip(names, weights, strict=True)]
@@ -130,7 +131,7 @@ def _layer_unit(
 
 
 def _with_parents(
-    lm: LanguageModel, units: list[Unit], granularity: Literal["subblock", "block"], settings: SpaceSettings
+    lm: ModelStructure, units: list[Unit], granularity: Literal["subblock", "block"], settings: SpaceSettings
 ) -> list[Unit]:
     """The units of all blocks, each inside one that may be dropped."""
     droppable = droppable_units(_block_shapes(lm), granularity)
@@ -144,14 +145,14 @@ def _with_parents(
             lm.layer_name(block, local): parent.name
             for parent in around
             for part in subblocks_of(parent)
-            for local in lm.layers_of(part)
+            for local in lm.subblock_layers(part)
         }
         found += around
         found += [replace(unit, parent=parent_of[unit.layers[0]]) for unit in units if block in unit.blocks]
     return found
 
 
-def drop_space(lm: LanguageModel, drop: DropRule, settings: SpaceSettings | None = None) -> Space:
+def drop_space(lm: ModelStructure, drop: DropRule, settings: SpaceSettings | None = None) -> Space:
     """One unit per attention and MLP, per block, or per pair of blocks. Attentions trade with attentions only."""
     units = drop.units(_block_shapes(lm))
     if settings and settings.tie == "engine":
@@ -159,9 +160,9 @@ def drop_space(lm: LanguageModel, drop: DropRule, settings: SpaceSettings | None
     return Space(tuple(units), _fixed_bytes(lm, units))
 
 
-def _block_shapes(lm: LanguageModel) -> list[BlockShape]:
+def _block_shapes(lm: ModelStructure) -> list[BlockShape]:
     def num_weights(block: int, part: str) -> int:
-        return sum(lm.linear(block, local).weight.numel() for local in lm.layers_of(part))
+        return sum(lm.linear(block, local).weight.numel() for local in lm.subblock_layers(part))
 
     return [
         BlockShape(name, num_weights(block, "attention"), num_weights(block, "mlp"))
@@ -177,12 +178,12 @@ def _for_engines(units: list[Unit]) -> list[Unit]:
     ]
 
 
-def _fixed_bytes(lm: LanguageModel, units: Iterable[Unit]) -> int:
+def _fixed_bytes(lm: ModelStructure, units: Iterable[Unit]) -> int:
     """Bytes in a 16-bit file of all parameters outside the units; tied ones once."""
     total = sum(parameter.numel() for parameter in lm.model.parameters())
     return FILE_WEIGHT_BYTES * (total - sum(unit.num_weights for unit in units))
 
 
-def dense_bytes(lm: LanguageModel) -> int:
+def dense_bytes(lm: ModelStructure) -> int:
     """Bytes of the uncompressed model in a 16-bit file."""
     return FILE_WEIGHT_BYTES * sum(parameter.numel() for parameter in lm.model.parameters())

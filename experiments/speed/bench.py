@@ -27,7 +27,7 @@ from evopress.evaluation.context import EvaluationContext
 from evopress.evaluation.evaluator import Evaluator, EvaluatorSettings
 from evopress.evaluation.metrics import divergences
 from evopress.models.language_model import LanguageModel
-from evopress.models.loading import load
+from evopress.models.loading import load_model
 from evopress.search.moves import evenly_spaced_profile
 from evopress.space.budget import Budget
 from evopress.space.build import SpaceSettings, drop_space, layer_space
@@ -96,7 +96,7 @@ def table_phase(lm: LanguageModel, context: EvaluationContext, tokens: Tensor, t
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     started = time.perf_counter()
-    lm = load(setting.MODEL, setting.CACHE)
+    lm = load_model(setting.MODEL, setting.CACHE)
     splits = windows.load(setting.DATA, lm.tokenizer, setting.CACHE)
     top = ceilings()
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():

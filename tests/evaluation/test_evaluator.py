@@ -13,7 +13,7 @@ from evopress.compressors.rtn import RTN
 from evopress.database.cache import DecodedLevels
 from evopress.evaluation.evaluator import Evaluator, EvaluatorSettings
 from evopress.models.language_model import LanguageModel
-from evopress.models.loading import named
+from evopress.models.loading import wrap_model
 from evopress.search.moves import dropped
 from evopress.space.apply import applied
 from evopress.space.build import SpaceSettings, drop_space, layer_space
@@ -303,7 +303,7 @@ def test_settings_out_of_range_are_refused(change):
 
 @pytest.mark.parametrize("limits", LIMITS)
 def test_the_dense_model_is_at_no_distance_from_itself_whatever_the_precision(limits):
-    lm = named(random_model("llama").to(torch.bfloat16), tokenizer(), "tiny")
+    lm = wrap_model(random_model("llama").to(torch.bfloat16), tokenizer(), "tiny")
     evaluator = Evaluator(lm, drop_space(lm, Drop()), None, LIMITS[limits])
     profiles = [None, evaluator.space.uniform(0)]
     for compared in (

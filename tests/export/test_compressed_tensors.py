@@ -13,7 +13,7 @@ from evopress.compressors.gptq import GPTQ
 from evopress.compressors.rtn import RTN
 from evopress.compressors.sparsegpt import SparseGPT
 from evopress.export import Export, Refused, check, export, load
-from evopress.models.loading import named
+from evopress.models.loading import wrap_model
 from evopress.space.build import SpaceSettings, dense_bytes
 from tests.exports import compressed, searched_drops
 from tests.tiny_models import FAMILIES, random_model, tiny, token_windows, tokenizer
@@ -147,7 +147,7 @@ def test_scales_that_engines_would_round_are_refused_once_the_model_is_loaded():
 
 def test_a_model_in_bfloat16_is_read_back_in_bfloat16(tmp_path):
     model = random_model("llama").to(torch.bfloat16)
-    lm = named(model, tokenizer(), "tiny-bfloat16")
+    lm = wrap_model(model, tokenizer(), "tiny-bfloat16")
     found = written(PACKED, compressed(lm, replace(SYMMETRIC, scale_dtype="bfloat16"), tmp_path), tmp_path)
     assert found["max_logit_difference"] <= 0.02 * found["max_logit"]
     assert found["kl"] < 1e-4

@@ -21,8 +21,8 @@ from evopress.database.cache import DecodedLevels
 from evopress.database.store import Database
 from evopress.export import Export, Searched, export, load
 from evopress.models.language_model import LanguageModel
-from evopress.models.loading import ModelSource
-from evopress.models.loading import load as load_model
+from evopress.models.loading import load_model
+from evopress.models.source import ModelSource
 from evopress.search.baselines.random import Random
 from evopress.search.baselines.scores import Scores
 from evopress.space.budget import Budget

@@ -15,7 +15,7 @@ from evopress.compressors.rtn import RTN
 from evopress.export import Export, Refused, check, export, load
 from evopress.export.gguf import rope_factors
 from evopress.export.tokenizers import LLAMA3, QWEN2, pre_tokenizer
-from evopress.models.loading import named
+from evopress.models.loading import wrap_model
 from evopress.space.build import SpaceSettings
 from tests.exports import compressed, searched_drops
 from tests.tiny_models import tiny, token_windows, tokenizer
@@ -126,7 +126,7 @@ def test_a_tied_head_is_not_stored(tmp_path):
         },
     )
     torch.manual_seed(0)
-    lm = named(AutoModelForCausalLM.from_config(config, dtype=torch.float32), tokenizer(), "tied")
+    lm = wrap_model(AutoModelForCausalLM.from_config(config, dtype=torch.float32), tokenizer(), "tied")
     searched = compressed(lm, FEW, tmp_path)
     found = written(searched, tmp_path)
     stored = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "gguf" / "model.gguf").tensors}
@@ -224,7 +224,7 @@ def test_the_splitting_rule_is_recognised(pre, expected):
 
 def test_an_unknown_splitting_rule_is_refused_unless_named(tmp_path):
     lm = tiny("llama")
-    other = named(lm.model, bpe(pre_tokenizers.Whitespace()), "other")
+    other = wrap_model(lm.model, bpe(pre_tokenizers.Whitespace()), "other")
     searched = compressed(other, FEW, tmp_path / "levels")
     with pytest.raises(Refused, match=r"set export.pre_tokenizer to llama.cpp's name"):
         written(searched, tmp_path / "checkpoint")

@@ -15,7 +15,7 @@ from evopress.compressors.gptq import GPTQ
 from evopress.export import Export, Refused, check, export, load
 from evopress.export.nemotron_nas import ffn_mult
 from evopress.models.language_model import LanguageModel
-from evopress.models.loading import named
+from evopress.models.loading import wrap_model
 from evopress.space.build import SpaceSettings
 from tests.exports import searched_drops
 from tests.tiny_models import tiny, token_windows, tokenizer
@@ -45,7 +45,7 @@ def wide_llama() -> LanguageModel:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    return named(model, tokenizer(), "wide-llama")
+    return wrap_model(model, tokenizer(), "wide-llama")
 
 
 def logits(model) -> torch.Tensor:

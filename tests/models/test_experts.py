@@ -17,7 +17,7 @@ from evopress.evaluation.switch_effects import switch_effects
 from evopress.export import Export
 from evopress.models.experts import Experts
 from evopress.models.language_model import LanguageModel
-from evopress.models.loading import named
+from evopress.models.loading import wrap_model
 from evopress.pipeline import run
 from evopress.search.evolution import Stage
 from evopress.search.guided import Guided
@@ -57,7 +57,7 @@ def starved(family: str) -> LanguageModel:
         for block in model.model.layers:
             rows = block.mlp.gate.weight
             rows.copy_(torch.stack([rows[0], -rows[0], rows[1], -rows[1], 0 * rows[0]]))
-    return named(model, tokenizer(), f"starved-{family}")
+    return wrap_model(model, tokenizer(), f"starved-{family}")
 
 
 @pytest.mark.parametrize("family", WITH_EXPERTS)
@@ -75,7 +75,7 @@ def test_every_matrix_of_an_expert_is_a_layer_and_the_router_is_not(family):
     locals_ = [local for group in lm.layer_groups for local in group]
     assert len(locals_) == 4 + 3 * NUM_EXPERTS
     assert not any("gate.weight" in f"{local}.weight" or local == "mlp.gate" for local in locals_)
-    assert len(lm.outputs_of("mlp")) == NUM_EXPERTS and len(lm.outputs_of("attention")) == 1
+    assert len(lm.subblock_outputs("mlp")) == NUM_EXPERTS and len(lm.subblock_outputs("attention")) == 1
     sizes = {tie: len(layer_space(lm, RTN(bits=(2, 4), group_size=32), SpaceSettings(tie=tie))) for tie in TIES}
     assert sizes == {tie: NUM_BLOCKS * number for tie, number in TIES.items()}
 

@@ -10,9 +10,11 @@ from evopress.compressors.drop import Drop
 from evopress.compressors.rtn import RTN
 from evopress.database.cache import DecodedLevels
 from evopress.models.families import FAMILIES as KNOWN
-from evopress.models.families import Family, family_of, missing_parts
-from evopress.models.language_model import LanguageModel, check_layers, check_parts
-from evopress.models.loading import named
+from evopress.models.families import Family
+from evopress.models.family_match import detect_family, missing_parts
+from evopress.models.language_model import LanguageModel
+from evopress.models.loading import wrap_model
+from evopress.models.verification import check_blocks_make_up_model, check_layers_are_not_shared
 from evopress.space.apply import applied
 from evopress.space.build import SpaceSettings, drop_space, layer_space
 from tests import plain
@@ -101,7 +103,7 @@ def test_the_layers_are_all_linear_layers_of_the_blocks_in_groups_that_read_the_
 @pytest.mark.parametrize("family", FAMILIES)
 def test_attention_and_mlp_share_out_the_layers(family):
     lm = tiny(family)
-    attention, mlp = lm.layers_of("attention"), lm.layers_of("mlp")
+    attention, mlp = lm.subblock_layers("attention"), lm.subblock_layers("mlp")
     assert sorted(attention + mlp) == sorted(local for group in lm.layer_groups for local in group)
     assert all("attn" in local for local in attention) and not any("attn" in local for local in mlp)
 
@@ -190,28 +192,28 @@ def test_an_error_while_parts_are_replaced_leaves_the_model_as_it_was(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_identity_is_that_of_configuration_and_weights(family):
-    first, again = (named(random_model(family), tokenizer(), name) for name in ("one", "other"))
+    first, again = (wrap_model(random_model(family), tokenizer(), name) for name in ("one", "other"))
     assert first.identity == again.identity
     changed = random_model(family)
     with torch.no_grad():
         changed.get_submodule(first.layer_name(2, first.layer_groups[-1][-1])).weight[3, 5] += 1e-3
-    assert named(changed, tokenizer(), "one").identity != first.identity
+    assert wrap_model(changed, tokenizer(), "one").identity != first.identity
     configured = random_model(family)
     configured.config.max_position_embeddings += 1
-    assert named(configured, tokenizer(), "one").identity != first.identity
+    assert wrap_model(configured, tokenizer(), "one").identity != first.identity
 
 
 def test_a_layer_that_shares_its_weight_is_refused():
     model = random_model("llama")
     model.model.layers[2].mlp.up_proj.weight = model.model.layers[0].mlp.up_proj.weight
     with pytest.raises(ValueError, match=r"layers\.2\.mlp\.up_proj.* the same tensor as .*layers\.0\.mlp\.up_proj"):
-        named(model, tokenizer(), "shared")
+        wrap_model(model, tokenizer(), "shared")
 
 
 def test_tied_embeddings_are_no_shared_layer():
     lm = tiny("gemma3_text")
     assert lm.model.get_input_embeddings().weight is lm.model.get_submodule("lm_head").weight
-    check_layers(lm)
+    check_layers_are_not_shared(lm)
 
 
 @pytest.mark.parametrize(
@@ -222,8 +224,8 @@ def test_tied_embeddings_are_no_shared_layer():
 def test_a_family_with_parts_in_the_wrong_place_is_refused(wrong):
     lm = tiny("llama")
     broken = replace(lm, family=replace(lm.family, **wrong))
-    with pytest.raises(ValueError, match=r"part by part.*model\.family"):
-        check_parts(broken)
+    with pytest.raises(ValueError, match=r"blocks run one by one.*model\.family"):
+        check_blocks_make_up_model(broken)
 
 
 def test_blocks_that_are_not_all_of_the_model_are_refused():
@@ -231,8 +233,8 @@ def test_blocks_that_are_not_all_of_the_model_are_refused():
     lm = tiny("llama")
     short = replace(lm)
     short.__dict__["blocks"] = lm.blocks[:2]
-    with pytest.raises(ValueError, match=r"part by part.*model\.family"):
-        check_parts(short)
+    with pytest.raises(ValueError, match=r"blocks run one by one.*model\.family"):
+        check_blocks_make_up_model(short)
 
 
 def renamed_llama() -> torch.nn.Module:
@@ -258,26 +260,26 @@ CAMEL = Family(
 
 def test_an_unknown_family_error_lists_the_known_ones_and_names_the_key():
     with pytest.raises(ValueError, match=r"model\.family") as error:
-        named(renamed_llama(), tokenizer(), "camel")
+        wrap_model(renamed_llama(), tokenizer(), "camel")
     assert "'camel'" in str(error.value)
     assert all(family in str(error.value) for family in KNOWN)
 
 
 def test_a_family_of_ones_own_works():
-    lm = named(renamed_llama(), tokenizer(), "camel", CAMEL)
+    lm = wrap_model(renamed_llama(), tokenizer(), "camel", CAMEL)
     torch.testing.assert_close(in_parts(lm, TOKENS), plain.logits(lm.model, TOKENS), **CLOSE)
-    assert lm.num_blocks == NUM_BLOCKS and lm.layers_of("mlp") == ("mlp.opened", "mlp.up_proj", "mlp.down_proj")
+    assert lm.num_blocks == NUM_BLOCKS and lm.subblock_layers("mlp") == ("mlp.opened", "mlp.up_proj", "mlp.down_proj")
     torch.testing.assert_close(in_parts(lm, TOKENS), in_parts(tiny("llama"), TOKENS), **CLOSE)
 
 
 def test_a_family_that_names_what_is_not_there_is_refused_with_its_path():
     with pytest.raises(ValueError, match=r"model\.family names 'mlp\.opened'"):
-        named(random_model("llama"), tokenizer(), "llama", CAMEL)
+        wrap_model(random_model("llama"), tokenizer(), "llama", CAMEL)
 
 
 def test_an_unknown_type_with_familiar_parts_is_recognised():
     for family in ("llama", "phi3", "opt"):
-        assert family_of(tiny(family).model, "unheard_of") == KNOWN[family]
+        assert detect_family(tiny(family).model, "unheard_of") == KNOWN[family]
 
 
 def test_missing_parts_are_named():

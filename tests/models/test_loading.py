@@ -8,7 +8,8 @@ import torch
 import transformers
 from pydantic import ValidationError
 
-from evopress.models.loading import ModelSource, load
+from evopress.models.loading import load_model
+from evopress.models.source import ModelSource
 from tests import plain
 from tests.tiny_models import FAMILIES, random_model, save_tiny, tiny, token_windows
 
@@ -37,7 +38,7 @@ def copy(folder, tmp_path):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_was_saved_is_loaded(family, tmp_path):
     save_tiny(family, tmp_path)
-    lm, saved = load(source(tmp_path), tmp_path), tiny(family)
+    lm, saved = load_model(source(tmp_path), tmp_path), tiny(family)
     loaded = lm.model.state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in saved.model.state_dict().items())
     tokens = token_windows(2, 20)
@@ -48,25 +49,25 @@ def test_what_was_saved_is_loaded(family, tmp_path):
 
 
 def test_identity_does_not_depend_on_where_the_model_lies_or_how_it_is_run(folder, copy, tmp_path):
-    first = load(source(folder), tmp_path).identity
-    assert load(source(copy, name="other", attention="eager"), tmp_path).identity == first
-    assert load(source(folder, dtype="bfloat16"), tmp_path).identity != first
+    first = load_model(source(folder), tmp_path).identity
+    assert load_model(source(copy, name="other", attention="eager"), tmp_path).identity == first
+    assert load_model(source(folder, dtype="bfloat16"), tmp_path).identity != first
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_weights_are_held_in_the_type_asked_for(dtype, folder, tmp_path):
-    assert load(source(folder, dtype=dtype), tmp_path).dtype == getattr(torch, dtype)
+    assert load_model(source(folder, dtype=dtype), tmp_path).dtype == getattr(torch, dtype)
 
 
 def test_auto_is_a_type_and_a_device_that_this_machine_has(folder, tmp_path):
-    lm = load(source(folder, dtype="auto", device="auto"), tmp_path)
+    lm = load_model(source(folder, dtype="auto", device="auto"), tmp_path)
     assert lm.dtype in (torch.float32, torch.bfloat16)
     assert lm.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_the_attention_asked_for_is_used(attention, folder, tmp_path):
-    lm = load(source(folder, attention=attention), tmp_path)
+    lm = load_model(source(folder, attention=attention), tmp_path)
     assert lm.model.config._attn_implementation == attention
 
 
@@ -76,25 +77,25 @@ def test_a_path_relative_to_a_package_is_found(folder, tmp_path, monkeypatch):
     (package / "__init__.py").write_text("")
     shutil.copytree(folder, package / "inside")
     monkeypatch.syspath_prepend(tmp_path)
-    found = load(source("inside", package="packaged_model"), tmp_path)
-    assert found.identity == load(source(folder), tmp_path).identity
+    found = load_model(source("inside", package="packaged_model"), tmp_path)
+    assert found.identity == load_model(source(folder), tmp_path).identity
     with pytest.raises(ValueError, match=r"model\.path is 'outside'.*packaged_model does not hold"):
-        load(source("outside", package="packaged_model"), tmp_path)
+        load_model(source("outside", package="packaged_model"), tmp_path)
     with pytest.raises(ValueError, match=r"model\.package is 'no_such_package'.*pip install.*no-such-package"):
-        load(source("inside", package="no_such_package"), tmp_path)
+        load_model(source("inside", package="no_such_package"), tmp_path)
 
 
 @pytest.mark.parametrize("path", ["/no/such/model", "no/such/model.gguf", "/no/such/model.gguf"])
 def test_a_path_that_does_not_exist_is_refused(path, tmp_path):
     with pytest.raises(ValueError, match=rf"model\.path is '{path}'.*exists"):
-        load(source(path), tmp_path)
+        load_model(source(path), tmp_path)
 
 
 @pytest.mark.parametrize("path", ["somebody/some-model", "some-model"])
 def test_a_hub_model_that_cannot_be_reached_is_explained(path, tmp_path):
     verbosity = transformers.logging.get_verbosity()
     with pytest.raises(ValueError, match=rf"model\.path '{path}' cannot be loaded.*give a hub id that can be reached"):
-        load(source(path), tmp_path)
+        load_model(source(path), tmp_path)
     assert transformers.logging.get_verbosity() == verbosity
 
 
@@ -102,12 +103,12 @@ def test_pickled_weights_are_never_read(copy, tmp_path):
     (copy / "model.safetensors").unlink()
     (copy / "pytorch_model.bin").write_bytes(b"\x80\x04junk, not a pickle")
     with pytest.raises(ValueError, match=r"model\.path.*safetensors"):
-        load(source(copy), tmp_path)
+        load_model(source(copy), tmp_path)
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"model\.path.*cannot be loaded"):
-        load(source(tmp_path), tmp_path)
+        load_model(source(tmp_path), tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", None], ids=["empty", "junk", "truncated"])
@@ -115,13 +116,13 @@ def test_damaged_weights_are_refused(content, copy, tmp_path):
     whole = (copy / "model.safetensors").read_bytes()
     (copy / "model.safetensors").write_bytes(whole[: len(whole) // 2] if content is None else content)
     with pytest.raises(ValueError, match=r"model\.path.*cannot be loaded"):
-        load(source(copy), tmp_path)
+        load_model(source(copy), tmp_path)
 
 
 def test_a_damaged_configuration_is_refused(copy, tmp_path):
     (copy / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"model\.path.*cannot be loaded"):
-        load(source(copy), tmp_path)
+        load_model(source(copy), tmp_path)
 
 
 def test_weights_missing_from_the_file_are_refused(copy, tmp_path):
@@ -131,18 +132,18 @@ def test_weights_missing_from_the_file_are_refused(copy, tmp_path):
     del state["model.layers.1.mlp.up_proj.weight"]
     model.save_pretrained(copy, state_dict=state)
     with pytest.raises(ValueError, match=r"model\.path.*up_proj"):
-        load(source(copy), tmp_path)
+        load_model(source(copy), tmp_path)
 
 
 def test_a_gguf_file_that_is_not_there_is_refused(folder, tmp_path):
     with pytest.raises(ValueError, match=r"model\.gguf_file is 'missing\.gguf'"):
-        load(source(folder, gguf_file="missing.gguf"), tmp_path)
+        load_model(source(folder, gguf_file="missing.gguf"), tmp_path)
 
 
 def test_a_damaged_gguf_file_is_refused_and_leaves_nothing(tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"GGUFjunk")
     with pytest.raises(ValueError, match=r"model\.path.*cannot be loaded"):
-        load(source(tmp_path / "model.gguf"), tmp_path / "cache")
+        load_model(source(tmp_path / "model.gguf"), tmp_path / "cache")
     assert not [path for path in (tmp_path / "cache" / "models").iterdir() if path.is_dir()]
 
 
@@ -161,7 +162,7 @@ def test_an_unknown_device_is_refused(device):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_refused(folder, tmp_path):
     with pytest.raises(ValueError, match=r"model\.device is 'cuda:1'.*model\.device=cpu"):
-        load(source(folder, device="cuda:1"), tmp_path)
+        load_model(source(folder, device="cuda:1"), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +180,7 @@ def test_unknown_settings_are_refused_by_name(change, key):
 
 def test_a_family_in_the_settings_is_used(folder, tmp_path):
     family = {"layers": [["self_attn.o_proj"], ["mlp.down_proj"]]}
-    lm = load(source(folder, family=family), tmp_path)
+    lm = load_model(source(folder, family=family), tmp_path)
     assert lm.layer_groups == (("self_attn.o_proj",), ("mlp.down_proj",))
     with pytest.raises(ValueError, match=r"model\.family names 'mlp\.absent'"):
-        load(source(folder, family={"layers": [["mlp.absent"]]}), tmp_path)
+        load_model(source(folder, family={"layers": [["mlp.absent"]]}), tmp_path)

@@ -12,9 +12,10 @@ from evopress.compressors.sparsegpt import SparseGPT
 from evopress.data.windows import Data
 from evopress.evaluation.evaluator import EvaluatorSettings
 from evopress.evaluation.lm_eval_tasks import Eval
-from evopress.models.loading import ModelSource, load
+from evopress.models.loading import load_model, load_structure
+from evopress.models.source import ModelSource
 from evopress.pipeline import Job, run
-from evopress.planning.estimate import plan, without_weights
+from evopress.planning.estimate import plan
 from evopress.planning.render import advice, plan_text
 from evopress.runtime.tracking import Tracker
 from evopress.search.baselines.uniform import Uniform
@@ -57,7 +58,7 @@ def job(folder, model, **changes) -> Job:
 def test_the_model_without_weights_has_the_shapes_of_the_real_one(family, tmp_path):
     save_tiny(family, tmp_path)
     source = ModelSource(name="tiny", path=str(tmp_path), dtype="float32", device="cpu")
-    real, foretold = load(source, tmp_path), without_weights(source)
+    real, foretold = load_model(source, tmp_path), load_structure(source)
     assert all(parameter.is_meta for parameter in foretold.model.parameters())
     shapes = [{name: parameter.shape for name, parameter in lm.model.named_parameters()} for lm in (real, foretold)]
     assert shapes[1] == shapes[0]

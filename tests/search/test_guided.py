@@ -14,7 +14,7 @@ from evopress.compressors.sparsegpt import SparseGPT
 from evopress.data.windows import Data
 from evopress.evaluation.evaluator import Evaluator, EvaluatorSettings
 from evopress.evaluation.lm_eval_tasks import Eval
-from evopress.models.loading import ModelSource
+from evopress.models.source import ModelSource
 from evopress.pipeline import Job, run
 from evopress.runtime.tracking import Tracker
 from evopress.search.base import Batch, Table

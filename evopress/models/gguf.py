@@ -1,0 +1,70 @@
+"""Converts a GGUF file to a folder of safetensors, once, and keeps the folder in the cache."""
+
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from evopress.models.pretrained import explain_errors, read_model
+from evopress.models.source import ModelSource
+from evopress.runtime.checksums import folder_is_intact, sha256_of, write_checksums
+from evopress.runtime.files import path_in_errors, remove_leftovers
+
+log = logging.getLogger(__name__)
+
+
+def converted_folder(source: ModelSource, gguf: Path, cache: Path) -> Path:
+    """The folder below `cache` with the safetensors form of a GGUF file, verified, or made if it is not there yet.
+
+    Raises ValueError for a file that does not exist or cannot be read.
+    """
+    if not gguf.is_file():
+        raise ValueError(f"model.gguf_file is {gguf.name!r}, which does not exist in {gguf.parent}")
+    folder = cache / "models" / f"{source.name}-{sha256_of(gguf)[:12]}"
+    if folder_is_intact(folder):
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / f".{folder.name}.lock"):
+        if not folder_is_intact(folder):  # another process may have made it meanwhile
+            if folder.is_dir():
+                log.warning("%s is damaged and will be made again", folder)
+            log.info("converting %s to safetensors, once", gguf.name)
+            remove_leftovers(folder.parent, f".{folder.name}-*")
+            _convert(source, gguf, folder)
+    return folder
+
+
+def _convert(source: ModelSource, gguf: Path, folder: Path) -> None:
+    """Write `folder` completely or not at all."""
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        with explain_errors(source):
+            model = read_model(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        with path_in_errors(folder):
+            without_quantization(model).save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+            write_checksums(temporary)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def without_quantization(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of a model read from GGUF that can be saved: transformers refuses the original, as it counts as quantized.
+
+    The weights are the same.
+    """
+    settings = {key: value for key, value in model.config.to_dict().items() if key != "quantization_config"}
+    config = AutoConfig.for_model(**settings)
+    config.dtype = model.dtype
+    plain = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+    plain.load_state_dict(model.state_dict())
+    plain.tie_weights()
+    return plain

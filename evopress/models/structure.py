@@ -1,0 +1,96 @@
+"""The structure of a causal language model: its blocks, their layers, its embeddings and its head, by name."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.nn import Linear, Module
+from transformers import PreTrainedModel
+
+from evopress.models.families import Family, Groups
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelStructure:
+    """A model whose parts have names. The model may be on the `meta` device: nothing here reads a weight's values.
+
+    A *local* name is the path of a layer within its block.
+    """
+
+    model: PreTrainedModel
+    family: Family
+    name: str
+
+    @cached_property
+    def blocks(self) -> list[Module]:
+        return list(self.model.get_submodule(self.family.blocks).children())
+
+    @cached_property
+    def block_names(self) -> list[str]:
+        return [f"{self.family.blocks}.{index}" for index in range(self.num_blocks)]
+
+    @property
+    def num_blocks(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def layer_groups(self) -> Groups:
+        """Local names of the layers of a block, grouped by the input they share."""
+        return self.family.layers
+
+    @property
+    def device(self) -> torch.device:
+        """The device that computes. Blocks may be offloaded to another one."""
+        return self._embeddings.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def hidden_size(self) -> int:
+        return self._embeddings.shape[1]
+
+    @property
+    def vocab_size(self) -> int:
+        return self._embeddings.shape[0]
+
+    @property
+    def _embeddings(self) -> Tensor:
+        weight = self.model.get_input_embeddings().weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+    def linear(self, block: int, local: str) -> Linear:
+        """A layer of a block by its local name."""
+        layer = self.blocks[block].get_submodule(local)
+        assert isinstance(layer, Linear)
+        return layer
+
+    def layer_name(self, block: int, local: str) -> str:
+        """The full module name of a layer."""
+        return f"{self.block_names[block]}.{local}"
+
+    def subblock_layers(self, subblock: str) -> tuple[str, ...]:
+        """Local names of the layers that make up the attention or the MLP."""
+        all_layers = [local for group in self.layer_groups for local in group]
+        in_attention = [local for local in all_layers if local.startswith(f"{self.family.attention}.")]
+        return tuple(local for local in all_layers if (local in in_attention) == (subblock == "attention"))
+
+    def subblock_outputs(self, subblock: str) -> tuple[str, ...]:
+        """Local names of the last layers of the attention or the MLP; several where it has experts."""
+        layers = self.subblock_layers(subblock)
+        return tuple(local for local in layers if local.rpartition(".")[2] == layers[-1].rpartition(".")[2])
+
+    @cached_property
+    def embeddings_name(self) -> str:
+        """The full module name of the embeddings."""
+        embeddings = self.model.get_input_embeddings()
+        return next(name for name, module in self.model.named_modules() if module is embeddings)
+
+    @cached_property
+    def embedding_and_head(self) -> tuple[str, ...]:
+        """Full module names of the embeddings and the head; the embeddings alone where the two share a weight."""
+        is_tied = self.model.get_submodule(self.family.head).weight is self._embeddings
+        return (self.embeddings_name,) if is_tied else (self.embeddings_name, self.family.head)
