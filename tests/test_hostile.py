@@ -26,7 +26,7 @@ from evopress.models.loading import load_model
 from evopress.models.source import ModelSource
 from evopress.runtime.checksums import folder_is_intact, verify_checksum, with_checksum, write_checksums
 from evopress.runtime.json_files import parse_json
-from evopress.search.driver import SearchLog
+from evopress.search.log import SearchLog
 from evopress.space.profile_files import from_json
 from evopress.weights.base import from_tensors
 from evopress.weights.dense import Kept
@@ -212,10 +212,10 @@ def test_a_key_given_twice_is_refused_in_manifest_log_and_profile(database, tmp_
     with pytest.raises(ValueError, match=r"'format' is given twice.*delete"):
         reopened(database)
     log = SearchLog(tmp_path / "search.jsonl", {"seed": 1})
-    log.replay()
+    log.load()
     log.path.write_text(log.path.read_text().replace('"seed": 1', '"seed": 1, "seed": 1'))
     with pytest.raises(ValueError, match="'seed' is given twice"):
-        log.replay()
+        log.load()
     with pytest.raises(ValueError, match="'level' is given twice"):
         from_json(bit_space([1]), '{"units": [{"unit": "layer0", "level": 0, "level": 1}]}')
 
@@ -358,7 +358,7 @@ def test_any_lines_are_refused_as_a_search_log(tmp_path_factory, values, is_seal
     lines = [with_checksum(value) if is_sealed and isinstance(value, dict) else value for value in values]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(ValueError, match=r"search\.jsonl"):
-        SearchLog(path, {"seed": 1}).replay()
+        SearchLog(path, {"seed": 1}).load()
 
 
 @given(st.binary(max_size=60) | st.text(max_size=60))

@@ -16,19 +16,9 @@ from evopress.space.budget import Metric
 from evopress.space.shapes import LayerShape
 from evopress.space.units import Level
 from evopress.weights.base import CompressedWeight
-from evopress.weights.ggml import (
-    BLOCK,
-    TYPES,
-    BlockGrid,
-    BlockType,
-    GgmlWeight,
-    TypeName,
-    bits_per_weight,
-    block_of,
-    fit_blocks,
-    out_of_reach,
-)
-from evopress.weights.kquants import K_TYPES, KTypeName, round_by_ggml, why_not
+from evopress.weights.block_grids import BLOCK, TYPES, BlockGrid, BlockType, TypeName, fit_blocks
+from evopress.weights.ggml import GgmlWeight, bits_per_weight, block_of, out_of_reach
+from evopress.weights.kquants import K_TYPES, KTypeName, missing_requirement, round_by_ggml
 
 
 @config_class
@@ -59,7 +49,7 @@ class GGUF(Compressor):
     def _distinct_largest_first(cls, types: tuple[TypeName | KTypeName, ...]) -> tuple[TypeName | KTypeName, ...]:
         if not types or len(set(types)) < len(types):
             raise ValueError(f"{list(types)} must be different types: change compress.types")
-        lacking = why_not()
+        lacking = missing_requirement()
         if lacking and K_TYPES.keys() & set(types):
             raise ValueError(f"{', '.join(K_TYPES.keys() & set(types))} in compress.types needs {lacking}")
         return tuple(sorted(types, key=lambda name: -bits_per_weight(name)))
@@ -121,7 +111,7 @@ class GGUF(Compressor):
         found: list[list[CompressedWeight]] = [
             [
                 *(GgmlWeight(data[index].clone(), name) for name, data in zip(swept, by_type, strict=True)),
-                *(round_by_ggml(weight, name, H.diagonal()) for name in others),
+                *(round_by_ggml(weight, name, importance=H.diagonal()) for name in others),
             ]
             for index, weight in enumerate(group.weights)
         ]
@@ -167,7 +157,10 @@ def _solve(rows: Tensor, names: Sequence[str], U: Tensor) -> tuple[list[Tensor],
         torch.stack([grid.offset for grid in rounder.grids]),
     )
     by_type = zip(names, *(by_level(part, len(names)) for part in parts), strict=True)
-    data = [GgmlWeight.from_codes(codes, scales, offsets, name).data for name, codes, scales, offsets in by_type]
+    data = [
+        GgmlWeight.from_codes(codes, scales, offsets=offsets, type_name=name).data
+        for name, codes, scales, offsets in by_type
+    ]
     return data, by_level(loss, len(names))
 
 

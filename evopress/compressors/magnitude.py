@@ -16,7 +16,8 @@ from evopress.runtime.config_class import config_class
 from evopress.space.budget import Metric
 from evopress.space.shapes import LayerShape
 from evopress.space.units import Level
-from evopress.weights.base import CompressedWeight, SparseWeight, sparse_bytes
+from evopress.weights.base import CompressedWeight
+from evopress.weights.sparse import SparseWeight, sparse_bytes
 
 
 @config_class
@@ -101,7 +102,9 @@ class Magnitude(Compressor):
             counts = self.num_zeros(layer)
             masks = zip(self._masks(weight, group.hessian, counts), counts, strict=True)
             stored = weight.to(self._value_dtype)
-            levels.append([SparseWeight.from_dense(stored, mask, layer.num_weights - zeros) for mask, zeros in masks])
+            levels.append(
+                [SparseWeight.from_dense(stored, mask, num_kept=layer.num_weights - zeros) for mask, zeros in masks]
+            )
         dense = [[level.dense for level in of_layer] for of_layer in levels]
         return Solved(levels, relative_errors(list(zip(dense, group.weights, strict=True)), group.hessian))
 

@@ -17,8 +17,9 @@ from evopress.runtime.config_class import config_class
 from evopress.space.budget import Metric
 from evopress.space.shapes import LayerShape
 from evopress.space.units import Level
-from evopress.weights.base import CompressedWeight, QuantizedWeight, quantized_bytes
+from evopress.weights.base import CompressedWeight
 from evopress.weights.grids import Grid, fit_grid, max_codes
+from evopress.weights.integer import QuantizedWeight, quantized_bytes
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +125,9 @@ class RTN(Compressor):
         num_rows = [shape.rows for shape in group.shapes]
         packed = [
             [
-                QuantizedWeight.from_codes(codes, scales.clone(), None if self.symmetric else zeros.clone(), bits)
+                QuantizedWeight.from_codes(
+                    codes, scales.clone(), zeros=None if self.symmetric else zeros.clone(), bits=bits
+                )
                 for codes, scales, zeros in zip(*(tensor.split(num_rows) for tensor in of_level), strict=True)
             ]
             for part in parts

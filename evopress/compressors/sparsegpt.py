@@ -13,7 +13,8 @@ from evopress.compressors.linalg import inverse_factor
 from evopress.compressors.magnitude import Magnitude
 from evopress.compressors.sweep import by_level, in_parts, lanes_of, sweep, undamped_errors
 from evopress.runtime.config_class import config_class
-from evopress.weights.base import CompressedWeight, SparseWeight
+from evopress.weights.base import CompressedWeight
+from evopress.weights.sparse import SparseWeight
 
 
 @config_class
@@ -52,7 +53,7 @@ class SparseGPT(Magnitude):
             pruned = [level for part, _ in parts for level in part[index]][: len(counts)]
             levels.append(
                 [
-                    SparseWeight.from_dense(dense, kept.bool(), shape.num_weights - zeros)
+                    SparseWeight.from_dense(dense, kept.bool(), num_kept=shape.num_weights - zeros)
                     for (dense, kept), zeros in zip(pruned, counts, strict=True)
                 ]
             )

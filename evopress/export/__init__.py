@@ -33,7 +33,7 @@ from evopress.runtime.files import path_in_errors, remove_leftovers
 from evopress.space.build import SpaceSettings
 from evopress.space.profile_files import to_json
 from evopress.space.units import Space
-from evopress.weights.ggml import TypeName
+from evopress.weights.block_grids import TypeName
 
 __all__ = ["FORMATS", "Export", "Facts", "Refused", "Searched", "check", "export", "fixed_bytes", "load"]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from evopress.export.base import Format, Searched
 from evopress.export.verify import Verification
-from evopress.weights.base import SparseWeight
+from evopress.weights.sparse import SparseWeight
 
 Facts = Mapping[str, object]
 """What the run says of itself, in the form of `results.json`; every entry may be missing."""

@@ -37,8 +37,8 @@ from evopress.export.base import (
     write_safetensors,
 )
 from evopress.space.build import SpaceSettings
-from evopress.weights.base import QuantizedWeight
-from evopress.weights.grids import pack, unpack
+from evopress.weights.integer import QuantizedWeight
+from evopress.weights.packing import pack, unpack
 
 PARTS = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point")
 """What stands in the file in place of the weight of a layer; the last one only where there are zero points."""

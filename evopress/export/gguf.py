@@ -33,8 +33,10 @@ from evopress.export.base import (
 from evopress.export.tokenizers import add_tokenizer, pre_tokenizer, tokenizer_bytes
 from evopress.models.language_model import LanguageModel
 from evopress.space.build import SpaceSettings
-from evopress.weights.base import CompressedWeight, QuantizedWeight
-from evopress.weights.ggml import BLOCK, TYPES, GgmlWeight, TypeName, round_to
+from evopress.weights.base import CompressedWeight
+from evopress.weights.block_grids import BLOCK, TYPES, TypeName
+from evopress.weights.ggml import GgmlWeight, round_to
+from evopress.weights.integer import QuantizedWeight
 from evopress.weights.kquants import KWeight
 
 if TYPE_CHECKING:
@@ -196,7 +198,7 @@ def block_type(layer: str, weight: CompressedWeight) -> GgmlWeight | KWeight:
         and weight.bits in SAME_AS_TYPES
     ):
         codes = weight.codes().short() - 2 ** (weight.bits - 1)
-        return GgmlWeight.from_codes(codes, weight.scales, weight.scales, SAME_AS_TYPES[weight.bits])
+        return GgmlWeight.from_codes(codes, weight.scales, offsets=weight.scales, type_name=SAME_AS_TYPES[weight.bits])
     raise Refused(f"export.formats=[gguf]: {layer} is on the grid of no block type: use compress=gguf")
 
 

@@ -1,8 +1,8 @@
-"""The K types of ggml: superblocks of 256 weights whose scales are quantised too, rounded by the ggml library itself.
+"""The K types of ggml: superblocks of 256 weights whose scales are quantised too. The ggml library rounds to them.
 
-Their grids are fitted by a search that weighs each column by its power in the calibration text (the diagonal of the
-Hessian), in the library that llama-cpp-python brings. There is no GPTQ sweep here: scales of a superblock are known
-only when all of its weights are. Decoding needs the package gguf alone.
+The library comes with llama-cpp-python. It searches for the best grids, and weighs each column by its power in the
+calibration text (the diagonal of the Hessian). GPTQ cannot be used: it rounds column by column, and the scales of a
+superblock are known only when all of its weights are. Decoding needs only the package gguf.
 
 Source: ggml-quants.c of llama.cpp, `ggml_quantize_chunk` with an importance matrix.
 """
@@ -32,12 +32,12 @@ K_TYPES: Mapping[str, tuple[int, int]] = {
     "Q3_K": (11, 110),
     "Q2_K": (10, 84),
 }
-"""The library's number of a type, and bytes of a superblock; from the largest to the smallest."""
+"""The number that the library gives each type, and the bytes of a superblock; from the largest to the smallest."""
 
 
 @dataclass(frozen=True)
 class KWeight(CompressedWeight):
-    """Rows in the bytes of a GGUF file: `data` uint8 (rows, superblocks · bytes of one), of the type `type_name`."""
+    """Rows of the type `type_name` in the bytes of a GGUF file: `data` uint8 (rows, superblocks · bytes of each)."""
 
     data: Tensor
     type_name: str
@@ -53,8 +53,8 @@ class KWeight(CompressedWeight):
     def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
         from gguf import GGMLQuantizationType, dequantize  # optional package
 
-        found = dequantize(self.data.cpu().numpy(), GGMLQuantizationType[self.type_name])
-        return torch.from_numpy(found).to(self.data.device, dtype)
+        decoded = dequantize(self.data.cpu().numpy(), GGMLQuantizationType[self.type_name])
+        return torch.from_numpy(decoded).to(self.data.device, dtype)
 
     def tensors(self) -> dict[str, Tensor]:
         return {"data": self.data}
@@ -64,7 +64,7 @@ class KWeight(CompressedWeight):
 
 
 def library_path() -> Path | None:
-    """The ggml library of llama-cpp-python, where it is installed or where its LLAMA_CPP_LIB_PATH points to."""
+    """The ggml library of llama-cpp-python, found through the package or in the folder LLAMA_CPP_LIB_PATH."""
     folders = [Path(os.environ["LLAMA_CPP_LIB_PATH"])] if "LLAMA_CPP_LIB_PATH" in os.environ else []
     package = importlib.util.find_spec("llama_cpp")
     folders += [Path(place) / "lib" for place in (package.submodule_search_locations or ())] if package else []
@@ -72,8 +72,8 @@ def library_path() -> Path | None:
     return next((folder / name for folder in folders for name in names if (folder / name).is_file()), None)
 
 
-def why_not() -> str | None:
-    """What K types lack here; None where they can be made."""
+def missing_requirement() -> str | None:
+    """What has to be installed before weights can be rounded to K types; None if nothing is missing."""
     if importlib.util.find_spec("gguf") is None:
         return "the package gguf: pip install 'evopress[gguf]'"
     if library_path() is None:
@@ -98,11 +98,15 @@ def _library(path: Path) -> ctypes.CDLL:
     return library
 
 
-def round_by_ggml(weight: Tensor, type_name: str, importance: Tensor) -> KWeight:
-    """Round weight (rows, cols), float32, weighing the squared errors of a column by its `importance` (cols,)."""
+def round_by_ggml(weight: Tensor, type_name: str, *, importance: Tensor) -> KWeight:
+    """Round weight (rows, cols), float32; `importance` (cols,) weighs the squared errors of each column.
+
+    Raises:
+        ValueError: The ggml library is not installed, or wrote fewer or more bytes than the type has.
+    """
     path = library_path()
     if path is None:
-        raise ValueError(f"{type_name} needs {why_not()}")
+        raise ValueError(f"{type_name} needs {missing_requirement()}")
     number, num_bytes = K_TYPES[type_name]
     rows, cols = weight.shape
     source, powers = weight.float().cpu().contiguous(), importance.float().cpu().contiguous()

@@ -9,7 +9,8 @@ from evopress.compressors.gguf import GGUF
 from evopress.space.shapes import LayerShape
 from evopress.weights import kquants
 from evopress.weights.base import from_tensors
-from evopress.weights.ggml import BLOCK, TYPES, GgmlWeight, fit_blocks, read_ggml
+from evopress.weights.block_grids import BLOCK, TYPES, fit_blocks
+from evopress.weights.ggml import GgmlWeight, read_ggml
 from evopress.weights.kquants import K_TYPES
 from tests.groups import group, with_hessian
 
@@ -51,7 +52,7 @@ def test_codes_survive_packing(name):
     generator = torch.Generator().manual_seed(0)
     codes = torch.randint(TYPES[name].low, TYPES[name].high + 1, (6, 96), generator=generator, dtype=torch.int16)
     scales, offsets = torch.rand(6, 3, generator=generator), torch.rand(6, 3, generator=generator)
-    packed = GgmlWeight.from_codes(codes, scales, offsets, name)
+    packed = GgmlWeight.from_codes(codes, scales, offsets=offsets, type_name=name)
     assert torch.equal(packed.codes(), codes)
     assert packed.size_bytes == 6 * 3 * TYPES[name].num_bytes
 

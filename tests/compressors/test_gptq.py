@@ -8,8 +8,8 @@ from evopress.compressors.gptq import GPTQ
 from evopress.compressors.linalg import inverse_factor, relative_error
 from evopress.compressors.rtn import RTN
 from evopress.space.shapes import LayerShape
-from evopress.weights.base import QuantizedWeight
 from evopress.weights.grids import Grid, fit_grid, max_codes
+from evopress.weights.integer import QuantizedWeight
 from tests import plain
 from tests.groups import group, inputs, with_hessian
 

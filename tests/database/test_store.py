@@ -18,7 +18,10 @@ from evopress.database.cache import DecodedLevels
 from evopress.database.store import BlockLevels, Database, fingerprint
 from evopress.runtime.checksums import with_checksum
 from evopress.runtime.files import write_atomically
-from evopress.weights.base import CompressedWeight, Dropped, Kept, QuantizedWeight, SparseWeight
+from evopress.weights.base import CompressedWeight
+from evopress.weights.dense import Dropped, Kept
+from evopress.weights.integer import QuantizedWeight
+from evopress.weights.sparse import SparseWeight
 from tests.tiny_models import NUM_BLOCKS, tiny, token_windows
 
 IDENTITY = {"model": "tiny", "settings": {"bits": [2, 3], "damp": 0.01}}
@@ -33,7 +36,7 @@ def quantized(rows: int, cols: int, bits: int, *, symmetric: bool = False, seed:
     generator = torch.Generator().manual_seed(seed)
     codes = torch.randint(2**bits, (rows, cols), generator=generator).to(torch.uint8)
     zeros = None if symmetric else torch.randint(2**bits, (rows, 2), generator=generator).to(torch.uint8)
-    return QuantizedWeight.from_codes(codes, random(rows, 2, seed=seed).abs().half(), zeros, bits)
+    return QuantizedWeight.from_codes(codes, random(rows, 2, seed=seed).abs().half(), zeros=zeros, bits=bits)
 
 
 WEIGHTS: dict[str, CompressedWeight] = {

@@ -14,7 +14,7 @@ from evopress.inspection.checkpoints import INDEX
 from evopress.runtime.checksums import with_checksum
 from evopress.space.profile_files import to_json, to_text
 from evopress.space.units import OUTSIDE
-from evopress.weights.base import QuantizedWeight
+from evopress.weights.integer import QuantizedWeight
 from tests.run_folders import make_run
 from tests.spaces import bit_space
 
@@ -23,7 +23,7 @@ IDENTITY = {"model": "abc", "dtype": "torch.float32", "compressor": {"name": "rt
 
 def quantized(bits: int) -> QuantizedWeight:
     codes = torch.arange(64, dtype=torch.uint8).reshape(4, 16) % 2**bits
-    return QuantizedWeight.from_codes(codes, torch.ones(4, 2), torch.zeros(4, 2, dtype=torch.uint8), bits)
+    return QuantizedWeight.from_codes(codes, torch.ones(4, 2), zeros=torch.zeros(4, 2, dtype=torch.uint8), bits=bits)
 
 
 @pytest.fixture

@@ -3,7 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evopress.weights.grids import fit_grid, max_codes, num_words, pack, unpack
+from evopress.weights.grids import fit_grid, max_codes
+from evopress.weights.packing import num_words, pack, unpack
 
 
 @st.composite

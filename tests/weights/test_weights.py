@@ -4,15 +4,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
-from evopress.weights.base import (
-    Dropped,
-    Kept,
-    QuantizedWeight,
-    SparseWeight,
-    from_tensors,
-    quantized_bytes,
-    sparse_bytes,
-)
+from evopress.weights.base import from_tensors
+from evopress.weights.dense import Dropped, Kept
+from evopress.weights.integer import QuantizedWeight, quantized_bytes
+from evopress.weights.sparse import SparseWeight, sparse_bytes
 
 ROWS, COLS = 5, 48
 
@@ -22,7 +17,12 @@ def quantized(bits=3, symmetric=False, rows=ROWS, cols=COLS, groups=3):
     codes = torch.randint(0, 2**bits, (rows, cols), generator=generator, dtype=torch.uint8)
     scales = torch.rand(rows, groups, generator=generator).half()
     zeros = torch.randint(0, 2**bits, (rows, groups), generator=generator, dtype=torch.uint8)
-    return QuantizedWeight.from_codes(codes, scales, None if symmetric else zeros, bits), codes, scales, zeros
+    return (
+        QuantizedWeight.from_codes(codes, scales, zeros=None if symmetric else zeros, bits=bits),
+        codes,
+        scales,
+        zeros,
+    )
 
 
 def sparse(rows=ROWS, cols=COLS, dtype=torch.bfloat16):

@@ -1,0 +1,124 @@
+"""The 32-wide block types of ggml, and the grids of their blocks.
+
+A row is cut into blocks of 32 weights. Each block has a float16 scale d, the types ending in _1 also a float16 offset
+m, and 32 codes q. A weight is d·q, or d·q + m.
+
+Source: ggml-common.h and ggml-quants.c of llama.cpp.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+BLOCK = 32
+
+TypeName = Literal["Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0"]
+
+
+@dataclass(frozen=True)
+class BlockType:
+    """Codes run from `low` to `high`. With `has_offset`, a block stores its smallest weight m besides the scale."""
+
+    bits: int
+    low: int
+    high: int
+    has_offset: bool
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of a block."""
+        return 2 + 2 * self.has_offset + BLOCK * self.bits // 8
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.num_bytes / BLOCK
+
+    @property
+    def bias(self) -> int:
+        """What is added to a code before it is stored; Q8_0 stores signed bytes."""
+        return 0 if self.bits == 8 else -self.low
+
+
+TYPES: Mapping[str, BlockType] = {
+    "Q8_0": BlockType(8, -127, 127, False),
+    "Q5_1": BlockType(5, 0, 31, True),
+    "Q5_0": BlockType(5, -16, 15, False),
+    "Q4_1": BlockType(4, 0, 15, True),
+    "Q4_0": BlockType(4, -8, 7, False),
+}
+"""From the largest to the smallest."""
+
+
+@dataclass(frozen=True)
+class BlockGrid:
+    """The values scale·q + offset for q = low … high; all float32, (lanes,). Scale and offset are float16 numbers."""
+
+    scale: Tensor
+    offset: Tensor
+    low: Tensor
+    high: Tensor
+
+    @cached_property
+    def zero(self) -> Tensor:
+        """The zero point, 0: codes are signed."""
+        return torch.zeros_like(self.scale)
+
+    def encode(self, weight: Tensor) -> Tensor:
+        """Nearest code of every weight, as float32; a scale of 0 gives code 0."""
+        inverse = torch.where(self.scale == 0, 0.0, 1 / self.scale)
+        return ((weight - self.offset) * inverse).round_().clamp_(self.low, self.high)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        return (codes * self.scale).add_(self.offset)
+
+    def leave_error(self, weight: Tensor, steps: Tensor) -> None:
+        """Round `weight`, and leave in it only the error, the weight less what it is rounded to.
+
+        Both arguments are overwritten; `steps` becomes the codes.
+        """
+        weight.sub_(self.decode(steps.copy_(self.encode(weight))))
+
+
+def fit_blocks(weight: Tensor, types: Sequence[BlockType]) -> BlockGrid:
+    """The grids of one block, weight (32, lanes), for lanes ordered by type, then row.
+
+    Without an offset, the weight of the largest magnitude gets the code of the largest magnitude: `low`, and the scale
+    takes the sign that this needs; for Q8_0, 127 or −127. With an offset, the smallest and the largest weight get the
+    first and the last code.
+
+    Source: the reference quantisers in ggml-quants.c.
+    """
+    per_type = weight.unflatten(1, (len(types), -1)).unbind(1)
+    fitted = [_fit(part, kind) for part, kind in zip(per_type, types, strict=True)]
+    rows = per_type[0].shape[1]
+
+    def lanes(values: Sequence[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=weight.device).repeat_interleave(rows)
+
+    return BlockGrid(
+        torch.cat([scale for scale, _ in fitted]),
+        torch.cat([offset for _, offset in fitted]),
+        lanes([kind.low for kind in types]),
+        lanes([kind.high for kind in types]),
+    )
+
+
+def _fit(weight: Tensor, kind: BlockType) -> tuple[Tensor, Tensor]:
+    """Scale and offset (rows,) of weight (32, rows)."""
+    if kind.has_offset:
+        low, high = weight.amin(0), weight.amax(0)
+        return _half((high - low) / kind.high), _half(low)
+    if kind.bits == 8:
+        return _half(weight.abs().amax(0) / kind.high), torch.zeros_like(weight[0])
+    furthest = weight.gather(0, weight.abs().argmax(0, keepdim=True))[0]
+    return _half(furthest / kind.low), torch.zeros_like(weight[0])
+
+
+def _half(values: Tensor) -> Tensor:
+    """Rounded to float16, and limited to its range."""
+    limit = torch.finfo(torch.float16).max
+    return values.clamp(-limit, limit).half().float()

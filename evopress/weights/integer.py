@@ -1,0 +1,99 @@
+"""Weights as integer codes with a scale and a zero point per group of columns."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from evopress.weights.base import CompressedWeight, Spec, register_reader
+from evopress.weights.checks import FLOATS, MAX_WEIGHTS, checked_integer, checked_matrix, require
+from evopress.weights.packing import num_words, pack, unpack
+
+
+@dataclass(frozen=True)
+class QuantizedWeight(CompressedWeight):
+    """Integer codes with a scale and a zero point per row and group of neighbouring columns: scale·(code − zero).
+
+    `packed` is int32 (rows, words), see `packing.pack`. `scales` are (rows, groups). `zeros` are uint8 (rows, groups);
+    None is the symmetric grid, whose zero points are all 2^(bits−1). In a file the zero points take `bits` bits each,
+    packed along the rows, as inference engines expect.
+    """
+
+    packed: Tensor
+    scales: Tensor
+    zeros: Tensor | None
+    bits: int
+    cols: int
+
+    @classmethod
+    def from_codes(cls, codes: Tensor, scales: Tensor, *, zeros: Tensor | None, bits: int) -> "QuantizedWeight":
+        """From uint8 codes (rows, cols)."""
+        return cls(pack(codes, bits), scales, zeros, bits, codes.shape[1])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.packed.shape[0], self.cols
+
+    @property
+    def group_size(self) -> int:
+        return self.cols // self.scales.shape[1]
+
+    @property
+    def symmetric(self) -> bool:
+        return self.zeros is None
+
+    @property
+    def size_bytes(self) -> int:
+        rows, cols = self.shape
+        return quantized_bytes(
+            rows,
+            cols,
+            bits=self.bits,
+            group_size=self.group_size,
+            symmetric=self.symmetric,
+            scale_bytes=self.scales.element_size(),
+        )
+
+    def codes(self) -> Tensor:
+        """uint8 (rows, cols)."""
+        return unpack(self.packed, self.bits, self.cols)
+
+    def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        groups = self.codes().unflatten(1, (-1, self.group_size)).float()  # (rows, groups, group_size)
+        groups -= 2 ** (self.bits - 1) if self.zeros is None else self.zeros.unsqueeze(2)
+        return groups.mul_(self.scales.unsqueeze(2)).flatten(1).to(dtype)
+
+    def tensors(self) -> dict[str, Tensor]:
+        tensors = {"codes": self.packed, "scales": self.scales}
+        if self.zeros is not None:
+            tensors["zeros"] = pack(self.zeros.t(), self.bits)  # (groups, words)
+        return tensors
+
+    def spec(self) -> Spec:
+        return {"kind": "quantized", "bits": self.bits, "cols": self.cols}
+
+
+def quantized_bytes(rows: int, cols: int, *, bits: int, group_size: int, symmetric: bool, scale_bytes: int = 2) -> int:
+    """Bytes of a `QuantizedWeight`: codes padded to words per row, scales, zero points padded to words per group."""
+    groups = cols // group_size
+    zeros = 0 if symmetric else groups * num_words(rows, bits)
+    return 4 * (rows * num_words(cols, bits) + zeros) + rows * groups * scale_bytes
+
+
+@register_reader("quantized")
+def _read(spec: Mapping[str, object], tensors: Mapping[str, Tensor]) -> QuantizedWeight:
+    bits = checked_integer(spec, "bits", low=2, high=8)
+    cols = checked_integer(spec, "cols", low=1, high=MAX_WEIGHTS)
+    packed = checked_matrix(tensors, "codes", dtypes=(torch.int32,))
+    scales = checked_matrix(tensors, "scales", dtypes=FLOATS)
+    rows, groups = scales.shape
+    require(packed.shape == (rows, num_words(cols, bits)), "codes do not fit scales and columns")
+    require(groups > 0 and cols % groups == 0, f"{groups} groups do not divide {cols} columns")
+    require(bool(scales.isfinite().all()), "scales are not finite")
+    zeros = None
+    if "zeros" in tensors:
+        packed_zeros = checked_matrix(tensors, "zeros", dtypes=(torch.int32,))
+        require(packed_zeros.shape == (groups, num_words(rows, bits)), "zero points do not fit scales")
+        zeros = unpack(packed_zeros, bits, rows).t().contiguous()
+    return QuantizedWeight(packed, scales, zeros, bits, cols)

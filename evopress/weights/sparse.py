@@ -1,0 +1,99 @@
+"""Weights of which some are removed: a bit mask, and the values that are left."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from evopress.weights.base import CompressedWeight, Spec, register_reader
+from evopress.weights.checks import FLOATS, MAX_WEIGHTS, checked_integer, checked_matrix, require
+
+_GATHER_BITS = 0x0102040810204080
+"""Times this, a word whose eight bytes are 0 or 1 has them as the bits of its highest byte, the first byte lowest."""
+
+
+@dataclass(frozen=True)
+class SparseWeight(CompressedWeight):
+    """A bit per weight that says whether it is kept, and the kept weights row by row.
+
+    `bitmask` is uint8 (rows, ⌈cols/8⌉), the first column in the lowest bit. `values` (kept,) are 16- or 32-bit floats.
+    A kept weight may happen to be zero; it still counts as kept.
+    """
+
+    bitmask: Tensor
+    values: Tensor
+    cols: int
+
+    @classmethod
+    def from_dense(cls, weight: Tensor, kept: Tensor, *, num_kept: int | None = None) -> "SparseWeight":
+        """Keep `weight` (rows, cols) where the bool tensor `kept` (rows, cols) is set, in the type of `weight`.
+
+        `num_kept` is the number of weights that are kept. Passing it avoids waiting for a GPU to count them.
+        """
+        places = kept.flatten().cumsum(0)  # kept weights are numbered from 1; place 0 takes all others
+        values = weight.new_empty(1 + (int(places[-1]) if num_kept is None else num_kept))
+        values.scatter_(0, places.mul_(kept.flatten()), weight.flatten())
+        return cls(_pack_mask(kept), values[1:].clone(), weight.shape[1])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.bitmask.shape[0], self.cols
+
+    @property
+    def size_bytes(self) -> int:
+        return self.bitmask.nbytes + self.values.nbytes
+
+    def kept(self) -> Tensor:
+        """bool (rows, cols)."""
+        return self._bits().bool()
+
+    def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Looks up every weight at its place among the values, several times faster than a scatter by mask.
+
+        The mask is applied to the bits of the floats, because 0 times a value that is not finite is not 0.
+        """
+        bits = self._bits()
+        places = bits.flatten().cumsum(0, dtype=torch.int32 if bits.numel() < 2**31 else torch.int64)
+        integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+        values = pad(self.values.to(dtype), (1, 0)).view(integers)  # weights before the first kept one read place 0
+        weight = values.index_select(0, places).view(bits.shape)
+        return weight.mul_(bits.to(integers)).view(dtype)
+
+    def _bits(self) -> Tensor:
+        """uint8 (rows, cols), 1 where a weight is kept. A table turns each byte of the mask into eight bytes."""
+        byte, place = (torch.arange(count, dtype=torch.uint8, device=self.bitmask.device) for count in (256, 8))
+        table = ((byte[:, None] >> place) & 1).view(torch.int64).flatten()
+        eights = table.index_select(0, self.bitmask.flatten().int())
+        return eights.view(torch.uint8).view(len(self.bitmask), -1)[:, : self.cols]
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"bitmask": self.bitmask, "values": self.values}
+
+    def spec(self) -> Spec:
+        return {"kind": "sparse", "cols": self.cols}
+
+
+def sparse_bytes(rows: int, cols: int, *, num_kept: int, value_bytes: int = 2) -> int:
+    """Bytes of a `SparseWeight`."""
+    return rows * -(-cols // 8) + num_kept * value_bytes
+
+
+def _pack_mask(mask: Tensor) -> Tensor:
+    rows, cols = mask.shape
+    eights = pad(mask.to(torch.uint8), (0, -cols % 8)).contiguous().view(torch.int64)
+    return ((eights * _GATHER_BITS) >> 56).to(torch.uint8).view(rows, -1)
+
+
+@register_reader("sparse")
+def _read(spec: Mapping[str, object], tensors: Mapping[str, Tensor]) -> SparseWeight:
+    cols = checked_integer(spec, "cols", low=1, high=MAX_WEIGHTS)
+    bitmask, values = checked_matrix(tensors, "bitmask", dtypes=(torch.uint8,)), tensors.get("values")
+    require(bitmask.shape[1] == -(-cols // 8), "bit mask does not fit the columns")
+    if values is None or values.ndim != 1 or values.dtype not in FLOATS:
+        raise ValueError("values are missing or not a list of floats")
+    kept = SparseWeight(bitmask, values, 8 * bitmask.shape[1]).kept()
+    require(not kept[:, cols:].any(), "bits are set beyond the last column")
+    require(int(kept.sum()) == values.numel(), "bit mask and values differ in number")
+    return SparseWeight(bitmask, values, cols)
