@@ -33,8 +33,8 @@ from evopress.models.language_model import LanguageModel
 from evopress.models.loading import load_model
 from evopress.models.source import ModelSource
 from evopress.pareto.front import trace_front
-from evopress.planning.estimate import plan
-from evopress.planning.render import plan_text
+from evopress.planning.render import estimate_text
+from evopress.planning.stages import estimate_resources
 from evopress.report import write_report
 from evopress.results import describe_run
 from evopress.runtime import distributed
@@ -43,8 +43,10 @@ from evopress.runtime.clock import Clock
 from evopress.runtime.files import lock_folder, write_atomically
 from evopress.runtime.json_files import read_json, write_json
 from evopress.runtime.tracking import JsonLines, Tracker, Trackers
-from evopress.search.driver import Answered, SearchLog, search
+from evopress.search.driver import SearchTask, run_search
+from evopress.search.log import SearchLog
 from evopress.search.moves import evenly_spaced_profile
+from evopress.search.watcher import SearchWatcher
 from evopress.space.build import drop_space, layer_space
 from evopress.space.profile_files import from_json, to_json, to_text
 from evopress.space.units import Profile, Space
@@ -57,7 +59,7 @@ def run(job: Job) -> Profile | None:
     """Run the job's stages; returns the searched profile, None when the search is not among them."""
     job.check()
     if "plan" in job.stages:
-        log.info("the plan\n\n%s\n", plan_text(plan(job), job))
+        log.info("the plan\n\n%s\n", estimate_text(estimate_resources(job), job))
     if job.stages == ("plan",):
         return None
     job.folder.mkdir(parents=True, exist_ok=True)
@@ -241,24 +243,23 @@ def find_profile(job: Job, context: EvaluationContext) -> Profile:
         if distributed.is_first():
             write_atomically(job.folder / "profile.txt", to_text(context.space, profile))
         return profile
-    watcher = _Watcher(job.tracker)
-    profile = search(
-        job.search,
-        context.space,
-        job.budget,
+    watcher = SearchWatcher(job.tracker)
+    profile = run_search(
+        SearchTask(job.search, context.space, job.budget, job.seed),
         Oracle(context, job.seed),
-        seed=job.seed,
-        record=SearchLog(job.folder / "search.jsonl", header),
-        watch=watcher,
+        log=SearchLog(job.folder / "search.jsonl", header),
+        on_answer=watcher,
     )
     achieved = job.budget.achieved(context.space, profile)
     if not distributed.is_first():
         return profile
-    log.info("searched profile: %g %s after %d token equivalents", achieved, job.budget.metric, watcher.tokens)
+    log.info(
+        "searched profile: %g %s after %d token equivalents", achieved, job.budget.metric, watcher.token_equivalents
+    )
     facts = {
         "settings": header,
         "achieved": achieved,
-        "token_equivalents": watcher.tokens,
+        "token_equivalents": cost,
         "versions": versions(),
     }
     write_atomically(job.folder / "profile.txt", to_text(context.space, profile))
@@ -274,23 +275,3 @@ def versions() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
-
-
-class _Watcher:
-    """Tells the tracker about every new answer, and adds up what the search cost."""
-
-    def __init__(self, tracker: Tracker):
-        self.tracker = tracker
-        self.tokens = 0.0
-
-    def __call__(self, answered: Answered) -> None:
-        self.tokens += answered.token_equivalents
-        if answered.replayed:
-            return
-        metrics = {"search/token_equivalents": self.tokens}
-        if answered.best is not None:
-            metrics["search/best_fitness"] = answered.best
-            metrics["search/minibatch_tokens"] = answered.question.num_tokens
-        if answered.seconds > 0:
-            metrics["search/tokens_per_s"] = answered.token_equivalents / answered.seconds
-        self.tracker.log(metrics, step=answered.number)

@@ -6,7 +6,7 @@ from random import Random
 
 import yaml
 
-from evopress.search.driver import encode
+from evopress.search.encoding import encode
 
 KINDS = (
     *(f"self_attn.{name}_proj" for name in "qkvo"),

@@ -5,7 +5,8 @@ import io
 from collections.abc import Sequence
 
 from evopress.job import Job
-from evopress.search.driver import encode, evaluated
+from evopress.search.encoding import encode
+from evopress.search.log import read_evaluations
 from evopress.space.units import Space
 
 HEADER = ("target", "batch", "levels", "cost", "size_bytes", "fitness")
@@ -17,7 +18,7 @@ def archive_csv(space: Space, jobs: Sequence[Job]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(HEADER)
     for job in jobs:
-        for number, batch in enumerate(evaluated(job.folder / "search.jsonl")):
+        for number, batch in enumerate(read_evaluations(job.folder / "search.jsonl")):
             for profile, fitness in batch:
                 row = (encode(profile), space.cost(profile), space.size_bytes(profile), fitness)
                 writer.writerow((job.budget.target, number, *row))

@@ -25,7 +25,7 @@ from evopress.runtime import distributed
 from evopress.runtime.files import write_atomically
 from evopress.runtime.json_files import read_json
 from evopress.search.baselines.additive import knapsack
-from evopress.search.driver import evaluated
+from evopress.search.log import read_evaluations
 from evopress.space.budget import Budget
 from evopress.space.units import Profile
 from evopress.targets import jobs_by_target
@@ -52,7 +52,7 @@ def trace_front(
 
 def _best_profiles(job: Job, profile: Profile) -> list[Profile]:
     """The profile that a search returned, then the runners-up of its last comparison."""
-    last_batch = distributed.from_first(lambda: evaluated(job.folder / "search.jsonl")[-1:])
+    last_batch = distributed.from_first(lambda: read_evaluations(job.folder / "search.jsonl")[-1:])
     ranked = [other for batch in last_batch for other, _ in batch]
     return list(dict.fromkeys([profile, *ranked]))[: 1 + NUM_RUNNERS_UP]
 

@@ -1,19 +1,20 @@
-"""What is known of a run, as plain values."""
+"""What is known about a run, as plain values."""
 
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import isfinite, nan
 from pathlib import Path
 
-from evopress.search.driver import encode
+from evopress.report.choices import Choice
+from evopress.report.search_history import EvaluatedBatch, fitness_of
+from evopress.search.encoding import encode
 
 CANDIDATES = ("dense", "uniform", "searched")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
-    """One model of the comparison. Mappings go from data set or task; KL is in nats per token."""
+class CandidateScores:
+    """Size and scores of one model. The keys of mappings are data sets or tasks; KL is in nats per token."""
 
     size_bytes: int
     bits_per_weight: float
@@ -35,41 +36,12 @@ class Checkpoint:
     same_top_token: float
 
 
-@dataclass(frozen=True)
-class Choice:
-    """The level that one unit received. `blocks` and `kind` are read off its name, such as model.layers.3.mlp.up_proj.
-
-    `kept` orders levels of any method: bits, or the share that is not removed.
-    """
-
-    unit: str
-    blocks: tuple[int, ...]
-    kind: str
-    level: int
-    label: str
-    kept: float
-    size_bytes: int
-
-
-@dataclass(frozen=True)
-class Fitnesses:
-    """One answered batch of the search. `spent` are token equivalents up to and with it."""
-
-    label: str
-    tokens: int
-    spent: float
-    values: tuple[float, ...]
-    profiles: tuple[str, ...]
-
-    @property
-    def best(self) -> float:
-        """The lowest value; NaN where none is a finite number."""
-        return min(filter(isfinite, self.values), default=nan)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """All that is known of one run; what is not known is empty. `warnings` include `damages`."""
+    """Everything known about one run; what is unknown is empty.
+
+    `defects` name damaged files; `warnings` include them.
+    """
 
     folder: Path
     model: str = "unknown model"
@@ -81,17 +53,17 @@ class Run:
     achieved: float | None = None
     fitness: str = ""
     convention: str = ""
-    candidates: Mapping[str, Measured] = field(default_factory=dict)
+    candidates: Mapping[str, CandidateScores] = field(default_factory=dict)
     choices: tuple[Choice, ...] = ()
     checkpoints: tuple[Checkpoint, ...] = ()
-    answers: tuple[Fitnesses, ...] = ()
+    batches: tuple[EvaluatedBatch, ...] = ()
     tokens: Mapping[str, float] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     peak_bytes: Mapping[str, float] = field(default_factory=dict)
     settings: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     command: str = ""
-    damages: tuple[str, ...] = ()
+    defects: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @property
@@ -99,17 +71,17 @@ class Run:
         return self.folder.resolve().name
 
     @property
-    def place(self) -> str:
-        """The last parts of the folder's path, without what is only of this machine."""
+    def short_path(self) -> str:
+        """The last three parts of the folder's path, which do not depend on the machine."""
         return "/".join(self.folder.resolve().parts[-3:])
 
     @property
     def budget(self) -> str:
         """The budget in words, such as "3 bits" or "25 % dropped"."""
         words = {"bits": "bits", "sparsity": "sparse", "drop": "dropped", "size": ""}
-        share = self.metric in ("sparsity", "drop") and isinstance(self.target, float)
+        is_share = self.metric in ("sparsity", "drop") and isinstance(self.target, float)
         number = f"{self.target:g}" if isinstance(self.target, float) else self.target
-        target = f"{100 * float(self.target):g} %" if share else number
+        target = f"{100 * float(self.target):g} %" if is_share else number
         return f"{target} {words.get(self.metric, self.metric)}".strip()
 
     @property
@@ -118,25 +90,26 @@ class Run:
 
     @property
     def data_sets(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(name for found in self.candidates.values() for name in found.perplexity))
+        """Names of the test sets."""
+        return tuple(dict.fromkeys(name for scores in self.candidates.values() for name in scores.perplexity))
 
     @property
     def cells(self) -> Mapping[tuple[int, str], Choice]:
-        """The choice of every block and kind of unit."""
+        """The choice for every (block, kind of unit)."""
         return {(block, choice.kind): choice for choice in self.choices for block in choice.blocks}
 
     @property
     def kinds(self) -> list[str]:
-        """Kinds of units that lie in blocks, in the order in which they come."""
+        """The kinds of units inside blocks, in the order of the profile."""
         return list(dict.fromkeys(choice.kind for choice in self.choices if choice.blocks))
 
     @property
     def stages(self) -> Mapping[str, bool]:
         """Which stages are done."""
-        searched = bool(self.choices)
+        has_profile = bool(self.choices)
         return {
-            "database": searched or bool(self.answers),
-            "search": searched,
+            "database": has_profile or bool(self.batches),
+            "search": has_profile,
             "evaluate": set(CANDIDATES) <= self.candidates.keys(),
         }
 
@@ -146,12 +119,5 @@ class Run:
 
     @property
     def search_fitness(self) -> float | None:
-        """What the search measured of its own result, on the largest minibatch it met; the latest of equals."""
-        profile = encode(tuple(choice.level for choice in self.choices))
-        met = [
-            (answer.tokens, number, value)
-            for number, answer in enumerate(self.answers)
-            for asked, value in zip(answer.profiles, answer.values, strict=True)
-            if asked == profile
-        ]
-        return max(met)[2] if met else None
+        """The fitness that the search measured for its result, on the largest minibatch."""
+        return fitness_of(encode(tuple(choice.level for choice in self.choices)), self.batches)

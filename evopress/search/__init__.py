@@ -1,0 +1,1 @@
+"""Search methods: each picks one level per unit within a budget. Imports only runtime and space."""

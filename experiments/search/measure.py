@@ -19,7 +19,7 @@ from evopress.config import CONFIG_FOLDER, build
 from evopress.data import windows
 from evopress.models.loading import load_model
 from evopress.pipeline import prepare
-from evopress.search.driver import decode
+from evopress.search.encoding import decode
 from evopress.space.units import Profile
 
 RESULTS = Path(__file__).parent / "results.json"

@@ -19,8 +19,9 @@ from evopress.evaluation.evaluator import Evaluator
 from evopress.evaluation.oracle import Oracle
 from evopress.models.language_model import LanguageModel
 from evopress.search.base import Answer, Batch, Question
-from evopress.search.driver import Answered, Answerer, SearchLog, minibatch_rng, search
+from evopress.search.driver import AnsweredQuestion, Answerer, SearchTask, minibatch_rng, run_search
 from evopress.search.evolution import Evolution
+from evopress.search.log import SearchLog
 from evopress.search.moves import mutants, random_profile, uniform_profile
 from evopress.space.budget import Budget
 from evopress.space.units import Profile, Space
@@ -140,7 +141,7 @@ class _Run:
         self.seconds = 0.0
         self.profile: Profile = ()
 
-    def watch(self, answered: Answered) -> None:
+    def watch(self, answered: AnsweredQuestion) -> None:
         assert isinstance(answered.question, Batch)
         self.answers.append([float(value) for value in answered.answer])  # type: ignore[arg-type]
         self.tokens += len(answered.question.profiles) * answered.question.num_tokens
@@ -148,8 +149,8 @@ class _Run:
 
 def _run(context: EvaluationContext, budget: Budget, answer: Answerer, path: Path) -> _Run:
     run, started = _Run(), time.perf_counter()
-    record = SearchLog(path, {})
-    run.profile = search(SEARCH, context.space, budget, answer, seed=0, record=record, watch=run.watch)
+    task = SearchTask(SEARCH, context.space, budget, seed=0)
+    run.profile = run_search(task, answer, log=SearchLog(path, {}), on_answer=run.watch)
     run.seconds = time.perf_counter() - started
     return run
 

@@ -18,7 +18,7 @@ from evopress.models.source import ModelSource
 from evopress.pipeline import Job, run
 from evopress.runtime.tracking import Tracker
 from evopress.search.base import Batch, Table
-from evopress.search.driver import encode, question_key
+from evopress.search.encoding import encode, question_key
 from evopress.search.evolution import Stage
 from evopress.search.guided import Guided
 from evopress.search.moves import evenly_spaced_profile

@@ -12,8 +12,10 @@ from pydantic import ValidationError
 from evopress.search.base import Search
 from evopress.search.baselines.random import Random as RandomSearch
 from evopress.search.baselines.uniform import Uniform
-from evopress.search.driver import SearchLog, decode, encode, search
+from evopress.search.driver import SearchTask, run_search
+from evopress.search.encoding import decode, encode
 from evopress.search.evolution import Evolution, Stage
+from evopress.search.log import SearchLog
 from evopress.search.moves import (
     evenly_spaced_profile,
     mutants,
@@ -220,7 +222,7 @@ def test_uniform_search_asks_nothing():
     assert play(Uniform(), space, BITS3, None) == ((1,) * 6, [])
 
 
-class Interrupted(Exception):
+class InterruptedSearchError(Exception):
     pass
 
 
@@ -229,18 +231,18 @@ def drive(path, method: Search, space: Space, stop_after: int | None = None, see
 
     def answer(number, question):
         if number == stop_after:
-            raise Interrupted
+            raise InterruptedSearchError
         return [fitness(profile) + 0.1 * number for profile in question.profiles], 1.5
 
-    record = SearchLog(path, {"seed": seed, "search": "x"})
-    return search(method, space, BITS3, answer, seed=seed, record=record)
+    log = SearchLog(path, {"seed": seed, "search": "x"})
+    return run_search(SearchTask(method, space, BITS3, seed), answer, log=log)
 
 
 @pytest.mark.parametrize("stop_after", [0, 1, 2, 7, 39])
 def test_a_killed_search_resumes_to_the_same_bytes(tmp_path, stop_after):
     space = bit_space([8] * 8)
     whole = drive(tmp_path / "whole.jsonl", evolution(), space)
-    with pytest.raises(Interrupted):
+    with pytest.raises(InterruptedSearchError):
         drive(tmp_path / "killed.jsonl", evolution(), space, stop_after=stop_after)
     with open(tmp_path / "killed.jsonl", "a") as file:
         file.write('{"ask": "batch", "tok')  # a line torn by the kill

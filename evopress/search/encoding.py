@@ -1,0 +1,37 @@
+"""Profiles and questions as JSON."""
+
+import string
+
+from evopress.search.base import Batch, Question
+from evopress.space.units import Profile
+
+_DIGITS = string.digits + string.ascii_letters
+
+
+def encode(profile: Profile) -> str:
+    """One character per unit: 0-9, a-z, A-Z."""
+    return "".join(_DIGITS[level] for level in profile)
+
+
+def decode(text: str) -> Profile:
+    """The inverse of `encode`."""
+    return tuple(_DIGITS.index(character) for character in text)
+
+
+def question_key(question: Question) -> dict[str, object]:
+    """The fields that identify a question, as JSON values."""
+    excerpt = {} if question.excerpt is None else {"excerpt": question.excerpt}
+    if isinstance(question, Batch):
+        return excerpt | {
+            "ask": "batch",
+            "label": question.label,
+            "fitness": question.fitness,
+            "tokens": question.num_tokens,
+            "profiles": [encode(profile) for profile in question.profiles],
+        }
+    key: dict[str, object] = excerpt | {
+        "ask": question.kind,
+        "tokens": question.num_tokens,
+        "arguments": list(question.arguments),
+    }
+    return key if question.profile is None else {**key, "profile": encode(question.profile)}

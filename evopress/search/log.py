@@ -1,0 +1,87 @@
+"""`search.jsonl`: every question of a search with its answer, so that a killed search can continue.
+
+The first line is a header with everything that the answers depend on. Then there is one line per question. Every line
+has a checksum, and none has a timestamp, so a resumed search writes the same bytes as an uninterrupted one.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from evopress.runtime.checksums import verify_checksum, with_checksum
+from evopress.runtime.files import path_in_errors
+from evopress.runtime.json_files import parse_json
+from evopress.search.base import Answer, Question
+from evopress.search.encoding import decode, question_key
+from evopress.space.units import Profile
+
+
+@dataclass(frozen=True)
+class SearchLog:
+    """The file at `path`. `header` is everything that the answers depend on, as JSON."""
+
+    path: Path
+    header: Mapping[str, object]
+
+    def load(self) -> list[dict]:
+        """The recorded lines, one per answer.
+
+        Writes the header into a new file, and removes a last line that a kill left incomplete. Raises ValueError when
+        the file is damaged or was written with other settings.
+        """
+        lines = self.path.read_bytes().split(b"\n") if self.path.exists() else [b""]
+        incomplete_line = lines.pop()
+        if not lines:
+            self._write_header()
+            return []
+        if incomplete_line:
+            os.truncate(self.path, sum(len(line) + 1 for line in lines))
+        try:
+            first, *recorded = (verify_checksum(parse_json(line)) for line in lines)
+            recorded_header = first.get("header")
+            if not isinstance(recorded_header, dict):
+                raise ValueError("its first line has no header")
+        except ValueError as error:
+            raise ValueError(f"{self.path} is damaged ({error}): delete it to search again from the start") from error
+        self._check_header(recorded_header)
+        return recorded
+
+    def append(self, question: Question, answer: Answer, token_equivalents: float) -> None:
+        """Record the answer to a question."""
+        line = {**question_key(question), "answer": answer, "token_equivalents": token_equivalents}
+        with path_in_errors(self.path), open(self.path, "a") as file:
+            file.write(json.dumps(with_checksum(line)) + "\n")
+
+    def recorded_answer(self, line: dict, question: Question) -> tuple[Answer, float]:
+        """The answer on a recorded line and its token equivalents. Raises ValueError if the questions differ."""
+        key = question_key(question)
+        if {name: line.get(name) for name in key} != key:
+            raise ValueError(
+                f"{self.path} records another question than this search asks ({line.get('label') or line.get('ask')}): "
+                f"it was written by another version or with other settings; delete it to search again"
+            )
+        return line["answer"], line["token_equivalents"]
+
+    def _write_header(self) -> None:
+        line = json.dumps(with_checksum({"header": self.header}), sort_keys=True)
+        with path_in_errors(self.path):
+            self.path.write_text(line + "\n")
+
+    def _check_header(self, recorded: dict) -> None:
+        expected = json.loads(json.dumps(self.header))
+        differing = [key for key in {**recorded, **expected} if recorded.get(key) != expected.get(key)]
+        if differing:
+            raise ValueError(
+                f"{self.path} was written with other settings ({', '.join(sorted(differing))}): "
+                f"resume with the same settings or start a new run"
+            )
+
+
+def read_evaluations(path: Path) -> list[list[tuple[Profile, float]]]:
+    """All profiles and fitness values in the log of a finished search, batch by batch, fittest first; NaN last."""
+    lines = [verify_checksum(parse_json(line)) for line in path.read_bytes().splitlines()[1:]]
+    batches = [line for line in lines if line["ask"] == "batch"]
+    pairs = [list(zip(map(decode, batch["profiles"]), batch["answer"], strict=True)) for batch in batches]
+    return [sorted(batch, key=lambda pair: (pair[1] != pair[1], pair[1])) for batch in pairs]
