@@ -259,7 +259,7 @@ def find_profile(job: Job, context: EvaluationContext) -> Profile:
     facts = {
         "settings": header,
         "achieved": achieved,
-        "token_equivalents": cost,
+        "token_equivalents": watcher.token_equivalents,
         "versions": versions(),
     }
     write_atomically(job.folder / "profile.txt", to_text(context.space, profile))
