@@ -33,7 +33,7 @@ class LayerGroup:
 
 
 @dataclass(frozen=True)
-class Solved:
+class CompressedGroup:
     """What a compressor returns for a group.
 
     `levels[i][l]` is layer i at level l. `errors[i][l]` is tr(ΔW H ΔWᵀ) / tr(W H Wᵀ), the share of the output's energy
@@ -64,14 +64,14 @@ class Compressor(ABC):
             @property
             def propagate_level(self): return 1
             def levels(self, layer): ...          # two levels: all weights, and half of them
-            def compress(self, group): ...        # Solved([[Kept(W), SparseWeight.from_dense(masked)] for W in …], …)
+            def compress(self, group): ...        # CompressedGroup([[Kept(W), SparseWeight.from_dense(masked)] for W in …], …)
     """
 
     metric: ClassVar[Metric]
     needs_hessian: ClassVar[bool]
 
     @property
-    def takes_ends(self) -> bool:
+    def compresses_embeddings(self) -> bool:
         """Whether embeddings and head have levels too; each of the two is then a group of its own."""
         return False
 
@@ -98,5 +98,5 @@ class Compressor(ABC):
         """Levels of a layer, least compressed first. Raises ValueError with the key for a layer that does not fit."""
 
     @abstractmethod
-    def compress(self, group: LayerGroup) -> Solved:
+    def compress(self, group: LayerGroup) -> CompressedGroup:
         """All levels of all layers of the group, solved together, in the order of `levels`."""

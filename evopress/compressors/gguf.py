@@ -8,7 +8,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from evopress.compressors.base import Compressor, LayerGroup, Solved
+from evopress.compressors.base import Compressor, LayerGroup, CompressedGroup
 from evopress.compressors.linalg import inverse_factor, relative_errors, scalars
 from evopress.compressors.sweep import by_level, in_parts, lanes_of, sweep, undamped_errors
 from evopress.runtime.config_class import config_class
@@ -55,7 +55,7 @@ class GGUF(Compressor):
         return tuple(sorted(types, key=lambda name: -bits_per_weight(name)))
 
     @property
-    def takes_ends(self) -> bool:
+    def compresses_embeddings(self) -> bool:
         return self.embeddings
 
     @property
@@ -92,7 +92,7 @@ class GGUF(Compressor):
             for name, size in sizes.items()
         ]
 
-    def compress(self, group: LayerGroup) -> Solved:
+    def compress(self, group: LayerGroup) -> CompressedGroup:
         assert group.hessian is not None, "the group has no Hessian"
         H, names = group.hessian, ", ".join(group.names)
         factor = inverse_factor(H, damp=self.damp)
@@ -128,7 +128,7 @@ class GGUF(Compressor):
         order = [[*swept, *others].index(name) for name in types]
         levels = [[of_layer[place] for place in order] for of_layer in found]
         errors = [[of_layer[place] for place in order] for of_layer in errors]
-        return Solved(levels, errors, (*notes, *_clipped(group, levels)))
+        return CompressedGroup(levels, errors, (*notes, *_clipped(group, levels)))
 
 
 def _clipped(group: LayerGroup, levels: list[list[CompressedWeight]]) -> Iterator[str]:

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from evopress.compressors.base import LayerGroup, Solved
+from evopress.compressors.base import LayerGroup, CompressedGroup
 from evopress.compressors.linalg import inverse_factor
 from evopress.compressors.rtn import RTN, Rounded, fitting_group_size
 from evopress.compressors.sweep import by_level, in_parts, lanes_of, sweep, undamped_errors
@@ -40,7 +40,7 @@ class GPTQ(RTN):
     def propagate_level(self) -> int:
         return max((level for level, width in enumerate(self.bits) if width >= self.propagate_bits), default=0)
 
-    def compress(self, group: LayerGroup) -> Solved:
+    def compress(self, group: LayerGroup) -> CompressedGroup:
         assert group.hessian is not None, "the group has no Hessian"
         H, names = group.hessian, ", ".join(group.names)
         order = torch.arange(len(H), device=H.device)
@@ -50,7 +50,7 @@ class GPTQ(RTN):
         notes = tuple(f"{names}: {note}" for note in factor.notes)
         if factor.U is None:
             rounded = super().compress(group)
-            return Solved(rounded.levels, rounded.errors, (*notes, f"{names}: rounded to nearest instead"))
+            return CompressedGroup(rounded.levels, rounded.errors, (*notes, f"{names}: rounded to nearest instead"))
         rows = torch.cat(group.weights)[:, order].masked_fill_(factor.dead, 0)
         parts = [self._solve(rows, bits, U=factor.U, order=order) for bits in in_parts(self.bits, rows)]
         levels = self._pack([part for part, _ in parts], group)
@@ -58,7 +58,7 @@ class GPTQ(RTN):
         dense = [[level.dense for level in of_layer] for of_layer in levels]
         layers = list(zip(dense, group.weights, [loss.sum(1) for loss in losses], strict=True))
         errors = undamped_errors(layers, H=H, damp=factor.damp)
-        return Solved(levels, errors, notes + self._clipped(group, levels))
+        return CompressedGroup(levels, errors, notes + self._clipped(group, levels))
 
     def _solve(self, rows: Tensor, bits: Sequence[int], *, U: Tensor, order: Tensor) -> tuple[Rounded, Tensor]:
         """Rows (rows, cols), whose columns stand in `order`, at several widths.

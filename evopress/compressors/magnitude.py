@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from evopress.compressors.base import Compressor, LayerGroup, Solved
+from evopress.compressors.base import Compressor, LayerGroup, CompressedGroup
 from evopress.compressors.linalg import relative_errors
 from evopress.runtime.config_class import config_class
 from evopress.space.budget import Metric
@@ -96,7 +96,7 @@ class Magnitude(Compressor):
             zeros.pop()
         return zeros
 
-    def compress(self, group: LayerGroup) -> Solved:
+    def compress(self, group: LayerGroup) -> CompressedGroup:
         levels: list[list[CompressedWeight]] = []
         for layer, weight in zip(group.shapes, group.weights, strict=True):
             counts = self.num_zeros(layer)
@@ -106,7 +106,7 @@ class Magnitude(Compressor):
                 [SparseWeight.from_dense(stored, mask, num_kept=layer.num_weights - zeros) for mask, zeros in masks]
             )
         dense = [[level.dense for level in of_layer] for of_layer in levels]
-        return Solved(levels, relative_errors(list(zip(dense, group.weights, strict=True)), group.hessian))
+        return CompressedGroup(levels, relative_errors(list(zip(dense, group.weights, strict=True)), group.hessian))
 
     def _masks(self, weight: Tensor, H: Tensor | None, num_zeros: Sequence[int]) -> Iterator[Tensor]:
         """What to keep of a weight, bool (rows, cols), at each level; all levels come from one sort."""

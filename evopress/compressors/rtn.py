@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from evopress.compressors.base import Compressor, LayerGroup, Solved
+from evopress.compressors.base import Compressor, LayerGroup, CompressedGroup
 from evopress.compressors.linalg import relative_errors
 from evopress.compressors.sweep import by_level, in_parts, lanes_of
 from evopress.runtime.config_class import config_class
@@ -86,13 +86,13 @@ class RTN(Compressor):
             for width in self.bits
         ]
 
-    def compress(self, group: LayerGroup) -> Solved:
+    def compress(self, group: LayerGroup) -> CompressedGroup:
         """Rounds to nearest; the errors are weighed by the Hessian where the group has one."""
         rows = torch.cat(group.weights)
         levels = self._pack([self._round(rows, bits) for bits in in_parts(self.bits, rows)], group)
         dense = [[level.dense for level in of_layer] for of_layer in levels]
         errors = relative_errors(list(zip(dense, group.weights, strict=True)), group.hessian)
-        return Solved(levels, errors, self._clipped(group, levels))
+        return CompressedGroup(levels, errors, self._clipped(group, levels))
 
     def _clipped(self, group: LayerGroup, levels: list[list[CompressedWeight]]) -> tuple[str, ...]:
         """A note on each layer whose grids end before its weights do."""

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from evopress.compressors.base import LayerGroup, Solved
+from evopress.compressors.base import LayerGroup, CompressedGroup
 from evopress.compressors.linalg import inverse_factor
 from evopress.compressors.magnitude import Magnitude
 from evopress.compressors.sweep import by_level, in_parts, lanes_of, sweep, undamped_errors
@@ -33,14 +33,16 @@ class SparseGPT(Magnitude):
     block_size: int = Field(default=128, gt=0)
     damp: float = Field(default=0.01, gt=0)
 
-    def compress(self, group: LayerGroup) -> Solved:
+    def compress(self, group: LayerGroup) -> CompressedGroup:
         assert group.hessian is not None, "the group has no Hessian"
         H, names = group.hessian, ", ".join(group.names)
         factor = inverse_factor(H, damp=self.damp)
         notes = tuple(f"{names}: {note}" for note in factor.notes)
         if factor.U is None:
             by_magnitude = super().compress(group)
-            return Solved(by_magnitude.levels, by_magnitude.errors, (*notes, f"{names}: pruned by magnitude instead"))
+            return CompressedGroup(
+                by_magnitude.levels, by_magnitude.errors, (*notes, f"{names}: pruned by magnitude instead")
+            )
         rows = torch.cat(group.weights).masked_fill_(factor.dead, 0)
         num_zeros = [self.num_zeros(layer) for layer in group.shapes]
         parts = [
@@ -59,7 +61,7 @@ class SparseGPT(Magnitude):
             )
             losses = torch.cat([loss[index] for _, loss in parts])[: len(counts)]
             layers.append(([dense.float for dense, _ in pruned], weight, losses))
-        return Solved(levels, undamped_errors(layers, H=H, damp=factor.damp), notes)
+        return CompressedGroup(levels, undamped_errors(layers, H=H, damp=factor.damp), notes)
 
     def _solve(
         self, rows: Tensor, num_zeros: Sequence[Sequence[int]], *, U: Tensor, num_rows: list[int]

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from evopress.compressors.base import LayerGroup, Solved
+from evopress.compressors.base import LayerGroup, CompressedGroup
 from evopress.compressors.magnitude import Magnitude, ranks
 from evopress.runtime.config_class import config_class
 from evopress.space.budget import Metric
@@ -22,13 +22,13 @@ class Wanda(Magnitude):
     metric: ClassVar[Metric] = "sparsity"
     needs_hessian: ClassVar[bool] = True
 
-    def compress(self, group: LayerGroup) -> Solved:
+    def compress(self, group: LayerGroup) -> CompressedGroup:
         assert group.hessian is not None, "the group has no Hessian"
         if bool(group.hessian.any()):
             return super().compress(group)
         solved = super().compress(LayerGroup(group.names, group.weights))
         note = "no calibration input was ever other than zero, pruned by magnitude within each row instead"
-        return Solved(solved.levels, solved.errors, (f"{', '.join(group.names)}: {note}",))
+        return CompressedGroup(solved.levels, solved.errors, (f"{', '.join(group.names)}: {note}",))
 
     def _masks(self, weight: Tensor, H: Tensor | None, num_zeros: Sequence[int]) -> Iterator[Tensor]:
         scores = weight.abs() if H is None else weight.abs() * H.diagonal().sqrt()  # ‖x_j‖ up to a common factor

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from evopress.compressors.base import Compressor, LayerGroup, Solved
+from evopress.compressors.base import Compressor, LayerGroup, CompressedGroup
 from evopress.compressors.linalg import RunningHessian, scalars, towards_identity
 from evopress.database.store import BlockLevels, Database
 from evopress.models.language_model import LanguageModel
@@ -87,7 +87,7 @@ def build(
 
 def wanted(lm: LanguageModel, compressor: Compressor) -> tuple[int, ...]:
     """What a complete database holds, in the order in which it is built."""
-    return (*range(lm.num_blocks), *((OUTSIDE,) if compressor.takes_ends else ()))
+    return (*range(lm.num_blocks), *((OUTSIDE,) if compressor.compresses_embeddings else ()))
 
 
 @torch.no_grad()
@@ -201,7 +201,9 @@ def _groups(lm: LanguageModel, block: int) -> list[Group]:
     return [tuple(lm.layer_name(block, local) for local in group) for group in lm.layer_groups]
 
 
-def _solve(lm: LanguageModel, compressor: Compressor, stream: _Stream | None, block: int) -> dict[Group, Solved]:
+def _solve(
+    lm: LanguageModel, compressor: Compressor, stream: _Stream | None, block: int
+) -> dict[Group, CompressedGroup]:
     """The groups of a block that are this process's to solve."""
     hessians = stream.hessians(block) if stream else {}
     _check_inputs(hessians)
@@ -243,7 +245,7 @@ def _check_inputs(hessians: Mapping[Group, RunningHessian]) -> None:
             )
 
 
-def _check_levels(solved: Mapping[Group, Solved]) -> None:
+def _check_levels(solved: Mapping[Group, CompressedGroup]) -> None:
     """The same for what was made of them."""
     tensors = [
         (name, tensor)
@@ -262,13 +264,13 @@ def _check_levels(solved: Mapping[Group, Solved]) -> None:
             )
 
 
-def _on_cpu(solved: Solved) -> Solved:
+def _on_cpu(solved: CompressedGroup) -> CompressedGroup:
     """The same where every process can receive it."""
     levels = [[weight.to(torch.device("cpu")) for weight in of_layer] for of_layer in solved.levels]
     return replace(solved, levels=levels)
 
 
-def _whole_block(solved: Mapping[Group, Solved]) -> BlockLevels | None:
+def _whole_block(solved: Mapping[Group, CompressedGroup]) -> BlockLevels | None:
     """What the first process has to write; None in the others."""
     parts = distributed.collect(solved)
     if not distributed.is_first():
@@ -284,7 +286,11 @@ def _whole_block(solved: Mapping[Group, Solved]) -> BlockLevels | None:
 
 
 def _propagated(
-    lm: LanguageModel, compressor: Compressor, database: Database, block: int, solved: Mapping[Group, Solved] | None
+    lm: LanguageModel,
+    compressor: Compressor,
+    database: Database,
+    block: int,
+    solved: Mapping[Group, CompressedGroup] | None,
 ) -> dict[str, Tensor]:
     """Dense weights of a block by local name at the propagated level, from memory or from the database."""
     names = [name for group in _groups(lm, block) for name in group]

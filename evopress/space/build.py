@@ -1,189 +1,161 @@
-"""Builds the space of a model: its units, and the levels that a compressor offers for them."""
+"""Builds the space of a model: its units, and the levels that a compressor offers for each of them."""
 
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Literal, Protocol
 
-from pydantic import model_validator
-
 from evopress.models.families import Groups
 from evopress.models.family_match import expert_of
 from evopress.models.structure import ModelStructure
-from evopress.runtime.config_class import config_class
-from evopress.space.shapes import BlockShape, LayerShape
-from evopress.space.subblocks import droppable_units, subblocks_of
+from evopress.space.droppable import droppable_units, subblocks_of
+from evopress.space.settings import SpaceSettings
+from evopress.space.shapes import BlockShape, LayerShape, block_shapes, layer_shape
 from evopress.space.units import DROPPED, KEPT, Level, Space, Unit
 
 FILE_WEIGHT_BYTES = 2
-"""What an uncompressed weight takes in a checkpoint: bfloat16 or float16."""
-
-
-@config_class
-class SpaceSettings:
-    """What the units are.
-
-    `trade`: units that may swap levels have the same number of weights (`size`), the same `kind`, or `any` may.
-
-    `tie`: with `engine`, layers that inference engines fuse (q, k, v; gate, up; all experts of a block) are one unit,
-    and where halves of blocks are dropped the attention of the first block stays, as an engine has to meet an attention
-    first; with `expert`, the layers of each expert are one unit.
-
-    `drops`: what may be dropped as a whole besides the levels of its layers: attentions and MLPs one by one
-    (`subblock`), or both of a block together (`block`).
-    """
-
-    trade: Literal["size", "kind", "any"] = "size"
-    tie: Literal["none", "expert", "engine"] = "none"
-    drops: Literal["none", "subblock", "block"] = "none"
-
-    @model_validator(mode="after")
-    def _what_a_drop_frees_goes_anywhere(self) -> "SpaceSettings":
-        if self.drops != "none" and self.trade != "any":
-            raise ValueError(
-                f"space.drops={self.drops} frees bytes for layers of all sizes, which may not trade with "
-                f"space.trade={self.trade}: set space.trade=any, or take space=joint"
-            )
-        return self
+"""Bytes of an uncompressed weight in a checkpoint (bfloat16 or float16)."""
 
 
 class LevelSource(Protocol):
     """The part of a compressor that a space needs: which levels a layer has."""
 
     @property
-    def takes_ends(self) -> bool:
+    def compresses_embeddings(self) -> bool:
         """Whether the embeddings and the head have levels too."""
 
     def levels(self, layer: LayerShape) -> Sequence[Level]:
-        """Levels of a layer, least compressed first."""
+        """The levels of a layer, least compressed first."""
 
 
 class DropRule(Protocol):
     """The part of depth pruning that a space needs: which parts of a model may be dropped."""
 
     def units(self, blocks: Sequence[BlockShape]) -> list[Unit]:
-        """All units of a model, in block order."""
+        """The droppable units of a model, in block order."""
 
 
 def layer_space(lm: ModelStructure, compressor: LevelSource, settings: SpaceSettings) -> Space:
-    """One unit per linear layer of each block, or per group of layers when tied.
+    """The space with one unit per linear layer of each block, or per group of layers where these are tied.
 
-    Embeddings and head are units as well where the compressor takes them: the first and the last, or, where they share
-    one weight, one unit that stands first. They lie in no block. What may be dropped stands before what is inside it.
+    A parent (an attention, MLP or block that may be dropped) precedes the units inside it. Where the compressor also
+    compresses the embeddings and the head, they are the first and the last unit, and belong to no block. If the two
+    share a weight, they are one unit, the first.
     """
-    groups = _tied(lm.layer_groups, settings.tie)
+    tied_layers = _tied_layers(lm.layer_groups, settings.tie)
     units = [
-        _block_unit(lm, compressor, block, local, group)
+        _block_unit(lm, compressor, block, local_name=local_name, layers=layers)
         for block in range(lm.num_blocks)
-        for local, group in groups.items()
+        for local_name, layers in tied_layers.items()
     ]
     if settings.drops != "none":
-        units = _with_parents(lm, units, settings.drops, settings)
-    if compressor.takes_ends:
-        first, *last = [_layer_unit(lm, compressor, name, (), (name,), name) for name in lm.embedding_and_head]
+        units = _with_parents(lm, units, settings.drops, settings.tie)
+    if compressor.compresses_embeddings:
+        first, *last = [_layer_unit(lm, compressor, (name,), name=name, kind=name) for name in lm.embedding_and_head]
         units = [first, *units, *last]
     return Space(tuple(units), _fixed_bytes(lm, units)).with_trade_groups(settings.trade)
 
 
-def _tied(groups: Groups, tie: str) -> dict[str, tuple[str, ...]]:
-    """Local names of the layers of each unit of a block, by the local name of the unit."""
-    members: dict[str, tuple[str, ...]] = {}
+def drop_space(lm: ModelStructure, drop: DropRule, settings: SpaceSettings | None = None) -> Space:
+    """The space with one unit per attention and MLP, per block, or per pair of blocks."""
+    units = drop.units(block_shapes(lm))
+    if settings and settings.tie == "engine":
+        units = _with_first_attention_kept(units)
+    return Space(tuple(units), _fixed_bytes(lm, units))
+
+
+def dense_bytes(lm: ModelStructure) -> int:
+    """Bytes of the uncompressed model in a 16-bit file. Shared parameters count once."""
+    return FILE_WEIGHT_BYTES * sum(parameter.numel() for parameter in lm.model.parameters())
+
+
+def _fixed_bytes(lm: ModelStructure, units: Iterable[Unit]) -> int:
+    """Bytes in a 16-bit file of all parameters that belong to no unit."""
+    return dense_bytes(lm) - FILE_WEIGHT_BYTES * sum(unit.num_weights for unit in units)
+
+
+def _tied_layers(groups: Groups, tie: str) -> dict[str, tuple[str, ...]]:
+    """Local names of the layers of each unit in a block, by the local name of the unit."""
+    layers_of: dict[str, tuple[str, ...]] = {}
     for group in groups:
         expert = expert_of(group[0])
         if expert and tie != "none":
             experts, number, _ = expert
             name = experts if tie == "engine" else f"{experts}.{number}"
-            members[name] = members.get(name, ()) + group
+            layers_of[name] = layers_of.get(name, ()) + group
+        elif tie == "engine":
+            layers_of["+".join(group)] = group
         else:
-            members.update({"+".join(group): group} if tie == "engine" else {local: (local,) for local in group})
-    return members
+            layers_of.update({local: (local,) for local in group})
+    return layers_of
 
 
-def _block_unit(lm: ModelStructure, compressor: LevelSource, block: int, local: str, group: tuple[str, ...]) -> Unit:
-    names = tuple(lm.layer_name(block, local) for local in group)
-    is_whole_expert = len(local.split("+")) != len(names)
-    name = lm.layer_name(block, local) if is_whole_expert else "+".join(names)
-    return _layer_unit(lm, compressor, name, (block,), names, re.sub(r"\.\d+(?=\.|$)", ".*", local))
+def _block_unit(
+    lm: ModelStructure, compressor: LevelSource, block: int, *, local_name: str, layers: tuple[str, ...]
+) -> Unit:
+    """The unit of some layers of a block. `local_name` joins their local names, or names the experts they form."""
+    names = tuple(lm.layer_name(block, local) for local in layers)
+    forms_experts = len(local_name.split("+")) != len(names)
+    name = lm.layer_name(block, local_name) if forms_experts else "+".join(names)
+    kind = re.sub(r"\.\d+(?=\.|$)", ".*", local_name)  # the same for all experts
+    return _layer_unit(lm, compressor, names, name=name, kind=kind, blocks=(block,))
 
 
 def _layer_unit(
-    lm: ModelStructure, compressor: LevelSource, name: str, blocks: tuple[int, ...], names: tuple[str, ...], kind: str
+    lm: ModelStructure,
+    compressor: LevelSource,
+    layers: tuple[str, ...],
+    *,
+    name: str,
+    kind: str,
+    blocks: tuple[int, ...] = (),
 ) -> Unit:
-    weights = [lm.model.get_submodule(name).get_parameter("weight") for name in names]
-    options = [compressor.levels(LayerShape(name, *weight.shape)) for name, weight in zip(names, weights, strict=True)]
-    levels = tuple(
-        Level(
-            label=same[0].label,
-            value=same[0].value,
-            cost=sum(level.cost for level in same),
-            size_bytes=sum(level.size_bytes for level in same),
-        )
-        for same in zip(*options, strict=True)
-    )
+    shapes = [layer_shape(lm, layer) for layer in layers]
+    levels_of_layers = [compressor.levels(shape) for shape in shapes]
     return Unit(
         name=name,
         blocks=blocks,
         kind=kind,
-        layers=names,
-        num_weights=sum(weight.numel() for weight in weights),
-        levels=levels,
+        layers=layers,
+        num_weights=sum(shape.num_weights for shape in shapes),
+        levels=tuple(_summed(levels) for levels in zip(*levels_of_layers, strict=True)),
+    )
+
+
+def _summed(levels: tuple[Level, ...]) -> Level:
+    """The level of a unit whose layers have these levels."""
+    return replace(
+        levels[0],
+        cost=sum(level.cost for level in levels),
+        size_bytes=sum(level.size_bytes for level in levels),
     )
 
 
 def _with_parents(
-    lm: ModelStructure, units: list[Unit], granularity: Literal["subblock", "block"], settings: SpaceSettings
+    lm: ModelStructure, units: list[Unit], granularity: Literal["subblock", "block"], tie: str
 ) -> list[Unit]:
-    """The units of all blocks, each inside one that may be dropped."""
-    droppable = droppable_units(_block_shapes(lm), granularity)
-    if settings.tie == "engine":
-        droppable = _for_engines(droppable)
+    """The given units of all blocks with their parents, each before its children."""
+    droppable = droppable_units(block_shapes(lm), granularity)
+    if tie == "engine":
+        droppable = _with_first_attention_kept(droppable)
     parents = [replace(unit, num_weights=0, levels=(KEPT, DROPPED)[: len(unit.levels)]) for unit in droppable]
-    found: list[Unit] = []
+    units_and_parents: list[Unit] = []
     for block in range(lm.num_blocks):
-        around = [parent for parent in parents if block in parent.blocks]
+        parents_of_block = [parent for parent in parents if block in parent.blocks]
         parent_of = {
             lm.layer_name(block, local): parent.name
-            for parent in around
-            for part in subblocks_of(parent)
-            for local in lm.subblock_layers(part)
+            for parent in parents_of_block
+            for subblock in subblocks_of(parent)
+            for local in lm.subblock_layers(subblock)
         }
-        found += around
-        found += [replace(unit, parent=parent_of[unit.layers[0]]) for unit in units if block in unit.blocks]
-    return found
+        units_and_parents += parents_of_block
+        units_and_parents += [replace(unit, parent=parent_of[unit.layers[0]]) for unit in units if block in unit.blocks]
+    return units_and_parents
 
 
-def drop_space(lm: ModelStructure, drop: DropRule, settings: SpaceSettings | None = None) -> Space:
-    """One unit per attention and MLP, per block, or per pair of blocks. Attentions trade with attentions only."""
-    units = drop.units(_block_shapes(lm))
-    if settings and settings.tie == "engine":
-        units = _for_engines(units)
-    return Space(tuple(units), _fixed_bytes(lm, units))
-
-
-def _block_shapes(lm: ModelStructure) -> list[BlockShape]:
-    def num_weights(block: int, part: str) -> int:
-        return sum(lm.linear(block, local).weight.numel() for local in lm.subblock_layers(part))
-
-    return [
-        BlockShape(name, num_weights(block, "attention"), num_weights(block, "mlp"))
-        for block, name in enumerate(lm.block_names)
-    ]
-
-
-def _for_engines(units: list[Unit]) -> list[Unit]:
-    """The units with the attention of the first block kept: an engine has to meet an attention first."""
+def _with_first_attention_kept(units: list[Unit]) -> list[Unit]:
+    """The units without the option to drop the attention of the first block alone, which engines expect to exist."""
     return [
         replace(unit, levels=unit.levels[:1]) if unit.kind == "attention" and 0 in unit.blocks else unit
         for unit in units
     ]
-
-
-def _fixed_bytes(lm: ModelStructure, units: Iterable[Unit]) -> int:
-    """Bytes in a 16-bit file of all parameters outside the units; tied ones once."""
-    total = sum(parameter.numel() for parameter in lm.model.parameters())
-    return FILE_WEIGHT_BYTES * (total - sum(unit.num_weights for unit in units))
-
-
-def dense_bytes(lm: ModelStructure) -> int:
-    """Bytes of the uncompressed model in a 16-bit file."""
-    return FILE_WEIGHT_BYTES * sum(parameter.numel() for parameter in lm.model.parameters())

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from evopress.compressors.base import Compressor, LayerGroup, Solved
+from evopress.compressors.base import Compressor, LayerGroup, CompressedGroup
 from evopress.compressors.gguf import GGUF as BlockTypes
 from evopress.compressors.gptq import GPTQ
 from evopress.compressors.rtn import RTN
@@ -34,7 +34,7 @@ def watched(lives: int = 10**6) -> tuple[GPTQ, list[LayerGroup]]:
     groups: list[LayerGroup] = []
 
     class Watched(GPTQ):
-        def compress(self, group: LayerGroup) -> Solved:
+        def compress(self, group: LayerGroup) -> CompressedGroup:
             if len(groups) == lives:
                 raise Killed
             assert group.hessian is not None
@@ -193,7 +193,7 @@ def test_a_compressor_that_needs_no_hessian_gets_none(tmp_path):
     seen: list[object] = []
 
     class Rounds(RTN):
-        def compress(self, group: LayerGroup) -> Solved:
+        def compress(self, group: LayerGroup) -> CompressedGroup:
             seen.append(group.hessian)
             return super().compress(group)
 
@@ -245,9 +245,9 @@ def test_a_complete_database_is_not_built_again(tmp_path):
 
 def test_remarks_of_the_compressor_are_kept_and_shown(tmp_path, caplog):
     class Remarks(RTN):
-        def compress(self, group: LayerGroup) -> Solved:
+        def compress(self, group: LayerGroup) -> CompressedGroup:
             solved = super().compress(group)
-            return Solved(solved.levels, solved.errors, (f"{group.names[0]} was odd",))
+            return CompressedGroup(solved.levels, solved.errors, (f"{group.names[0]} was odd",))
 
     lm = tiny("llama")
     database = built(lm, Remarks(bits=(4, 2), group_size=32), tmp_path)

@@ -16,7 +16,8 @@ from evopress.models.language_model import LanguageModel
 from evopress.models.loading import wrap_model
 from evopress.search.moves import dropped
 from evopress.space.apply import applied
-from evopress.space.build import SpaceSettings, drop_space, layer_space
+from evopress.space.build import drop_space, layer_space
+from evopress.space.settings import SpaceSettings
 from evopress.space.units import Profile, Space
 from tests import plain
 from tests.tiny_models import FAMILIES, NUM_BLOCKS, SLIDING_WINDOW, random_model, tiny, token_windows, tokenizer
@@ -28,7 +29,7 @@ CLOSE = {"rel": 2e-4, "abs": 2e-6}
 class RoundsEmbeddingAndHead(RTN):
     """Embeddings and head have levels too."""
 
-    takes_ends = True
+    compresses_embeddings = True
 
 
 COMPRESSORS: dict[str, Compressor | Drop] = {

@@ -13,7 +13,8 @@ from evopress.database.cache import DecodedLevels
 from evopress.evaluation.switch_effects import Effects, fisher_probe, switch_effects, token_equivalents
 from evopress.models.language_model import LanguageModel
 from evopress.space.apply import applied
-from evopress.space.build import SpaceSettings, layer_space
+from evopress.space.build import layer_space
+from evopress.space.settings import SpaceSettings
 from evopress.space.units import OUTSIDE, Profile, Space
 from tests.tiny_models import FAMILIES, tiny, token_windows
 
@@ -121,7 +122,7 @@ def test_with_drops_in_the_profile_too_it_is_the_derivative_of_what_is_kept_and_
 
 
 class RoundsEmbeddingAndHead(RTN):
-    takes_ends = True
+    compresses_embeddings = True
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "opt"])
