@@ -15,8 +15,7 @@ from torch import Tensor
 
 from evopress.compressors.base import Compressor
 from evopress.compressors.drop import Drop
-from evopress.data import windows
-from evopress.data.windows import Splits
+from evopress.data.splits import Splits, load_splits, load_test_windows
 from evopress.database.build import build, wanted
 from evopress.database.cache import DecodedLevels
 from evopress.database.store import Database, fingerprint
@@ -89,9 +88,9 @@ def _run_stages(job: Job) -> Profile | None:
             if isinstance(job.model, LanguageModel)
             else distributed.first_then_others(partial(load_model, job.model, cache))
         )
-        splits = distributed.from_first(partial(windows.load, job.data, lm.tokenizer, cache))
+        splits = distributed.from_first(partial(load_splits, job.data, lm.tokenizer, cache))
         for source in job.eval.datasets if "evaluate" in job.stages else ():  # an error before the search, not after
-            distributed.from_first(partial(windows.load_test, source, job.data, lm.tokenizer, cache))
+            distributed.from_first(partial(load_test_windows, source, job.data, lm.tokenizer, cache))
         limit = job.model.max_perplexity if isinstance(job.model, ModelSource) else None
         check_dense(lm, splits.validation[:4], job.evaluator, limit or lm.vocab_size)
     with clock.stage("database"):

@@ -1,1 +1,1 @@
-"""What a run would take."""
+"""What a run would take: memory, disk and time of each stage. May import everything except pareto and the pipeline."""

@@ -22,11 +22,12 @@ from evopress.pipeline import run
 from evopress.search.evolution import Stage
 from evopress.search.guided import Guided
 from evopress.space.apply import applied
-from evopress.space.build import SpaceSettings, layer_space
+from evopress.space.build import layer_space
+from evopress.space.settings import SpaceSettings
 from tests import plain
 from tests.evaluation.test_evaluator import CLOSE, Case, profiles_of
 from tests.evaluation.test_switch_effects import Noisy, Random, some_profile
-from tests.planning.test_plan import job
+from tests.planning.test_estimate import job
 from tests.tiny_models import (
     NUM_BLOCKS,
     NUM_EXPERTS,

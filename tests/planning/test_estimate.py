@@ -1,4 +1,4 @@
-"""What is foretold from the configuration is what a run then takes."""
+"""The estimates made from the configuration agree with what a run then uses."""
 
 import csv
 from dataclasses import replace
@@ -9,21 +9,21 @@ from safetensors.torch import load_file
 from evopress.compressors.drop import Drop
 from evopress.compressors.gptq import GPTQ
 from evopress.compressors.sparsegpt import SparseGPT
-from evopress.data.windows import Data
+from evopress.data.settings import Data
 from evopress.evaluation.evaluator import EvaluatorSettings
 from evopress.evaluation.lm_eval_tasks import Eval
 from evopress.models.loading import load_model, load_structure
 from evopress.models.source import ModelSource
 from evopress.pipeline import Job, run
-from evopress.planning.estimate import plan
-from evopress.planning.render import advice, plan_text
+from evopress.planning.render import advice, estimate_text
+from evopress.planning.stages import estimate_resources
 from evopress.runtime.tracking import Tracker
 from evopress.search.baselines.uniform import Uniform
 from evopress.search.evolution import Evolution, Stage
 from evopress.search.guided import Guided
 from evopress.search.refinement import Refinement
 from evopress.space.budget import Budget
-from evopress.space.build import SpaceSettings
+from evopress.space.settings import SpaceSettings
 from tests.tiny_models import FAMILIES, config, save_tiny
 
 COMPRESSORS = [
@@ -58,25 +58,27 @@ def job(folder, model, **changes) -> Job:
 def test_the_model_without_weights_has_the_shapes_of_the_real_one(family, tmp_path):
     save_tiny(family, tmp_path)
     source = ModelSource(name="tiny", path=str(tmp_path), dtype="float32", device="cpu")
-    real, foretold = load_model(source, tmp_path), load_structure(source)
-    assert all(parameter.is_meta for parameter in foretold.model.parameters())
-    shapes = [{name: parameter.shape for name, parameter in lm.model.named_parameters()} for lm in (real, foretold)]
+    real, structure = load_model(source, tmp_path), load_structure(source)
+    assert all(parameter.is_meta for parameter in structure.model.parameters())
+    shapes = [{name: parameter.shape for name, parameter in lm.model.named_parameters()} for lm in (real, structure)]
     assert shapes[1] == shapes[0]
-    assert plan(job(tmp_path, tmp_path)).num_weights == sum(shape.numel() for shape in shapes[0].values())
+    assert estimate_resources(job(tmp_path, tmp_path)).num_weights == sum(shape.numel() for shape in shapes[0].values())
 
 
-def test_a_plan_reads_no_weights(tmp_path):
+def test_an_estimate_reads_no_weights(tmp_path):
     config("llama").save_pretrained(tmp_path)
-    assert plan(job(tmp_path, tmp_path)).num_units == 21
+    assert estimate_resources(job(tmp_path, tmp_path)).num_units == 21
 
 
 @pytest.mark.parametrize(("compress", "budget"), COMPRESSORS, ids=["gptq", "sparsegpt"])
-def test_the_database_is_as_large_as_foretold(compress, budget, tmp_path):
+def test_the_database_is_as_large_as_estimated(compress, budget, tmp_path):
     save_tiny("llama", tmp_path / "model")
     settings = job(tmp_path, tmp_path / "model", compress=compress, budget=budget, stages=("database",))
     run(settings)
     blocks = [load_file(path) for path in tmp_path.glob("databases/tiny/*/block-*.safetensors")]
-    assert plan(settings).database_bytes == sum(tensor.nbytes for block in blocks for tensor in block.values())
+    assert estimate_resources(settings).database_bytes == sum(
+        tensor.nbytes for block in blocks for tensor in block.values()
+    )
 
 
 @pytest.mark.parametrize(
@@ -88,61 +90,61 @@ def test_the_database_is_as_large_as_foretold(compress, budget, tmp_path):
     ],
     ids=["evolution", "guided", "refinements"],
 )
-def test_the_search_takes_the_tokens_foretold(search, tmp_path):
+def test_the_search_takes_the_estimated_tokens(search, tmp_path):
     save_tiny("llama", tmp_path / "model")
     settings = job(tmp_path, tmp_path / "model", search=search)
-    foretold = next(stage for stage in plan(settings).stages if stage.name == "search")
-    seen = []
+    estimated = next(stage for stage in estimate_resources(settings).stages if stage.name == "search")
+    logged = []
 
-    class Watcher(Tracker):
+    class Recorder(Tracker):
         def log(self, metrics, *, step):
-            seen.append(metrics["search/token_equivalents"])
+            logged.append(metrics["search/token_equivalents"])
 
-    run(replace(settings, tracker=Watcher(), stages=("database", "search")))
-    assert foretold.tokens == pytest.approx(seen[-1], rel=0.2)  # other answers make other mutants
+    run(replace(settings, tracker=Recorder(), stages=("database", "search")))
+    assert estimated.tokens == pytest.approx(logged[-1], rel=0.2)  # random fitness leads to other mutants
 
 
-def test_the_searches_of_all_targets_are_foretold(tmp_path):
+def test_the_searches_of_all_targets_are_estimated(tmp_path):
     save_tiny("llama", tmp_path / "model")
     search = Guided(
         rounds=2, table_tokens=64, dampings=[1, 2], line_tokens=32, generations=6, offspring=3, stages=STAGES
     )
     settings = job(tmp_path, tmp_path / "model", search=search, targets=(3.0, 2.5))
-    foretold = next(stage for stage in plan(settings).stages if stage.name == "search")
-    alone = next(stage for stage in plan(replace(settings, targets=())).stages if stage.name == "search")
+    estimated = next(stage for stage in estimate_resources(settings).stages if stage.name == "search")
+    alone = next(stage for stage in estimate_resources(replace(settings, targets=())).stages if stage.name == "search")
     run(settings)
     with open(tmp_path / "run" / "front.csv", newline="") as file:
         spent = sum(float(row["token_equivalents"]) for row in csv.DictReader(file))
-    assert foretold.tokens == pytest.approx(spent, rel=0.2)
-    assert alone.tokens < foretold.tokens < 2 * alone.tokens
+    assert estimated.tokens == pytest.approx(spent, rel=0.2)
+    assert alone.tokens < estimated.tokens < 2 * alone.tokens
 
 
 def test_drops_need_no_database(tmp_path):
     config("llama").save_pretrained(tmp_path)
-    found = plan(job(tmp_path, tmp_path, compress=Drop(), budget=Budget(metric="drop", target=1 / 3)))
-    assert found.database_bytes == 0
-    assert found.stages[0].operations == 0
+    estimate = estimate_resources(job(tmp_path, tmp_path, compress=Drop(), budget=Budget(metric="drop", target=1 / 3)))
+    assert estimate.database_bytes == 0
+    assert estimate.stages[0].operations == 0
 
 
-def test_what_does_not_fit_is_said_with_the_setting_to_change(tmp_path):
+def test_advice_names_what_does_not_fit_and_the_setting_to_change(tmp_path):
     config("llama").save_pretrained(tmp_path)
     settings = job(tmp_path, tmp_path)
-    found = plan(settings)
-    assert advice(found, free_memory=2**50, free_disk=2**50) == []
-    (disk,) = advice(found, free_memory=2**50, free_disk=found.database_bytes - 1)
+    estimate = estimate_resources(settings)
+    assert advice(estimate, free_memory=2**50, free_disk=2**50) == []
+    (disk,) = advice(estimate, free_memory=2**50, free_disk=estimate.database_bytes - 1)
     assert "set outputs to a larger disk" in disk
     large = settings.data.__class__(**{**vars(settings.data), "calibration_tokens": 10**9})
-    found = plan(replace(settings, data=large, evaluator=EvaluatorSettings(states_gb=1000)))
-    (memory,) = advice(found, free_memory=2 * 10**9, free_disk=2**50)
+    estimate = estimate_resources(replace(settings, data=large, evaluator=EvaluatorSettings(states_gb=1000)))
+    (memory,) = advice(estimate, free_memory=2 * 10**9, free_disk=2**50)
     assert memory.startswith("The database stage takes") and "lower evaluator.states_gb" in memory
-    found = plan(replace(settings, data=large))
-    assert advice(found, free_memory=6 * 10**9, free_disk=2**50) == []
-    assert found.states_bytes == 10**9 * 64 * 4
-    (disk,) = advice(found, free_memory=6 * 10**9, free_disk=found.states_bytes)
+    estimate = estimate_resources(replace(settings, data=large))
+    assert advice(estimate, free_memory=6 * 10**9, free_disk=2**50) == []
+    assert estimate.states_bytes == 10**9 * 64 * 4
+    (disk,) = advice(estimate, free_memory=6 * 10**9, free_disk=estimate.states_bytes)
     assert "hidden states" in disk and "lower data.calibration_tokens" in disk
 
 
-def test_the_stage_prints_the_plan_and_loads_nothing(tmp_path, caplog):
+def test_the_plan_stage_logs_the_estimate_and_loads_nothing(tmp_path, caplog):
     config("llama").save_pretrained(tmp_path / "model")
     settings = job(tmp_path, tmp_path / "model", stages=("plan",))
     with caplog.at_level("INFO"):
@@ -150,4 +152,5 @@ def test_the_stage_prints_the_plan_and_loads_nothing(tmp_path, caplog):
     for stage in ("database", "search", "evaluate"):
         assert f"\n{stage} " in caplog.text
     assert not (tmp_path / "run").exists()
-    assert f"{plan(settings).num_weights:,} weights" in plan_text(plan(settings), settings)
+    estimate = estimate_resources(settings)
+    assert f"{estimate.num_weights:,} weights" in estimate_text(estimate, settings)

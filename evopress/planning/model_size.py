@@ -1,0 +1,46 @@
+"""Sizes of a model that its memory and its operations depend on. Reads shapes only, so no weights are needed."""
+
+from evopress.models.family_match import expert_of
+from evopress.models.structure import ModelStructure
+
+
+def group_shapes(model: ModelStructure) -> list[tuple[int, int]]:
+    """Rows and columns of each group of layers in a block, the rows of all its layers added up."""
+    return [
+        (
+            sum(model.linear(0, local).weight.shape[0] for local in group),
+            model.linear(0, group[0]).weight.shape[1],
+        )
+        for group in model.layer_groups
+    ]
+
+
+def operations_per_token(model: ModelStructure) -> float:
+    """Floating-point operations of a forward pass through the blocks and the head."""
+    return 2.0 * (active_weights(model) + model.vocab_size * model.hidden_size)
+
+
+def active_weights(model: ModelStructure) -> float:
+    """How many weights of the blocks a token is multiplied with, on average."""
+    layers = [local for group in model.layer_groups for local in group]
+    return model.num_blocks * sum(
+        share_of_tokens(model, local) * model.linear(0, local).weight.numel() for local in layers
+    )
+
+
+def share_of_tokens(model: ModelStructure, local: str) -> float:
+    """The share of all tokens that enter a layer: 1, or less for a layer of an expert."""
+    expert = expert_of(local)
+    if expert is None:
+        return 1.0
+    num_experts = len(list(model.blocks[0].get_submodule(expert[0]).children()))
+    return getattr(model.model.config, "num_experts_per_tok", num_experts) / num_experts
+
+
+def resident_weights(model: ModelStructure, *, offload: bool) -> int:
+    """Weights that are in memory at once: all, or with `offload` all but the blocks, and one block."""
+    num_weights = sum(parameter.numel() for parameter in model.model.parameters())
+    if not offload:
+        return num_weights
+    in_blocks = [sum(parameter.numel() for parameter in block.parameters()) for block in model.blocks]
+    return num_weights - sum(in_blocks) + max(in_blocks)
