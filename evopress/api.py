@@ -11,7 +11,7 @@ from evopress.compressors.base import Compressor
 from evopress.compressors.drop import Drop
 from evopress.compressors.gptq import GPTQ
 from evopress.compressors.sparsegpt import SparseGPT
-from evopress.data.windows import Data
+from evopress.data.settings import Data
 from evopress.evaluation.evaluator import EvaluatorSettings
 from evopress.evaluation.lm_eval_tasks import Eval
 from evopress.export import Export
@@ -27,7 +27,7 @@ from evopress.search.evolution import Stage
 from evopress.search.guided import Guided
 from evopress.search.refinement import Refinement
 from evopress.space.budget import Budget
-from evopress.space.build import SpaceSettings
+from evopress.space.settings import SpaceSettings
 from evopress.space.units import Profile
 
 

@@ -119,7 +119,7 @@ def _kinds() -> dict[str, tuple[type, ...]]:
     """What the class of each group must be one of."""
     from evopress.compressors.base import Compressor
     from evopress.compressors.drop import Drop
-    from evopress.data.windows import Data
+    from evopress.data.settings import Data
     from evopress.evaluation.evaluator import EvaluatorSettings
     from evopress.evaluation.lm_eval_tasks import Eval
     from evopress.export import Export
@@ -127,7 +127,7 @@ def _kinds() -> dict[str, tuple[type, ...]]:
     from evopress.runtime.tracking import Tracker
     from evopress.search.base import Search
     from evopress.space.budget import Budget
-    from evopress.space.build import SpaceSettings
+    from evopress.space.settings import SpaceSettings
 
     kinds: list[tuple[type, ...]] = [(ModelSource,), (Data,), (Compressor, Drop), (SpaceSettings,), (Budget,)]
     kinds += [(Search,), (EvaluatorSettings,), (Eval,), (Export,), (Tracker,)]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from evopress.compressors.base import Compressor
 from evopress.compressors.drop import Drop
-from evopress.data.windows import Data
+from evopress.data.settings import Data
 from evopress.evaluation.evaluator import EvaluatorSettings
 from evopress.evaluation.lm_eval_tasks import Eval, check_tasks
 from evopress.export import Export
@@ -16,7 +16,7 @@ from evopress.models.source import ModelSource
 from evopress.runtime.tracking import Tracker
 from evopress.search.base import Search
 from evopress.space.budget import Budget
-from evopress.space.build import SpaceSettings
+from evopress.space.settings import SpaceSettings
 
 STAGES = ("database", "search", "evaluate")
 """What a run does. The stage `plan` may stand before them, or alone: it tells what they would take."""

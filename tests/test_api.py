@@ -13,7 +13,7 @@ import evopress
 from evopress.api import DEMO_DATA, DEMO_SEARCH
 from evopress.compressors.gptq import GPTQ
 from evopress.config import CONFIG_FOLDER
-from evopress.data.windows import Data
+from evopress.data.settings import Data
 from evopress.export import Export
 from evopress.models.source import ModelSource
 from evopress.search.baselines.uniform import Uniform

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoTokenizer
 
 from evopress.compressors.rtn import RTN
-from evopress.data.windows import Data
+from evopress.data.settings import Data
 from evopress.evaluation.evaluator import Evaluator, EvaluatorSettings
 from evopress.evaluation.lm_eval_tasks import Eval
 from evopress.export import Export, export
@@ -27,7 +27,7 @@ from evopress.runtime.files import lock_folder, write_atomically
 from evopress.runtime.tracking import Tracker
 from evopress.search.evolution import Evolution, Stage
 from evopress.space.budget import Budget
-from evopress.space.build import SpaceSettings
+from evopress.space.settings import SpaceSettings
 from tests.exports import compressed
 from tests.tiny_models import random_model, save_tiny, tiny, token_windows, tokenizer
 

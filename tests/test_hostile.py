@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from evopress.config import CONFIG_FOLDER, ConfigError, build, with_resume
-from evopress.data import sources
+from evopress.data.sources import text_source
 from evopress.database.store import BlockLevels, Database
 from evopress.models.file_checks import INDEX
 from evopress.models.loading import load_model
@@ -155,13 +155,13 @@ ENCODINGS = {
 def test_text_of_a_broken_encoding_is_refused_with_its_file(name, tmp_path):
     (tmp_path / name).write_bytes(ENCODINGS[name])
     with pytest.raises(ValueError, match=rf"data\.source: .*{name} is not (UTF-8|Unicode) text"):
-        list(sources.documents(str(tmp_path / name), "text", "train"))
+        list(text_source(str(tmp_path / name)).documents("text", "train"))
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path):
     for name, content in (("a.txt", b"word"), ("b.jsonl", b'{"text": "word"}')):
         (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content)
-        assert list(sources.documents(str(tmp_path / name), "text", "train")) == ["word"]
+        assert list(text_source(str(tmp_path / name)).documents("text", "train")) == ["word"]
 
 
 def test_parquet_with_broken_text_or_any_flipped_bit_is_refused_or_read(tmp_path):
@@ -170,7 +170,7 @@ def test_parquet_with_broken_text_or_any_flipped_bit_is_refused_or_read(tmp_path
     path = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": broken}), path)
     with pytest.raises(ValueError, match=r"data\.source: .*a\.parquet.*damaged"):
-        list(sources.documents(str(path), "text", "train"))
+        list(text_source(str(path)).documents("text", "train"))
     pyarrow.parquet.write_table(pyarrow.table({"text": [f"{LINE}{n}" for n in range(300)]}), path)
     whole, rng = path.read_bytes(), Random(0)
     refused = 0
@@ -179,7 +179,7 @@ def test_parquet_with_broken_text_or_any_flipped_bit_is_refused_or_read(tmp_path
         content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
         path.write_bytes(content)
         try:
-            list(sources.documents(str(path), "text", "train"))
+            list(text_source(str(path)).documents("text", "train"))
         except ValueError as error:
             assert "data." in str(error)
             refused += 1

@@ -15,7 +15,7 @@ from evopress.compressors.gguf import GGUF
 from evopress.compressors.gptq import GPTQ
 from evopress.compressors.sparsegpt import SparseGPT
 from evopress.compressors.wanda import Wanda
-from evopress.data.windows import Data
+from evopress.data.settings import Data
 from evopress.database.build import build
 from evopress.database.store import Database
 from evopress.evaluation.evaluator import EvaluatorSettings
@@ -34,7 +34,7 @@ from evopress.search.evolution import Evolution, Stage
 from evopress.search.guided import Guided
 from evopress.search.refinement import Refinement
 from evopress.space.budget import Budget
-from evopress.space.build import SpaceSettings
+from evopress.space.settings import SpaceSettings
 from evopress.space.units import Profile
 from tests.spaces import BITS3, bit_space, drop_space, play, sparse_space
 from tests.tiny_models import random_model, token_windows, tokenizer, wrap_model

@@ -1,1 +1,1 @@
-"""Text: its sources, and the token windows of the four splits."""
+"""Text and tokens: where text comes from, and the token windows that are cut from it. May import `runtime`."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from evopress.data.windows import Splits
+from evopress.data.splits import Splits
 from evopress.database.store import Database, Identity
 from evopress.evaluation.evaluator import Evaluator
 from evopress.models.language_model import LanguageModel

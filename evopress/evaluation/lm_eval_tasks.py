@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from evopress.data import sources
+from evopress.data.sources import check_source
 from evopress.runtime.config_class import config_class
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Eval:
 def check_tasks(settings: Eval) -> None:
     """Raises ValueError for data sets and tasks that do not exist; loads no model and no data."""
     for source in settings.datasets:
-        sources.check(source, "eval.datasets")
+        check_source(source, "eval.datasets")
     if settings.include_path is not None and not Path(settings.include_path).is_dir():
         raise ValueError(f"eval.include_path is {settings.include_path!r}, which is not a folder")
     if not settings.tasks:

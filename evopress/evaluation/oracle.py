@@ -4,7 +4,7 @@ from random import Random
 
 from torch import Tensor
 
-from evopress.data import windows
+from evopress.data.windows import minibatch, warn_if_small
 from evopress.evaluation import switch_effects
 from evopress.evaluation.context import EvaluationContext
 from evopress.evaluation.layer_errors import layer_errors
@@ -30,9 +30,9 @@ class Oracle:
     def __call__(self, number: int, question: Question) -> tuple[Answer, float]:
         rng = minibatch_rng(self.seed, number)
         pool = self.context.splits.search
-        tokens = windows.minibatch(pool, question.num_tokens, rng, question.excerpt, bos=self.context.splits.bos)
+        tokens = minibatch(pool, question.num_tokens, rng, excerpt=question.excerpt, bos=self.context.splits.bos)
         if not self.has_warned:
-            self.has_warned = windows.warn_if_small(tokens, question.num_tokens)
+            self.has_warned = warn_if_small(tokens, question.num_tokens)
         evaluator = self.context.evaluator
         if isinstance(question, Table):
             if question.kind == "switch_effects":

@@ -16,8 +16,8 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from evopress.compressors.drop import Drop
-from evopress.data import windows
-from evopress.data.windows import Data
+from evopress.data.settings import Data
+from evopress.data.splits import load_splits
 from evopress.evaluation.evaluator import Evaluator, EvaluatorSettings
 from evopress.models.loading import load_model
 from evopress.models.source import ModelSource
@@ -90,7 +90,7 @@ def main() -> None:
         validation_tokens=512,
         test_tokens=4096,
     )
-    splits = windows.load(settings, lm.tokenizer, CACHE)
+    splits = load_splits(settings, lm.tokenizer, CACHE)
     evaluator = Evaluator(lm, drop_space(lm, Drop()), None, EvaluatorSettings())
     measured, unseen = Measured(evaluator, splits.search), Measured(evaluator, splits.test)
     results = {

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from evopress.compressors.drop import Drop
 from evopress.compressors.sparsegpt import SparseGPT
-from evopress.data import windows
+from evopress.data.splits import Splits, load_splits
 from evopress.database.cache import DecodedLevels
 from evopress.evaluation import switch_effects
 from evopress.evaluation.context import EvaluationContext
@@ -30,7 +30,8 @@ from evopress.models.language_model import LanguageModel
 from evopress.models.loading import load_model
 from evopress.search.moves import evenly_spaced_profile
 from evopress.space.budget import Budget
-from evopress.space.build import SpaceSettings, drop_space, layer_space
+from evopress.space.build import drop_space, layer_space
+from evopress.space.settings import SpaceSettings
 from experiments.speed import databases, memory, ratios, setting
 from experiments.speed.timing import Phase, ceilings, seconds
 
@@ -97,7 +98,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     started = time.perf_counter()
     lm = load_model(setting.MODEL, setting.CACHE)
-    splits = windows.load(setting.DATA, lm.tokenizer, setting.CACHE)
+    splits = load_splits(setting.DATA, lm.tokenizer, setting.CACHE)
     top = ceilings()
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         results = measured(lm, splits, top, Path(folder))
@@ -113,7 +114,7 @@ def main() -> None:
     show(results)
 
 
-def measured(lm: LanguageModel, splits: windows.Splits, top: dict[str, float], folder: Path) -> dict:
+def measured(lm: LanguageModel, splits: Splits, top: dict[str, float], folder: Path) -> dict:
     gptq = setting.gptq((6, 5, 4, 3, 2))
     sparse = SparseGPT(num_levels=4).for_hidden_size(lm.hidden_size)
     rows = model_phases(lm, splits.search[:4], top)

@@ -6,12 +6,13 @@ import sys
 from pathlib import Path
 from random import Random
 
-from evopress.data import windows
+from evopress.data.splits import load_splits
 from evopress.database.cache import DecodedLevels
 from evopress.evaluation.evaluator import Evaluator, EvaluatorSettings
 from evopress.models.loading import load_model
 from evopress.runtime import memory
-from evopress.space.build import SpaceSettings, layer_space
+from evopress.space.build import layer_space
+from evopress.space.settings import SpaceSettings
 from experiments.speed import setting
 
 CACHE_GB = 0.1
@@ -31,7 +32,7 @@ def peaks(folder: Path, widths: tuple[int, ...]) -> dict[str, object]:
 def main() -> None:
     folder, widths = Path(sys.argv[1]), tuple(json.loads(sys.argv[2]))
     lm = load_model(setting.MODEL, setting.CACHE)
-    tokens = windows.load(setting.DATA, lm.tokenizer, setting.CACHE).search[:1]
+    tokens = load_splits(setting.DATA, lm.tokenizer, setting.CACHE).search[:1]
     compressor = setting.gptq(widths)
     space, settings = layer_space(lm, compressor, SpaceSettings()), EvaluatorSettings(cache_gb=CACHE_GB)
     database, limit = setting.database(compressor, folder), int(CACHE_GB * 1e9)

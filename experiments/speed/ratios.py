@@ -13,7 +13,7 @@ from torch import Tensor
 from evopress.compressors.base import LayerGroup
 from evopress.compressors.gptq import GPTQ
 from evopress.compressors.sparsegpt import SparseGPT
-from evopress.data import windows
+from evopress.data.windows import minibatch
 from evopress.evaluation.context import EvaluationContext
 from evopress.evaluation.evaluator import Evaluator
 from evopress.evaluation.oracle import Oracle
@@ -107,7 +107,7 @@ def whole_search(context: EvaluationContext, budget: Budget, folder: Path) -> di
 
     def plainly(number: int, question: Question) -> tuple[Answer, float]:
         assert isinstance(question, Batch)
-        tokens = windows.minibatch(context.splits.search, question.num_tokens, minibatch_rng(0, number))
+        tokens = minibatch(context.splits.search, question.num_tokens, minibatch_rng(0, number))
         found = plain.one_at_a_time(context.lm, context.space, context.evaluator.weights, question.profiles, tokens)
         return found, float(tokens.numel())
 

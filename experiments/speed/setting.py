@@ -4,7 +4,7 @@ from pathlib import Path
 
 from evopress.compressors.base import Compressor
 from evopress.compressors.gptq import GPTQ
-from evopress.data.windows import Data
+from evopress.data.settings import Data
 from evopress.database.store import Database
 from evopress.models.source import ModelSource
 

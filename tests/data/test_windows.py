@@ -13,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from evopress.data import sources
-from evopress.data.windows import SPLITS, Data, Splits, load, load_test, minibatch, set_name, warn_if_small
+from evopress.data.settings import Data
+from evopress.data.sources import text_source
+from evopress.data.splits import SPLITS, Splits, dataset_name, load_splits, load_test_windows
+from evopress.data.windows import minibatch, warn_if_small
 from tests.tiny_models import tokenizer
 
 TOKENS = {"calibration_tokens": 60, "search_tokens": 35, "validation_tokens": 10, "test_tokens": 20}
@@ -78,7 +80,7 @@ def documents(tmp_path):
 
 
 def test_one_text_is_divided_by_position(text, tmp_path):
-    splits = load(settings(text), tokenizer(), tmp_path)
+    splits = load_splits(settings(text), tokenizer(), tmp_path)
     everything = [token for name in SPLITS for token in flat(splits, name)]
     assert everything == ids(prose(200))[:130]
     for name, count in NUM_WINDOWS.items():
@@ -87,19 +89,19 @@ def test_one_text_is_divided_by_position(text, tmp_path):
 
 
 def test_a_document_belongs_to_one_split_only(documents, tmp_path):
-    splits = load(settings(documents), tokenizer(), tmp_path)
+    splits = load_splits(settings(documents), tokenizer(), tmp_path)
     letters = [set(tokenizer().decode(flat(splits, name))) - {"\n"} for name in SPLITS]
     assert all(letters) and all(a.isdisjoint(b) for i, a in enumerate(letters) for b in letters[i + 1 :])
     assert [max(first) < min(second) for first, second in pairwise(letters)] == [True] * 3
 
 
 def test_documents_are_joined_by_a_blank_line_in_their_order(documents, tmp_path):
-    splits = load(settings(documents), tokenizer(), tmp_path)
+    splits = load_splits(settings(documents), tokenizer(), tmp_path)
     assert tokenizer().decode(flat(splits, "calibration")) == "\n\n".join(document(i) for i in range(3))[:60]
 
 
 def test_every_window_starts_with_bos_when_asked_for(text, tmp_path):
-    splits = load(settings(text, bos=True), tokenizer(), tmp_path)
+    splits = load_splits(settings(text, bos=True), tokenizer(), tmp_path)
     for name, count in NUM_WINDOWS.items():
         windows = getattr(splits, name)
         assert windows.shape == (count, 10)
@@ -112,35 +114,35 @@ def test_bos_without_such_a_token_is_refused(text, tmp_path):
     without = CountingTokenizer()
     without.real.bos_token = None
     with pytest.raises(ValueError, match=r"data\.bos is true.*data\.bos=false"):
-        load(settings(text, bos=True), without, tmp_path)
+        load_splits(settings(text, bos=True), without, tmp_path)
 
 
 def test_a_test_source_gives_test_and_validation(text, tmp_path):
     other = tmp_path / "other.txt"
     other.write_text(prose(100, seed=1))
-    splits = load(settings(text, test_source=str(other)), tokenizer(), tmp_path)
+    splits = load_splits(settings(text, test_source=str(other)), tokenizer(), tmp_path)
     assert flat(splits, "calibration") + flat(splits, "search") == ids(prose(200))[:100]
     assert flat(splits, "test") + flat(splits, "validation") == ids(prose(100, seed=1))[:30]
-    alone = load_test(str(other), settings(text), tokenizer(), tmp_path)
+    alone = load_test_windows(str(other), settings(text), tokenizer(), tmp_path)
     assert torch.equal(alone, splits.test)
 
 
 def test_hashes_tell_windows_apart(text, tmp_path):
-    first = load(settings(text), tokenizer(), tmp_path / "a").hashes
-    assert load(settings(text), tokenizer(), tmp_path / "b").hashes == first
+    first = load_splits(settings(text), tokenizer(), tmp_path / "a").hashes
+    assert load_splits(settings(text), tokenizer(), tmp_path / "b").hashes == first
     assert len(set(first.values())) == len(SPLITS)
     text.write_text(prose(200).swapcase())
-    assert not set(load(settings(text), tokenizer(), tmp_path / "a").hashes.values()) & set(first.values())
+    assert not set(load_splits(settings(text), tokenizer(), tmp_path / "a").hashes.values()) & set(first.values())
 
 
 def test_the_same_text_is_tokenised_once(text, tmp_path):
     counting = CountingTokenizer()
-    first = load(settings(text), counting, tmp_path)
+    first = load_splits(settings(text), counting, tmp_path)
     assert counting.texts == [prose(200)]
-    again = load(settings(text), counting, tmp_path)
+    again = load_splits(settings(text), counting, tmp_path)
     moved = tmp_path / "moved.txt"
     text.rename(moved)
-    elsewhere = load(settings(moved), counting, tmp_path)
+    elsewhere = load_splits(settings(moved), counting, tmp_path)
     assert len(counting.texts) == 1
     for name in SPLITS:
         assert flat(first, name) == flat(again, name) == flat(elsewhere, name)
@@ -153,49 +155,49 @@ def test_the_same_text_is_tokenised_once(text, tmp_path):
 )
 def test_other_settings_are_tokenised_anew(change, text, tmp_path):
     counting = CountingTokenizer()
-    load(settings(text), counting, tmp_path)
-    load(settings(text, **change), counting, tmp_path)
+    load_splits(settings(text), counting, tmp_path)
+    load_splits(settings(text, **change), counting, tmp_path)
     assert len(counting.texts) == 2
 
 
 def test_changed_text_or_another_tokenizer_is_tokenised_anew(text, tmp_path):
     counting = CountingTokenizer()
-    load(settings(text), counting, tmp_path)
+    load_splits(settings(text), counting, tmp_path)
     text.write_text("Z" + prose(200)[1:])
-    changed = load(settings(text), counting, tmp_path)
+    changed = load_splits(settings(text), counting, tmp_path)
     assert flat(changed, "calibration")[0] == ids("Z")[0] and len(counting.texts) == 2
     counting.real.add_tokens(["ab"])
-    load(settings(text), counting, tmp_path)
+    load_splits(settings(text), counting, tmp_path)
     assert len(counting.texts) == 3
 
 
 @pytest.mark.parametrize("damage", [lambda content: content[:50], lambda content: b""], ids=["truncated", "empty"])
 def test_a_damaged_cache_is_made_again(damage, text, tmp_path):
-    first = load(settings(text), tokenizer(), tmp_path)
+    first = load_splits(settings(text), tokenizer(), tmp_path)
     (cached,) = (tmp_path / "tokens").iterdir()
     whole = cached.read_bytes()
     cached.write_bytes(damage(whole))
-    again = load(settings(text), tokenizer(), tmp_path)
+    again = load_splits(settings(text), tokenizer(), tmp_path)
     assert again.hashes == first.hashes and cached.read_bytes() == whole
 
 
 def test_too_little_text_says_how_much_there_is(text, tmp_path):
     text.write_text(prose(115))
     with pytest.raises(ValueError, match=r"about 115 tokens.*data\.test_tokens 20.*test is short of 15"):
-        load(settings(text), tokenizer(), tmp_path)
+        load_splits(settings(text), tokenizer(), tmp_path)
     assert not (tmp_path / "tokens").exists()
 
 
 def test_exactly_enough_text_is_enough(text, tmp_path):
     text.write_text(prose(130))
-    assert flat(load(settings(text), tokenizer(), tmp_path), "test") == ids(prose(130))[110:]
+    assert flat(load_splits(settings(text), tokenizer(), tmp_path), "test") == ids(prose(130))[110:]
 
 
 @pytest.mark.parametrize("name", ["empty.txt", "empty.jsonl"])
 def test_an_empty_file_is_too_little_text(name, tmp_path):
     (tmp_path / name).write_text("")
     with pytest.raises(ValueError, match=r"about 0 tokens"):
-        load(settings(tmp_path / name), tokenizer(), tmp_path)
+        load_splits(settings(tmp_path / name), tokenizer(), tmp_path)
 
 
 def write_parquet(path: Path, column: str, rows: list[str | None]) -> None:
@@ -207,9 +209,11 @@ def test_every_kind_of_file_gives_its_documents_in_order(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "first"}\n\n{"text": "séc\\u006fnd", "other": 3}\n', encoding="utf-8")
     write_parquet(tmp_path / "c.parquet", "text", ["third", None, "", "fourth"])
     (tmp_path / "ignored.md").write_text("ignored")
-    found = {name: list(sources.documents(str(tmp_path / name), "text", "train")) for name in ("a.jsonl", "c.parquet")}
+    found = {
+        name: list(text_source(str(tmp_path / name)).documents("text", "train")) for name in ("a.jsonl", "c.parquet")
+    }
     assert found == {"a.jsonl": ["first", "sécond"], "c.parquet": ["third", "fourth"]}
-    assert list(sources.documents(str(tmp_path), "text", "train")) == [
+    assert list(text_source(str(tmp_path)).documents("text", "train")) == [
         "first",
         "sécond",
         "whole\n\ntext",
@@ -221,13 +225,13 @@ def test_every_kind_of_file_gives_its_documents_in_order(tmp_path):
 def test_line_separators_inside_a_json_string_do_not_end_the_line(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"text": "one\u2028two\x85three"}, ensure_ascii=False) + "\n", encoding="utf-8")
-    assert list(sources.documents(str(path), "text", "train")) == ["one\u2028two\x85three"]
+    assert list(text_source(str(path)).documents("text", "train")) == ["one\u2028two\x85three"]
 
 
 def test_another_text_column_is_read(tmp_path):
     write_parquet(tmp_path / "a.parquet", "story", ["once", "upon"])
     (tmp_path / "b.jsonl").write_text('{"story": "a time"}')
-    assert list(sources.documents(str(tmp_path), "story", "train")) == ["once", "upon", "a time"]
+    assert list(text_source(str(tmp_path)).documents("story", "train")) == ["once", "upon", "a time"]
 
 
 @pytest.mark.counts("bad inputs")
@@ -248,19 +252,19 @@ def test_another_text_column_is_read(tmp_path):
 def test_text_that_cannot_be_read_is_explained(name, content, message, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        load(settings(tmp_path / name), tokenizer(), tmp_path)
+        load_splits(settings(tmp_path / name), tokenizer(), tmp_path)
 
 
 def test_a_missing_parquet_column_is_named_with_those_there_are(tmp_path):
     write_parquet(tmp_path / "a.parquet", "story", ["once"])
     with pytest.raises(ValueError, match=r"no column 'text' but story, number: set data\.text_column"):
-        load(settings(tmp_path / "a.parquet"), tokenizer(), tmp_path)
+        load_splits(settings(tmp_path / "a.parquet"), tokenizer(), tmp_path)
 
 
 def test_a_parquet_column_of_numbers_is_refused(tmp_path):
     write_parquet(tmp_path / "a.parquet", "story", ["once"])
     with pytest.raises(ValueError, match=r"data\.text_column"):
-        load(settings(tmp_path / "a.parquet", text_column="number"), tokenizer(), tmp_path)
+        load_splits(settings(tmp_path / "a.parquet", text_column="number"), tokenizer(), tmp_path)
 
 
 @pytest.mark.parametrize("key", ["source", "test_source"])
@@ -282,9 +286,9 @@ def test_settings_out_of_range_are_refused_by_name(change, text):
 
 
 def test_pydoc_is_there_without_a_network_and_always_the_same(tmp_path):
-    first = load(settings("pydoc"), tokenizer(), tmp_path / "a")
-    assert load(settings("pydoc"), tokenizer(), tmp_path / "b").hashes == first.hashes
-    assert len(list(sources.documents("pydoc", "text", "train"))) > 50
+    first = load_splits(settings("pydoc"), tokenizer(), tmp_path / "a")
+    assert load_splits(settings("pydoc"), tokenizer(), tmp_path / "b").hashes == first.hashes
+    assert len(list(text_source("pydoc").documents("text", "train"))) > 50
 
 
 def test_numbers_of_tokens_are_rounded_up_to_whole_windows(text):
@@ -294,7 +298,7 @@ def test_numbers_of_tokens_are_rounded_up_to_whole_windows(text):
 
 
 def test_a_source_is_called_by_its_name_or_that_of_its_file(text):
-    assert [set_name("pydoc"), set_name("c4"), set_name(str(text))] == ["pydoc", "c4", "text"]
+    assert [dataset_name("pydoc"), dataset_name("c4"), dataset_name(str(text))] == ["pydoc", "c4", "text"]
 
 
 @given(

@@ -15,7 +15,7 @@ from evopress.api import compress
 from evopress.compressors.drop import Drop
 from evopress.compressors.gguf import GGUF
 from evopress.compressors.rtn import RTN
-from evopress.data.windows import Data
+from evopress.data.settings import Data
 from evopress.database.build import build
 from evopress.database.cache import DecodedLevels
 from evopress.database.store import Database
@@ -26,7 +26,8 @@ from evopress.models.source import ModelSource
 from evopress.search.baselines.random import Random
 from evopress.search.baselines.scores import Scores
 from evopress.space.budget import Budget
-from evopress.space.build import SpaceSettings, drop_space, layer_space
+from evopress.space.build import drop_space, layer_space
+from evopress.space.settings import SpaceSettings
 
 pytestmark = [pytest.mark.slow]
 

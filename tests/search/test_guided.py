@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from evopress.compressors.drop import Drop
 from evopress.compressors.gptq import GPTQ
 from evopress.compressors.sparsegpt import SparseGPT
-from evopress.data.windows import Data
+from evopress.data.settings import Data
 from evopress.evaluation.evaluator import Evaluator, EvaluatorSettings
 from evopress.evaluation.lm_eval_tasks import Eval
 from evopress.models.source import ModelSource
@@ -25,7 +25,7 @@ from evopress.search.moves import evenly_spaced_profile
 from evopress.search.proposals import brought, proposed, spent, thawed, towards
 from evopress.search.refinement import Refinement
 from evopress.space.budget import Budget
-from evopress.space.build import SpaceSettings
+from evopress.space.settings import SpaceSettings
 from evopress.space.units import Profile, Space
 from tests.spaces import BITS3, bit_space, drop_space, linear_fitness, play, sparse_space
 from tests.tiny_models import save_tiny
