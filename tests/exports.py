@@ -11,7 +11,8 @@ from evopress.database.cache import DecodedLevels
 from evopress.database.store import Database
 from evopress.export import Searched
 from evopress.models.language_model import LanguageModel
-from evopress.space.build import SpaceSettings, drop_space, layer_space
+from evopress.space.build import drop_space, layer_space
+from evopress.space.settings import SpaceSettings
 from evopress.space.units import Profile, Space
 from tests.tiny_models import token_windows
 

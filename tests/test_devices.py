@@ -24,7 +24,8 @@ from evopress.database.cache import DecodedLevels
 from evopress.evaluation.evaluator import Evaluator, EvaluatorSettings
 from evopress.models.family_match import detect_family
 from evopress.models.language_model import LanguageModel
-from evopress.space.build import SpaceSettings, drop_space, layer_space
+from evopress.space.build import drop_space, layer_space
+from evopress.space.settings import SpaceSettings
 from evopress.weights.base import CompressedWeight
 from evopress.weights.integer import QuantizedWeight
 from evopress.weights.sparse import SparseWeight

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from evopress.models.language_model import LanguageModel
-from evopress.space.subblocks import SUBBLOCKS
+from evopress.models.subblocks import SUBBLOCKS
 from evopress.space.units import Space
 
 

@@ -23,7 +23,7 @@ from evopress.database.cache import DecodedLevels
 from evopress.models.language_model import LanguageModel
 from evopress.models.subblocks import SUBBLOCKS
 from evopress.space.apply import BlockChoice, applied, choices_by_block, embedding_and_head_levels
-from evopress.space.build import SpaceSettings
+from evopress.space.settings import SpaceSettings
 from evopress.space.units import OUTSIDE, Profile, Space
 from evopress.weights.base import CompressedWeight
 

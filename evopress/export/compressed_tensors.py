@@ -36,7 +36,7 @@ from evopress.export.base import (
     write_config,
     write_safetensors,
 )
-from evopress.space.build import SpaceSettings
+from evopress.space.settings import SpaceSettings
 from evopress.weights.integer import QuantizedWeight
 from evopress.weights.packing import pack, unpack
 

@@ -32,7 +32,7 @@ from evopress.export.base import (
 )
 from evopress.export.tokenizers import add_tokenizer, pre_tokenizer, tokenizer_bytes
 from evopress.models.language_model import LanguageModel
-from evopress.space.build import SpaceSettings
+from evopress.space.settings import SpaceSettings
 from evopress.weights.base import CompressedWeight
 from evopress.weights.block_grids import BLOCK, TYPES, TypeName
 from evopress.weights.ggml import GgmlWeight, round_to

@@ -22,7 +22,7 @@ from evopress.export.base import (
     write_safetensors,
 )
 from evopress.models.subblocks import SUBBLOCKS
-from evopress.space.build import SpaceSettings
+from evopress.space.settings import SpaceSettings
 
 
 class HF(Format):

@@ -31,7 +31,7 @@ from evopress.export.base import (
 )
 from evopress.export.hf import refuse_no_blocks
 from evopress.models.subblocks import SUBBLOCKS, no_op
-from evopress.space.build import SpaceSettings
+from evopress.space.settings import SpaceSettings
 
 MODULES = {"attention": ("self_attn", "input_layernorm"), "mlp": ("mlp", "post_attention_layernorm")}
 """What is not stored of a block that lacks this half."""

@@ -1,1 +1,1 @@
-"""Units, levels, profiles and budgets."""
+"""Units, levels, profiles and budgets, and what they mean for a model. May import runtime and models."""

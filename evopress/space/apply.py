@@ -1,4 +1,4 @@
-"""Applies a profile to a model: which level each layer of each block runs at, and which sub-blocks are left out."""
+"""Applies a profile to a model: the level of every layer, and the sub-blocks that are left out."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -10,12 +10,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from evopress.models.language_model import LanguageModel
-from evopress.space.subblocks import subblocks_of
+from evopress.models.structure import ModelStructure
+from evopress.space.droppable import subblocks_of
 from evopress.space.units import OUTSIDE, Profile, Space
 
 
 class DecodedWeights(Protocol):
-    """Dense weights of every level of every layer."""
+    """Dense weights of every layer at every level."""
 
     def get(self, block: int, layer: str, level: int) -> Tensor:
         """The dense weight (rows, cols) of a layer, given by its full name, at a level. Must not be changed."""
@@ -23,7 +24,10 @@ class DecodedWeights(Protocol):
 
 @dataclass(frozen=True)
 class BlockChoice:
-    """What one block is run with: a level of its database per layer (local name), and the sub-blocks left out."""
+    """What a profile chooses for one block: the level of each layer (by local name), and the dropped sub-blocks.
+
+    Layers that keep their dense weight, and layers inside dropped sub-blocks, have no entry in `levels`.
+    """
 
     levels: tuple[tuple[str, int], ...] = ()
     dropped: frozenset[str] = frozenset()
@@ -31,52 +35,60 @@ class BlockChoice:
 
 @dataclass(frozen=True)
 class EmbeddingAndHead:
-    """Dense weights that stand in for those of the embeddings and of the head; None where the model's own stay."""
+    """Dense weights that replace those of the embeddings and of the head. None keeps the model's weight."""
 
     embeddings: Tensor | None = None
     head: Tensor | None = None
 
 
-def choices_by_block(space: Space, lm: LanguageModel, profile: Profile | None) -> list[BlockChoice]:
-    """What every block is run with under `profile`; None is the dense model. Nothing is chosen for what is dropped."""
+def choices_by_block(space: Space, lm: ModelStructure, profile: Profile | None) -> list[BlockChoice]:
+    """The choice for every block under `profile`; None stands for the dense model."""
     choices = [BlockChoice() for _ in range(lm.num_blocks)]
     if profile is None:
         return choices
-    chosen = [(block, i) for i, unit in enumerate(space.units) for block in unit.blocks]
-    for block, members in groupby(sorted(chosen), key=lambda pair: pair[0]):
-        choices[block] = _choice(space, lm, block, [index for _, index in members], profile)
+    units_of_blocks = sorted((block, index) for index, unit in enumerate(space.units) for block in unit.blocks)
+    for block, pairs in groupby(units_of_blocks, key=lambda pair: pair[0]):
+        choices[block] = _choice(space, lm, block, units=[index for _, index in pairs], profile=profile)
     return choices
 
 
-def _choice(space: Space, lm: LanguageModel, block: int, members: list[int], profile: Profile) -> BlockChoice:
-    prefix = len(lm.block_names[block]) + 1
+def _choice(space: Space, lm: ModelStructure, block: int, *, units: list[int], profile: Profile) -> BlockChoice:
+    prefix = f"{lm.block_names[block]}."
     levels = [
-        (layer[prefix:], profile[i])
-        for i in members
-        if not space.is_inside_dropped(i, profile)
-        for layer in space.units[i].layers
+        (layer.removeprefix(prefix), profile[index])
+        for index in units
+        if not space.is_inside_dropped(index, profile)
+        for layer in space.units[index].layers
     ]
     dropped = [
         subblock
-        for i in members
-        if not space.units[i].layers and profile[i] > 0
-        for subblock in subblocks_of(space.units[i])
+        for index in units
+        if not space.units[index].layers and profile[index] > 0
+        for subblock in subblocks_of(space.units[index])
     ]
     return BlockChoice(tuple(levels), frozenset(dropped))
 
 
 def embedding_and_head_levels(space: Space, profile: Profile | None) -> tuple[tuple[str, int], ...]:
-    """Full name and level of the embeddings and of the head, as far as `profile` chooses them."""
-    pairs = zip(space.units, profile, strict=True) if profile is not None else ()
-    return tuple((layer, level) for unit, level in pairs if not unit.blocks for layer in unit.layers)
+    """Full names of the embeddings and the head with their levels. Empty where the space does not contain them."""
+    if profile is None:
+        return ()
+    return tuple(
+        (layer, level)
+        for unit, level in zip(space.units, profile, strict=True)
+        if not unit.blocks
+        for layer in unit.layers
+    )
 
 
 def embedding_and_head_weights(
-    lm: LanguageModel, weights: DecodedWeights | None, levels: Iterable[tuple[str, int]]
+    lm: ModelStructure, weights: DecodedWeights | None, levels: Iterable[tuple[str, int]]
 ) -> EmbeddingAndHead:
-    """The weights of `embedding_and_head_levels`."""
-    found = {name: weights.get(OUTSIDE, name, level) for name, level in levels if weights is not None}
-    return EmbeddingAndHead(found.get(lm.embedding_and_head[0]), found.get(lm.embedding_and_head[-1]))
+    """The weights of the levels that `embedding_and_head_levels` returned. A shared weight is in both fields."""
+    if weights is None:
+        return EmbeddingAndHead()
+    weight_of = {name: weights.get(OUTSIDE, name, level) for name, level in levels}
+    return EmbeddingAndHead(weight_of.get(lm.embedding_and_head[0]), weight_of.get(lm.embedding_and_head[-1]))
 
 
 @contextmanager
@@ -85,15 +97,15 @@ def applied(
 ) -> Iterator[PreTrainedModel]:
     """While open, the model is the one that `profile` describes; None leaves it dense."""
     choices = choices_by_block(space, lm, profile)
-    replaced = {
-        lm.layer_name(block, local): weights.get(block, lm.layer_name(block, local), level)
-        for block, choice in enumerate(choices)
-        for local, level in choice.levels
-        if weights is not None
-    }
+    replacements: dict[str, Tensor] = {}
     if weights is not None:
-        replaced |= {
-            name: weights.get(OUTSIDE, name, level) for name, level in embedding_and_head_levels(space, profile)
-        }
-    with lm.replaced(replaced, {block: choice.dropped for block, choice in enumerate(choices)}) as model:
+        chosen = [
+            (block, lm.layer_name(block, local), level)
+            for block, choice in enumerate(choices)
+            for local, level in choice.levels
+        ]
+        chosen += [(OUTSIDE, name, level) for name, level in embedding_and_head_levels(space, profile)]
+        replacements = {name: weights.get(block, name, level) for block, name, level in chosen}
+    dropped = {block: choice.dropped for block, choice in enumerate(choices)}
+    with lm.replaced(replacements, dropped) as model:
         yield model

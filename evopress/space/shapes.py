@@ -1,6 +1,8 @@
-"""Shapes of the parts of a model: what the levels of a unit are computed from."""
+"""Shapes of layers and blocks: all that the levels of a unit depend on."""
 
 from dataclasses import dataclass
+
+from evopress.models.structure import ModelStructure
 
 
 @dataclass(frozen=True)
@@ -18,8 +20,26 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class BlockShape:
-    """Numbers of weights in the attention and the MLP of one block; layer names start with `name`."""
+    """Numbers of weights in the attention and in the MLP of one block. The names of its layers start with `name`."""
 
     name: str
     attention: int
     mlp: int
+
+
+def layer_shape(lm: ModelStructure, name: str) -> LayerShape:
+    """The shape of a layer, given its full module name."""
+    rows, cols = lm.model.get_submodule(name).get_parameter("weight").shape
+    return LayerShape(name, rows, cols)
+
+
+def block_shapes(lm: ModelStructure) -> list[BlockShape]:
+    """The shape of every block of a model."""
+
+    def num_weights(block: int, subblock: str) -> int:
+        return sum(lm.linear(block, local).weight.numel() for local in lm.subblock_layers(subblock))
+
+    return [
+        BlockShape(name, attention=num_weights(block, "attention"), mlp=num_weights(block, "mlp"))
+        for block, name in enumerate(lm.block_names)
+    ]

@@ -10,7 +10,8 @@ from evopress.database.store import BlockLevels, Database
 from evopress.evaluation.layer_errors import layer_errors
 from evopress.evaluation.outliers import outlier_shares
 from evopress.evaluation.residual_stream import cosine, relative_change, stream_changes
-from evopress.space.build import SpaceSettings, drop_space, layer_space
+from evopress.space.build import drop_space, layer_space
+from evopress.space.settings import SpaceSettings
 from evopress.space.units import Space
 from tests import plain
 from tests.tiny_models import NUM_BLOCKS, tiny, token_windows

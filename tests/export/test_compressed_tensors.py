@@ -14,7 +14,8 @@ from evopress.compressors.rtn import RTN
 from evopress.compressors.sparsegpt import SparseGPT
 from evopress.export import Export, Refused, check, export, load
 from evopress.models.loading import wrap_model
-from evopress.space.build import SpaceSettings, dense_bytes
+from evopress.space.build import dense_bytes
+from evopress.space.settings import SpaceSettings
 from tests.exports import compressed, searched_drops
 from tests.tiny_models import FAMILIES, random_model, tiny, token_windows, tokenizer
 

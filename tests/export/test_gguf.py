@@ -16,7 +16,7 @@ from evopress.export import Export, Refused, check, export, load
 from evopress.export.gguf import rope_factors
 from evopress.export.tokenizers import LLAMA3, QWEN2, pre_tokenizer
 from evopress.models.loading import wrap_model
-from evopress.space.build import SpaceSettings
+from evopress.space.settings import SpaceSettings
 from tests.exports import compressed, searched_drops
 from tests.tiny_models import tiny, token_windows, tokenizer
 

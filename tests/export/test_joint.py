@@ -12,7 +12,7 @@ from evopress.compressors.base import Compressor
 from evopress.compressors.gguf import GGUF
 from evopress.compressors.rtn import RTN
 from evopress.export import Export, Refused, check, export, fixed_bytes, load
-from evopress.space.build import SpaceSettings
+from evopress.space.settings import SpaceSettings
 from tests.export.test_nemotron_nas import wide_llama
 from tests.exports import compressed
 from tests.tiny_models import NUM_BLOCKS, tiny, token_windows

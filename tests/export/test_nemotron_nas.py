@@ -16,7 +16,7 @@ from evopress.export import Export, Refused, check, export, load
 from evopress.export.nemotron_nas import ffn_mult
 from evopress.models.language_model import LanguageModel
 from evopress.models.loading import wrap_model
-from evopress.space.build import SpaceSettings
+from evopress.space.settings import SpaceSettings
 from tests.exports import searched_drops
 from tests.tiny_models import tiny, token_windows, tokenizer
 

@@ -16,7 +16,8 @@ from evopress.models.language_model import LanguageModel
 from evopress.models.loading import wrap_model
 from evopress.models.verification import check_blocks_make_up_model, check_layers_are_not_shared
 from evopress.space.apply import applied
-from evopress.space.build import SpaceSettings, drop_space, layer_space
+from evopress.space.build import drop_space, layer_space
+from evopress.space.settings import SpaceSettings
 from tests import plain
 from tests.tiny_models import FAMILIES, NUM_BLOCKS, SLIDING_WINDOW, random_model, tiny, token_windows, tokenizer
 

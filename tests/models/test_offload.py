@@ -11,15 +11,15 @@ from evopress.database.cache import DecodedLevels
 from evopress.evaluation.evaluator import Evaluator, EvaluatorSettings
 from evopress.models.language_model import LanguageModel
 from evopress.space.apply import applied
-from evopress.space.build import SpaceSettings, drop_space, layer_space
+from evopress.space.build import drop_space, layer_space
+from evopress.space.settings import SpaceSettings
 from tests import plain
 from tests.tiny_models import FAMILIES, NUM_BLOCKS, WITH_EXPERTS, tiny, token_windows
 
 
 @pytest.fixture
 def elsewhere(monkeypatch):
-    for module in ("evopress.models.offload", "evopress.models.language_model"):
-        monkeypatch.setattr(f"{module}.rests_elsewhere", lambda tensor, device: True)
+    monkeypatch.setattr("evopress.models.offload.is_offloaded", lambda tensor, device: True)
 
 
 def judged(lm: LanguageModel, folder) -> list:
@@ -43,4 +43,4 @@ def test_copies_of_blocks_compute_what_the_blocks_do(family, tmp_path, request):
     at_home = judged(lm, tmp_path / "home")
     request.getfixturevalue("elsewhere")
     assert judged(lm, tmp_path / "elsewhere") == at_home
-    assert lm._visit.tensors
+    assert lm._device_copy.tensors

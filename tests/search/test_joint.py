@@ -6,7 +6,7 @@ from math import inf
 from random import Random
 
 import pytest
-from evopress.report.collect import choices_of
+from evopress.report.choices import choices_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,7 +31,8 @@ from evopress.search.moves import (
 from evopress.search.refinement import Refinement
 from evopress.space.apply import BlockChoice, choices_by_block
 from evopress.space.budget import Budget, Cap
-from evopress.space.build import SpaceSettings, layer_space
+from evopress.space.build import layer_space
+from evopress.space.settings import SpaceSettings
 from evopress.space.profile_files import from_json, from_text, to_json, to_text
 from evopress.space.units import Profile, Space
 from tests.spaces import BITS3, joint_space, play

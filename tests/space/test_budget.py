@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from evopress.space.budget import Budget, Cap, parse_bytes
+from evopress.space.budget import Budget, Cap
+from evopress.space.byte_sizes import parse_bytes
 from evopress.space.units import Level, Space, Unit
 from tests.spaces import bit_space, drop_space, sparse_space
 

@@ -120,8 +120,8 @@ def test_tied_layers_must_agree():
         ("subblock", "none\nnone\nnone\nnone\nnone\n", "5 lines but the model has 4 blocks"),
         ("subblock", "none\nnone\nnone\nmlp+attn\n", "line 4.*is not one of none, attn, mlp"),
         ("subblock", "layer0: 4\n", "line 1.*is not one of"),
-        ("block", "none\nattn\nnone\nnone\n", "stand or fall together"),
-        ("pair", "attn+mlp\nnone\nnone\nnone\n", "stand or fall together"),
+        ("block", "none\nattn\nnone\nnone\n", "can only be dropped as a whole"),
+        ("pair", "attn+mlp\nnone\nnone\nnone\n", "can only be dropped as a whole"),
         ("protected", "none\nmlp\nnone\nnone\n", r"must stay.*compress\.keep_mlp"),
     ],
 )

@@ -9,7 +9,8 @@ from evopress.compressors.magnitude import Magnitude
 from evopress.compressors.rtn import RTN
 from evopress.space.apply import BlockChoice, choices_by_block
 from evopress.space.budget import Budget
-from evopress.space.build import SpaceSettings, dense_bytes, drop_space, layer_space
+from evopress.space.build import dense_bytes, drop_space, layer_space
+from evopress.space.settings import SpaceSettings
 from evopress.space.units import Space
 from tests import plain
 from tests.tiny_models import FAMILIES, NUM_BLOCKS, tiny

@@ -1,0 +1,36 @@
+"""Settings of a space: what a unit is, and which units may trade levels."""
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from evopress.runtime.config_class import config_class
+
+
+@config_class
+class SpaceSettings:
+    """What the units of a space are.
+
+    `trade`: which units may trade levels: those with the same number of weights (`size`), those of the same `kind`, or
+    `any`.
+
+    `tie`: which layers form one unit. `none`: every layer is a unit. `expert`: the layers of an expert are one unit.
+    `engine`: layers that inference engines fuse are one unit (q, k, v; gate, up; all experts of a block). With
+    `engine`, the attention of the first block is never dropped alone, because engines expect one there.
+
+    `drops`: what may be dropped as a whole, in addition to the levels of layers: single attentions and MLPs
+    (`subblock`) or whole blocks (`block`).
+    """
+
+    trade: Literal["size", "kind", "any"] = "size"
+    tie: Literal["none", "expert", "engine"] = "none"
+    drops: Literal["none", "subblock", "block"] = "none"
+
+    @model_validator(mode="after")
+    def _drops_need_free_trade(self) -> "SpaceSettings":
+        if self.drops != "none" and self.trade != "any":
+            raise ValueError(
+                f"space.drops={self.drops} frees bytes for layers of all sizes, but space.trade={self.trade} does not "
+                f"let them trade: set space.trade=any, or use space=joint"
+            )
+        return self
