@@ -21,20 +21,20 @@ Source: arXiv 2210.17323, Section 3.3 (GPTQ processes blocks in sequence); arXiv
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from math import inf
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import Module
 
-from evopress.compressors.base import Compressor, LayerGroup, CompressedGroup
+from evopress.compressors.base import CompressedGroup, Compressor, LayerGroup
 from evopress.compressors.linalg import RunningHessian, scalars, towards_identity
 from evopress.database.store import BlockLevels, Database
+from evopress.models.hooks import watch_layers
 from evopress.models.language_model import LanguageModel
 from evopress.models.state_storage import allocate_states
 from evopress.runtime import distributed, signals
@@ -164,21 +164,10 @@ class _Stream:
                 hidden.copy_(self.lm.run_block(block, hidden.to(self.lm.device), self.kwargs[block], weights=weights))
 
 
-@contextmanager
-def _watching(lm: LanguageModel, running: Mapping[Group, RunningHessian]) -> Iterator[None]:
-    """While open, what enters the first layer of each group goes into the group's Hessian."""
-
-    def watch(hessian: RunningHessian) -> Callable[[Module, tuple[Tensor, ...]], None]:
-        return lambda module, args: hessian.update(args[0].flatten(0, -2))
-
-    handles = [
-        lm.model.get_submodule(group[0]).register_forward_pre_hook(watch(hessian)) for group, hessian in running.items()
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def _watching(lm: LanguageModel, running: Mapping[Group, RunningHessian]) -> AbstractContextManager[None]:
+    """While open, what enters the first layer of each group is added to the group's Hessian."""
+    layers = {group: lm.model.get_submodule(group[0]) for group in running}
+    return watch_layers(layers, lambda group, inputs, _: running[group].update(inputs.flatten(0, -2)))
 
 
 def _deliver(running: Mapping[Group, RunningHessian], totals: Mapping[Group, RunningHessian]) -> None:

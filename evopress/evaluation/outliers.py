@@ -1,13 +1,13 @@
 """How many weights of each block of the dense model are outliers."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import Module
 
+from evopress.models.hooks import watch_layers
 from evopress.models.language_model import LanguageModel
 
 LayerNames = tuple[str, ...]
@@ -46,12 +46,8 @@ def _input_powers(lm: LanguageModel, block: int) -> Iterator[dict[LayerNames, Fl
     """While open, running the block fills the dictionary: Σ x² of each input column, by group of layers."""
     powers: dict[LayerNames, Tensor] = {}
 
-    def record(group: LayerNames) -> Callable[[Module, tuple[Tensor, ...]], None]:
-        return lambda module, args: powers.update({group: args[0].flatten(0, -2).float().square().sum(0)})
+    def record(group: LayerNames, inputs: Tensor, output: Tensor) -> None:
+        powers[group] = inputs.flatten(0, -2).float().square().sum(0)
 
-    handles = [lm.linear(block, group[0]).register_forward_pre_hook(record(group)) for group in lm.layer_groups]
-    try:
+    with watch_layers({group: lm.linear(block, group[0]) for group in lm.layer_groups}, record):
         yield powers
-    finally:
-        for handle in handles:
-            handle.remove()
