@@ -15,7 +15,7 @@ its graph and sent 1 + D gradients back, so that no more than the graph of one b
 head are units, the gradients at the first state and at the logits are theirs.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from random import Random
@@ -23,9 +23,9 @@ from random import Random
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import Module
 
 from evopress.database.cache import DecodedLevels
+from evopress.models.hooks import watch_layers
 from evopress.models.language_model import BlockKwargs, LanguageModel
 from evopress.runtime import distributed
 from evopress.space.apply import (
@@ -282,17 +282,9 @@ def _watched(lm: LanguageModel, block: int) -> Iterator[dict[str, tuple[Tensor, 
     """While open, input (detached) and output of every layer of the block that runs are noted, by local name."""
     seen: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def note(local: str) -> Callable[[Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(module: Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            seen[local] = (args[0].detach(), output)
+    def record(local: str, inputs: Tensor, output: Tensor) -> None:
+        seen[local] = (inputs.detach(), output)
 
-        return hook
-
-    handles = [
-        lm.linear(block, local).register_forward_hook(note(local)) for group in lm.layer_groups for local in group
-    ]
-    try:
+    layers = {local: lm.linear(block, local) for group in lm.layer_groups for local in group}
+    with watch_layers(layers, record):
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
