@@ -21,7 +21,7 @@ ALLOWED: dict[str, str] = {
     "evaluation": "runtime data weights models space compressors database search",
     "export": "runtime weights models space compressors database",
     "report": "runtime space search",
-    "inspection": "runtime database report",
+    "inspection": "runtime space database report",
     "job": "runtime data models space compressors search evaluation export",
     "targets": "space search job",
     "results": "space evaluation job",

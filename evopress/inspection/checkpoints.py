@@ -1,4 +1,4 @@
-"""Whether a checkpoint of safetensors files is whole, read from their headers."""
+"""Whether a checkpoint of safetensors files is intact, judged by the headers of the files."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -8,98 +8,101 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from evopress.inspection.finding import Finding, counted, read_object
+from evopress.inspection.finding import Finding, read_object, with_counts
 
 INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A tensor as the header of its file describes it; `means` is the shape of the weight that it packs, if it does."""
+class StoredTensor:
+    """A tensor as the header of its file describes it. A packed tensor has a `weight_shape`, that of its weight."""
 
     shape: tuple[int, ...]
     dtype: str
-    means: tuple[int, ...] | None = None
+    weight_shape: tuple[int, ...] | None = None
 
 
 def inspect_checkpoint(folder: Path) -> Finding:
-    """Headers of all safetensors files, the index against them, and how the weights are quantised."""
+    """The architecture, size and quantisation of a checkpoint, and whether its files match its index."""
     finding = Finding("checkpoint", folder)
     config = read_object(folder / "config.json", finding)
-    if (folder / INDEX).is_file():
-        expected = _weight_map(folder, finding)
-        files = sorted(set(expected.values()))
-    else:
-        expected, files = {}, sorted(path.name for path in folder.glob("*.safetensors"))
+    has_index = (folder / INDEX).is_file()
+    file_of = _weight_map(folder, finding) if has_index else {}
+    files = sorted(set(file_of.values())) if has_index else sorted(path.name for path in folder.glob("*.safetensors"))
     if not files:
-        finding.damages.append("there is no safetensors file")
-    tensors: dict[str, Stored] = {}
+        finding.defects.append("there is no safetensors file")
+    tensors: dict[str, StoredTensor] = {}
     for name in files:
-        found = read_header(folder / name, finding)
-        wrong = {tensor for tensor, file in expected.items() if file == name} - found.keys()
-        finding.damages += [f"{name} lacks {len(wrong)} tensors of the index, such as {min(wrong)}"] if wrong else []
-        tensors |= found
+        stored = read_header(folder / name, finding)
+        missing = {tensor for tensor, file in file_of.items() if file == name} - stored.keys()
+        if missing:
+            finding.defects.append(f"{name} lacks {len(missing)} tensors of the index, such as {min(missing)}")
+        tensors |= stored
     finding.facts["architecture"] = ", ".join(map(str, config.get("architectures") or ["unknown"]))
-    finding.facts |= amounts(tensors)
+    finding.facts |= size_facts(tensors)
     finding.facts["quantisation"] = _quantisation(config.get("quantization_config"))
     return finding
 
 
 def inspect_safetensors(path: Path) -> Finding:
-    """A single file of tensors."""
+    """A single safetensors file."""
     finding = Finding("safetensors file", path)
-    finding.facts = amounts(read_header(path, finding))
+    finding.facts = size_facts(read_header(path, finding))
     return finding
 
 
 def _weight_map(folder: Path, finding: Finding) -> dict[str, str]:
-    """Tensor → file, as the index says; only of files in the folder itself."""
+    """The index: tensor → file. Entries that point outside the folder are defects and left out."""
     listed = read_object(folder / INDEX, finding).get("weight_map")
     if not isinstance(listed, dict):
-        finding.damages.append(f"{INDEX} has no weight_map")
+        finding.defects.append(f"{INDEX} has no weight_map")
         return {}
     outside = [str(file) for file in listed.values() if not isinstance(file, str) or Path(file).name != file]
-    finding.damages += [f"{INDEX} names {outside[0]}, which is not a file of this folder"] if outside else []
+    finding.defects += [f"{INDEX} names {outside[0]}, which is not a file of this folder"] if outside else []
     return {str(tensor): file for tensor, file in listed.items() if str(file) not in outside}
 
 
-def read_header(path: Path, finding: Finding) -> dict[str, Stored]:
-    """What the header of a safetensors file lists; damages where it is missing, torn or cut."""
+def read_header(path: Path, finding: Finding) -> dict[str, StoredTensor]:
+    """The tensors in the header of a safetensors file; empty, and a defect, if the file is missing or damaged."""
     try:
         with safe_open(path, "pt") as file:
             names = set(file.keys())
             slices = {name: file.get_slice(name) for name in names}
             shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
-            means = {
+            weight_shapes = {
                 name: tuple(map(int, file.get_tensor(shape)))
                 for name in names
                 if name.endswith(".weight_packed") and (shape := f"{name.removesuffix('_packed')}_shape") in names
             }
-            return {name: Stored(shapes[name], slices[name].get_dtype(), means.get(name)) for name in names}
+            return {
+                name: StoredTensor(shapes[name], slices[name].get_dtype(), weight_shapes.get(name)) for name in names
+            }
     except (SafetensorError, OSError, ValueError, TypeError) as error:
-        finding.damages.append(f"{path.name} is missing, cut off or damaged ({error})")
+        finding.defects.append(f"{path.name} is missing, cut off or damaged ({error})")
         return {}
 
 
-def amounts(tensors: Mapping[str, Stored]) -> dict[str, str]:
-    extra = ("_scale", "_zero_point", "_shape")
-    weights = [stored for name, stored in tensors.items() if not name.endswith(tuple(f".weight{end}" for end in extra))]
-    parameters = sum(prod(stored.means or stored.shape) for stored in weights)
+def size_facts(tensors: Mapping[str, StoredTensor]) -> dict[str, str]:
+    """The number of parameters and tensors. Scales, zero points and shapes are not counted as parameters."""
+    suffixes = tuple(f".weight{suffix}" for suffix in ("_scale", "_zero_point", "_shape"))
+    weights = [tensor for name, tensor in tensors.items() if not name.endswith(suffixes)]
+    num_parameters = sum(prod(tensor.weight_shape or tensor.shape) for tensor in weights)
     return {
-        "parameters": f"{parameters:,}",
-        "tensors": f"{len(tensors)} ({counted(stored.dtype for stored in tensors.values())})",
+        "parameters": f"{num_parameters:,}",
+        "tensors": f"{len(tensors)} ({with_counts(tensor.dtype for tensor in tensors.values())})",
     }
 
 
 def _quantisation(config: object) -> str:
+    """compressed-tensors, pack-quantized: 3 layers at 3 bits, 2 layers at 4 bits"""
     if not isinstance(config, dict):
         return "none"
-    widths: Counter[str] = Counter()
+    num_layers: Counter[str] = Counter()
     groups = config.get("config_groups")
     for group in groups.values() if isinstance(groups, dict) else ():
         if isinstance(group, dict) and isinstance(group.get("weights"), dict):
-            widths[f"{group['weights'].get('num_bits')} bits"] += (
-                len(group["targets"]) if isinstance(group.get("targets"), list) else 1
-            )
-    named = ", ".join(str(config[key]) for key in ("quant_method", "format") if key in config)
-    return f"{named}: {', '.join(f'{count} layers at {width}' for width, count in sorted(widths.items()))}".rstrip(": ")
+            targets = group.get("targets")
+            num_layers[f"{group['weights'].get('num_bits')} bits"] += len(targets) if isinstance(targets, list) else 1
+    method = ", ".join(str(config[key]) for key in ("quant_method", "format") if key in config)
+    widths = ", ".join(f"{count} layers at {width}" for width, count in sorted(num_layers.items()))
+    return f"{method}: {widths}".rstrip(": ")

@@ -1,4 +1,4 @@
-"""Whether a level database is what its manifest says."""
+"""Whether a level database matches its manifest."""
 
 import json
 from collections import Counter
@@ -7,89 +7,99 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from evopress.database.store import FORMAT, fingerprint
-from evopress.inspection.finding import Finding, in_words, read_object
-from evopress.report.style import megabytes
+from evopress.database.manifest import FORMAT, fingerprint
+from evopress.inspection.finding import Finding, read_object, settings_in_words
+from evopress.report.wording import megabytes
 from evopress.runtime.checksums import sha256_of
 from evopress.space.units import OUTSIDE
 
+REBUILT = "the next run with these settings builds it again"
+
 
 def is_database(folder: Path) -> bool:
-    """Whether the manifest is one of ours, or lies beside blocks of ours."""
+    """Whether a folder holds a manifest of evopress, or a manifest and blocks."""
     if not (folder / "manifest.json").is_file():
         return False
     return "fingerprint" in read_object(folder / "manifest.json", Finding("", folder)) or any(folder.glob("block-*"))
 
 
 def inspect_database(folder: Path) -> Finding:
-    """Verify the identity of a level database and every block of it: size, SHA-256 and header."""
+    """Verify the identity of a level database and the size, SHA-256 and header of every block."""
     finding = Finding("database", folder)
     manifest = read_object(folder / "manifest.json", finding)
     if not manifest:
         return finding
     identity, blocks = manifest.get("identity"), manifest.get("blocks")
     if manifest.get("format") != FORMAT or not isinstance(identity, dict) or not isinstance(blocks, dict):
-        finding.damages.append(f"manifest.json is not of format {FORMAT}: delete the folder to build it again")
+        finding.defects.append(f"manifest.json is not of format {FORMAT}: delete the folder to build it again")
         return finding
-    if manifest.get("fingerprint") != fingerprint(identity):
-        finding.damages.append("the fingerprint in manifest.json is not that of its identity")
-    elif not folder.resolve().name.endswith(fingerprint(identity)[:12]):
-        finding.damages.append(f"the folder is named for another database, this one is {fingerprint(identity)[:12]}")
-    layers: Counter[str] = Counter()
+    _check_fingerprint(folder, manifest.get("fingerprint"), identity, finding)
+    num_levels: Counter[str] = Counter()
     entries = {name: entry if isinstance(entry, dict) else {} for name, entry in blocks.items()}
     for name, entry in entries.items():
-        layers.update(_verified_block(folder, name, entry, finding))
-    expected = [str(block) for block in found] if isinstance(found := manifest.get("expected"), list) else []
-    missing = [_named(block) for block in expected if block not in entries]
+        num_levels.update(_levels_of_block(folder, name, entry, finding))
+    listed = manifest.get("expected")
+    expected = [str(block) for block in listed] if isinstance(listed, list) else []
+    missing = [_block_name(block) for block in expected if block not in entries]
     if missing:
         finding.unfinished = f"{', '.join(missing)} missing; the next run with these settings goes on from there"
-    stored = sum(entry["bytes"] for entry in entries.values() if isinstance(entry.get("bytes"), int))
-    inside = [block for block in entries if block != str(OUTSIDE)]
-    of = f" of {len(expected) - (str(OUTSIDE) in expected)}" if expected else ""
-    ends = f" and {_named(str(OUTSIDE))}" if str(OUTSIDE) in entries else ""
-    finding.facts |= {
-        "compressor": in_words(identity.get("compressor")),
-        "model": f"{str(identity.get('model'))[:12]}, {identity.get('dtype')}",
-        "blocks": f"{len(inside)}{of}{ends}, {megabytes(stored)} MB",
-        "layers": f"{len(layers)} at {' or '.join(map(str, sorted(set(layers.values()))))} levels"
-        if layers
-        else "none",
-    }
+    counts = " or ".join(map(str, sorted(set(num_levels.values()))))
     notes = [str(note) for entry in entries.values() for note in entry.get("notes") or ()]
-    finding.facts |= {"notes": "; ".join(notes)} if notes else {}
+    finding.facts |= {
+        "compressor": settings_in_words(identity.get("compressor")),
+        "model": f"{str(identity.get('model'))[:12]}, {identity.get('dtype')}",
+        "blocks": _blocks_in_words(entries, expected),
+        "layers": f"{len(num_levels)} at {counts} levels" if num_levels else "none",
+        **({"notes": "; ".join(notes)} if notes else {}),
+    }
     return finding
 
 
-def _named(block: str) -> str:
+def _check_fingerprint(folder: Path, recorded: object, identity: Mapping, finding: Finding) -> None:
+    actual = fingerprint(identity)
+    if recorded != actual:
+        finding.defects.append("the fingerprint in manifest.json does not match its identity")
+    elif not folder.resolve().name.endswith(actual[:12]):
+        finding.defects.append(f"the folder has the name of another database; this one is {actual[:12]}")
+
+
+def _blocks_in_words(entries: Mapping[str, Mapping], expected: list[str]) -> str:
+    """2 of 3 and embeddings and head, 1.23 MB"""
+    num_blocks = len(entries.keys() - {str(OUTSIDE)})
+    total = f" of {len(set(expected) - {str(OUTSIDE)})}" if expected else ""
+    outside = f" and {_block_name(str(OUTSIDE))}" if str(OUTSIDE) in entries else ""
+    stored = sum(entry["bytes"] for entry in entries.values() if isinstance(entry.get("bytes"), int))
+    return f"{num_blocks}{total}{outside}, {megabytes(stored)} MB"
+
+
+def _block_name(block: str) -> str:
     return "embeddings and head" if block == str(OUTSIDE) else f"block {block}"
 
 
-def _verified_block(folder: Path, name: str, entry: Mapping, finding: Finding) -> Mapping[str, int]:
-    """Number of levels per layer of one block; adds what is wrong to the finding."""
-    remedy = "the next run with these settings builds it again"
+def _levels_of_block(folder: Path, name: str, entry: Mapping, finding: Finding) -> Mapping[str, int]:
+    """Number of levels per layer of one block; empty, and a defect, if its file does not match its entry."""
     file = entry.get("file")
     if not isinstance(file, str) or Path(file).name != file:
-        finding.damages.append(f"{_named(name)}: its entry in manifest.json cannot be read; {remedy}")
+        finding.defects.append(f"{_block_name(name)}: its entry in manifest.json cannot be read; {REBUILT}")
         return {}
     path = folder / file
     if not path.is_file():
-        finding.damages.append(f"{_named(name)}: {path.name} is missing; {remedy}")
+        problem = f"{file} is missing"
     elif path.stat().st_size != entry.get("bytes"):
-        finding.damages.append(
-            f"{_named(name)}: {path.name} has {path.stat().st_size} bytes, not {entry.get('bytes')}; {remedy}"
-        )
+        problem = f"{file} has {path.stat().st_size} bytes, not {entry.get('bytes')}"
     elif sha256_of(path) != entry.get("sha256"):
-        finding.damages.append(f"{_named(name)}: {path.name} has another SHA-256 than the manifest says; {remedy}")
+        problem = f"{file} has another SHA-256 than the manifest says"
     else:
-        return _levels(path, finding)
+        return _levels_in_header(path, finding)
+    finding.defects.append(f"{_block_name(name)}: {problem}; {REBUILT}")
     return {}
 
 
-def _levels(path: Path, finding: Finding) -> Mapping[str, int]:
+def _levels_in_header(path: Path, finding: Finding) -> Mapping[str, int]:
     try:
         with safe_open(path, "np") as file:
             specs = json.loads((file.metadata() or {})["specs"])
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        finding.damages.append(f"{path.name}: its header cannot be read ({error})")
+        finding.defects.append(f"{path.name}: its header cannot be read ({error})")
         return {}
     return Counter(key.rpartition("@")[0] for key in specs)

@@ -9,56 +9,61 @@ from evopress.runtime.checksums import verify_checksum
 from evopress.runtime.json_files import parse_json
 
 
-class Unknown(ValueError):
-    """Nothing that this program writes."""
+class UnknownFileError(ValueError):
+    """The path is nothing that evopress writes."""
 
 
 @dataclass
 class Finding:
-    """What a path is. `facts` are shown in their order; `damages` say what is wrong and what to do."""
+    """What a path is. `facts` are printed in order; `defects` say what is damaged and what to do about it.
+
+    `unfinished` says how to go on; it is empty for something finished.
+    """
 
     kind: str
     path: Path
     facts: dict[str, str] = field(default_factory=dict)
-    damages: list[str] = field(default_factory=list)
+    defects: list[str] = field(default_factory=list)
     unfinished: str = ""
 
     @property
     def state(self) -> str:
-        return "DAMAGED" if self.damages else "unfinished" if self.unfinished else "whole"
+        return "DAMAGED" if self.defects else "unfinished" if self.unfinished else "intact"
 
     def __str__(self) -> str:
         rows = {**self.facts, "state": self.state, **({"to do": self.unfinished} if self.unfinished else {})}
         width = max(map(len, rows))
         lines = [f"{self.kind}: {self.path}", *(f"  {key:<{width}}  {value}" for key, value in rows.items())]
-        return "\n".join(map(_printable, [*lines, *(f"  - {damage}" for damage in self.damages)]))
+        return "\n".join(map(_printable, [*lines, *(f"  - {defect}" for defect in self.defects)]))
 
 
 def read_object(path: Path, finding: Finding) -> dict:
-    """The parsed JSON object; an empty one, and a damage, where it is not one."""
+    """The object in a JSON file, without its checksum. If there is none: an empty dict, and a defect."""
     try:
         content = parse_json(path.read_bytes())
         if isinstance(content, dict):
             return verify_checksum(content) if "sha256" in content else content
-        finding.damages.append(f"{path.name} is not a JSON object")
+        finding.defects.append(f"{path.name} is not a JSON object")
     except FileNotFoundError:
-        finding.damages.append(f"{path.name} is missing")
+        finding.defects.append(f"{path.name} is missing")
     except (OSError, ValueError) as error:
-        finding.damages.append(f"{path.name} cannot be read ({error})")
+        finding.defects.append(f"{path.name} cannot be read ({error})")
     return {}
 
 
-def in_words(settings: object) -> str:
+def settings_in_words(settings: object) -> str:
+    """{"name": "rtn", "bits": [2, 4]} → rtn bits=[2, 4]"""
     if not isinstance(settings, dict):
         return "unknown"
-    rest = [f"{key}={value}" for key, value in settings.items() if key != "name"]
-    return " ".join([*([str(settings["name"])] if "name" in settings else []), *rest])
+    pairs = [f"{key}={value}" for key, value in settings.items() if key != "name"]
+    return " ".join([*([str(settings["name"])] if "name" in settings else []), *pairs])
 
 
-def counted(labels: Iterable[str]) -> str:
+def with_counts(labels: Iterable[str]) -> str:
+    """Each label with the number of times it occurs: 4bit × 1, 3bit × 2"""
     return ", ".join(f"{label} × {count}" for label, count in Counter(labels).items())
 
 
 def _printable(line: str) -> str:
-    """Without control characters, which a file could use to change what a terminal shows."""
+    """Replace control characters, with which a file could change what a terminal shows."""
     return "".join(character if character.isprintable() else "?" for character in line)

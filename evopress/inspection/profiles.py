@@ -1,15 +1,15 @@
-"""Whether a profile can be read, and what it chose."""
+"""Whether a profile is intact, and which levels it chose."""
 
 from collections import Counter
 from pathlib import Path
 
-from evopress.inspection.finding import Finding, Unknown, counted, in_words, read_object
-from evopress.report.collect import choices_of
-from evopress.report.style import megabytes
+from evopress.inspection.finding import Finding, UnknownFileError, read_object, settings_in_words, with_counts
+from evopress.report.choices import choices_of
+from evopress.report.wording import megabytes
 
 
 def inspect_profile(path: Path) -> Finding:
-    """The levels of a `profile.json`, and whether its costs add up."""
+    """The levels in a `profile.json`, and whether its costs add up."""
     finding = Finding("profile", path)
     profile = read_object(path, finding)
     if not profile:
@@ -19,36 +19,36 @@ def inspect_profile(path: Path) -> Finding:
         cost = sum(unit["cost"] for unit in profile["units"])
         size = sum(choice.size_bytes for choice in choices)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        finding.damages.append(f"the list of units cannot be read ({type(error).__name__}: {error})")
+        finding.defects.append(f"the list of units cannot be read ({type(error).__name__}: {error})")
         return finding
     if cost != profile.get("cost"):
-        finding.damages.append(f"the costs of the units add up to {cost}, the file says {profile.get('cost')}")
-    settings = profile.get("settings") if isinstance(profile.get("settings"), dict) else {}
-    budget = profile.get("budget") or settings.get("budget")  # type: ignore[union-attr]
+        finding.defects.append(f"the costs of the units add up to {cost}, but the file says {profile.get('cost')}")
+    settings = profile.get("settings")
+    budget = profile.get("budget") or (settings.get("budget") if isinstance(settings, dict) else None)
     if isinstance(budget, dict):
-        finding.facts["budget"] = in_words(budget)
+        finding.facts["budget"] = settings_in_words(budget)
     if "achieved" in profile:
         finding.facts["achieved"] = str(profile["achieved"])
     finding.facts |= {
         "units": f"{len(choices)}, {megabytes(size)} MB",
-        "levels": counted(choice.label for choice in sorted(choices, key=lambda choice: -choice.kept)),
+        "levels": with_counts(choice.label for choice in sorted(choices, key=lambda choice: -choice.kept)),
     }
     return finding
 
 
 def inspect_text_profile(path: Path) -> Finding:
-    """A profile as lines `layer: level`. Raises Unknown where not even the first line is one."""
+    """A profile of lines `layer: level`. Raises UnknownFileError if the first line is not one."""
     finding = Finding("profile", path)
-    values = []
+    levels = []
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
-        name, _, value = line.rpartition(":")
+        name, _, level = line.rpartition(":")
         try:
-            values.append((name.strip(), float(value)))
+            levels.append((name.strip(), float(level)))
         except ValueError as error:
             if number == 1:
-                raise Unknown(f"{path} is not a profile: its first line is not `layer: level`") from error
-            finding.damages.append(f"line {number} is not `layer: level`")
-    twice = [name for name, count in Counter(name for name, _ in values).items() if count > 1]
-    finding.damages += [f"{name} is given twice" for name in twice]
-    finding.facts = {"layers": str(len(values)), "levels": counted(f"{value:g}" for _, value in sorted(values))}
+                raise UnknownFileError(f"{path} is not a profile: its first line is not `layer: level`") from error
+            finding.defects.append(f"line {number} is not `layer: level`")
+    repeated = [name for name, count in Counter(name for name, _ in levels).items() if count > 1]
+    finding.defects += [f"{name} is given twice" for name in repeated]
+    finding.facts = {"layers": str(len(levels)), "levels": with_counts(f"{level:g}" for _, level in sorted(levels))}
     return finding

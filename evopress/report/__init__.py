@@ -1,5 +1,9 @@
-"""Reports: `report.html` of one run, and a comparison of several, from run directories alone and without the model."""
+"""Reports of one run and comparisons of several, from their folders alone, without the model.
 
-from evopress.report.page import write_comparison, write_report
+May import runtime, space and search.
+"""
+
+from evopress.report.comparison_page import write_comparison
+from evopress.report.run_page import write_report
 
 __all__ = ["write_comparison", "write_report"]

@@ -1,7 +1,6 @@
-"""The plots of one run. Each returns None where there is nothing to show."""
+"""The plots of one run. Each returns None if there is nothing to show."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from math import isfinite
 
 import matplotlib
@@ -9,45 +8,35 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from evopress.report.record import Choice, Run
-from evopress.report.style import (
-    Style,
-    as_grid,
-    duration,
-    fill_cell,
-    log_scale,
-    megabytes,
-    new_axes,
-    shortened,
-    viridis,
-)
-
-MAX_BARS = 12
-"""Levels that a bar chart tells apart; more are put together by tenths."""
+from evopress.report.axes import block_grid, fill_cell, log_scale, new_axes, viridis
+from evopress.report.choices import Choice
+from evopress.report.level_groups import DENSE_UNITS, byte_parts, level_groups
+from evopress.report.record import Run
+from evopress.report.search_history import EvaluatedBatch
+from evopress.report.style import Style
+from evopress.report.wording import duration, megabytes, shortened
 
 
 def fitness_over_tokens(run: Run, style: Style) -> Figure | None:
-    """Every profile tried, against the tokens spent until then, and the best so far on the largest minibatch."""
-    answers = [answer for answer in run.answers if isfinite(answer.best)]
-    if not answers:
+    """Every profile tried against the tokens spent so far, and the best so far on the largest minibatches."""
+    batches = [batch for batch in run.batches if isfinite(batch.best)]
+    if not batches:
         return None
     figure, axes = new_axes(3.1)
-    sizes = sorted({answer.tokens for answer in answers})
+    sizes = sorted({batch.num_tokens for batch in batches})
     few, many = style.shades
-    for tokens, colour in zip(sizes, viridis(np.linspace(many, few, len(sizes))), strict=True):
-        points = [(a.spent, v) for a in answers if a.tokens == tokens for v in a.values if isfinite(v)]
-        x, y = zip(*points, strict=True)
-        size = 9 if sum(len(a.values) for a in answers) > 200 else 20
-        axes.scatter(
-            x, y, s=size, color=colour, alpha=0.7, linewidths=0, label=f"on {tokens:,} tokens", rasterized=True
-        )
-    largest = [answer for answer in answers if answer.tokens == sizes[-1]]
-    spent = [answer.spent for answer in largest]
-    each = [answer.best for answer in largest]
-    best = np.minimum.accumulate(each)
-    axes.plot(spent, each, color=style.other, lw=0.8, ls=":", label="best of its minibatch")
-    axes.plot(spent, best, color=style.other, lw=1.8, drawstyle="steps-post", label="best so far")
-    values = [value for answer in answers for value in answer.values if isfinite(value)]
+    point_size = 9 if sum(len(batch.fitness) for batch in batches) > 200 else 20
+    for num_tokens, colour in zip(sizes, viridis(np.linspace(many, few, len(sizes))), strict=True):
+        x, y = zip(*_points(batches, num_tokens), strict=True)
+        label = f"on {num_tokens:,} tokens"
+        axes.scatter(x, y, s=point_size, color=colour, alpha=0.7, linewidths=0, label=label, rasterized=True)
+    largest = [batch for batch in batches if batch.num_tokens == sizes[-1]]
+    tokens_spent = [batch.tokens_spent for batch in largest]
+    best_of_batch = [batch.best for batch in largest]
+    best_so_far = np.minimum.accumulate(best_of_batch)
+    axes.plot(tokens_spent, best_of_batch, color=style.other, lw=0.8, ls=":", label="best of its minibatch")
+    axes.plot(tokens_spent, best_so_far, color=style.other, lw=1.8, drawstyle="steps-post", label="best so far")
+    values = [value for batch in batches for value in batch.fitness if isfinite(value)]
     if min(values) > 0 and max(values) / min(values) > 10:
         log_scale(axes)
     axes.set_xlabel("tokens through the whole model")
@@ -59,17 +48,28 @@ def fitness_over_tokens(run: Run, style: Style) -> Figure | None:
     return figure
 
 
+def _points(batches: Sequence[EvaluatedBatch], num_tokens: int) -> list[tuple[float, float]]:
+    """(tokens spent, fitness) for all profiles with finite fitness in minibatches of `num_tokens`."""
+    return [
+        (batch.tokens_spent, value)
+        for batch in batches
+        if batch.num_tokens == num_tokens
+        for value in batch.fitness
+        if isfinite(value)
+    ]
+
+
 def profile_map(run: Run, style: Style) -> Figure | None:
-    """Blocks down, kinds of layers across; every cell shows its level, brighter where more is kept."""
+    """A grid of blocks (rows) and kinds of layers (columns); each cell shows its level, brighter if more is kept."""
     cells = run.cells
     if not cells:
         return None
-    kinds, blocks = run.kinds, range(max(block for block, _ in cells) + 1)
-    figure, axes = new_axes(0.6 + 0.19 * len(blocks))
+    kinds, num_blocks = run.kinds, max(block for block, _ in cells) + 1
+    figure, axes = new_axes(0.6 + 0.19 * num_blocks)
     colour = _colours(run.choices)
     for (block, kind), choice in cells.items():
         fill_cell(axes, (kinds.index(kind), block), colour(choice.kept), choice.label.removesuffix("bit")[:9])
-    as_grid(axes, kinds, len(blocks))
+    block_grid(axes, kinds, num_blocks)
     return figure
 
 
@@ -97,42 +97,40 @@ def level_histogram(run: Run, style: Style) -> Figure | None:
 
 
 def bytes_by_part(run: Run, style: Style) -> Figure | None:
-    """Dense against searched: what is not compressed, and the units by level."""
+    """The size of the dense and of the searched model: the part that is not compressed, and the units by level."""
     parts = byte_parts(run)
     if not parts:
         return None
     figure, axes = new_axes(2.5)
-    colour, bottom = _colours(run.choices), {"dense": 0.0, "searched": 0.0}
+    colour, total = _colours(run.choices), {"dense": 0.0, "searched": 0.0}
     shades = {group.label: colour(group.kept) for group in level_groups(run.choices)}
-    for row, label, size in parts:
-        fill = shades.get(label, style.faint)
-        hatch = "////" if label == DENSE_UNITS else None
+    for candidate, label, size in parts:
         axes.barh(
-            row,
+            candidate,
             size / 1e6,
-            left=bottom[row] / 1e6,
-            color=fill,
+            left=total[candidate] / 1e6,
+            color=shades.get(label, style.faint),
             label=shortened(label, 30),
-            hatch=hatch,
+            hatch="////" if label == DENSE_UNITS else None,
             edgecolor=style.background,
             lw=0.6,
             height=0.6,
         )
-        bottom[row] += size
-    for place, total in enumerate(bottom.values()):
-        axes.text(total / 1e6, place, f" {megabytes(total)} MB", va="center", fontsize=8)
+        total[candidate] += size
+    for row, size_bytes in enumerate(total.values()):
+        axes.text(size_bytes / 1e6, row, f" {megabytes(size_bytes)} MB", va="center", fontsize=8)
     axes.invert_yaxis()
     axes.margins(x=0.2)
     axes.set_xlabel("MB")
     axes.tick_params(length=0, axis="y")
     handles, labels = axes.get_legend_handles_labels()
-    unique = dict(zip(labels, handles, strict=True))
-    figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=3, fontsize=8)
+    handle_of = dict(zip(labels, handles, strict=True))
+    figure.legend(handle_of.values(), handle_of.keys(), loc="outside lower center", ncols=3, fontsize=8)
     return figure
 
 
 def seconds_by_stage(run: Run, style: Style) -> Figure | None:
-    """Where the time went; with the peak of memory where it was recorded."""
+    """The time that each stage took, with its peak memory if that was recorded."""
     if not run.seconds:
         return None
     figure, axes = new_axes(0.7 + 0.28 * len(run.seconds))
@@ -151,16 +149,21 @@ def seconds_by_stage(run: Run, style: Style) -> Figure | None:
 
 
 def kl_by_position(run: Run, style: Style) -> Figure | None:
-    """Mean KL at each position of a test window, of the searched profile and of the uniform one."""
-    found = {name: run.candidates[name].kl_by_position for name in ("uniform", "searched") if name in run.candidates}
-    series = [(name, values) for name, sets in found.items() for values in list(sets.values())[:1] if values]
-    if not series:
+    """Mean KL at each position of a test window, for the uniform and the searched profile."""
+    curves = [
+        (name, values)
+        for name in ("uniform", "searched")
+        if name in run.candidates
+        for values in list(run.candidates[name].kl_by_position.values())[:1]
+        if values
+    ]
+    if not curves:
         return None
     figure, axes = new_axes(2.8)
-    for (name, values), colour in zip(series, (style.other, style.accent), strict=False):
+    for (name, values), colour in zip(curves, (style.other, style.accent), strict=False):
         axes.plot(range(len(values)), values, lw=0.6, alpha=0.45, color=colour)
         axes.plot(*_smoothed(values), lw=1.8, color=colour, label=name)
-    shown = [value for _, values in series for value in values if isfinite(value)]
+    shown = [value for _, values in curves for value in values if isfinite(value)]
     if shown and min(shown) > 0 and max(shown) / min(shown) > 50:
         log_scale(axes)
     axes.set_xlabel("position in the window")
@@ -171,56 +174,14 @@ def kl_by_position(run: Run, style: Style) -> Figure | None:
 
 
 def _smoothed(values: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Positions and means over a sixteenth of them around each, which shows the course through the noise."""
+    """Positions, and a moving average over a sixteenth of them, which shows the trend through the noise."""
     width = max(1, len(values) // 16)
     means = np.convolve(values, np.full(width, 1 / width), mode="valid")
     return np.arange(len(means)) + (width - 1) / 2, means
 
 
-@dataclass(frozen=True)
-class LevelGroup:
-    """Units shown as one bar."""
-
-    label: str
-    kept: float
-    members: tuple[Choice, ...]
-
-
-def level_groups(choices: Iterable[Choice]) -> list[LevelGroup]:
-    """Units by level, the least compressed first; by tenths of what is kept where there are too many levels."""
-    choices = tuple(choices)
-    many = len({choice.label for choice in choices}) > MAX_BARS and all(0 <= c.kept <= 1 for c in choices)
-    groups: dict[str, list[Choice]] = {}
-    for choice in sorted(choices, key=lambda choice: -choice.kept):
-        groups.setdefault(_tenth(choice) if many else choice.label, []).append(choice)
-    return [
-        LevelGroup(label, sum(choice.kept for choice in members) / len(members), tuple(members))
-        for label, members in groups.items()
-    ]
-
-
-def _tenth(choice: Choice) -> str:
-    low = min(int(round(1 - choice.kept, 6) * 10), 9)
-    return f"{low / 10:.1f} to {(low + 1) / 10:.1f}"
-
-
-DENSE_UNITS = "16-bit weights"
-FIXED = "embeddings, norms and other"
-
-
-def byte_parts(run: Run) -> list[tuple[str, str, int]]:
-    """(candidate, part, bytes); the parts of a candidate add up to its size. Empty where it is not known."""
-    dense, searched = run.candidates.get("dense"), run.candidates.get("searched")
-    if not dense or not searched or not run.choices:
-        return []
-    fixed = searched.size_bytes - sum(choice.size_bytes for choice in run.choices)
-    sizes = [(group.label, sum(c.size_bytes for c in group.members)) for group in level_groups(run.choices)]
-    parts = [("dense", FIXED, fixed), ("dense", DENSE_UNITS, dense.size_bytes - fixed), ("searched", FIXED, fixed)]
-    return parts + [("searched", label, size) for label, size in sizes if size]
-
-
 def _colours(choices: Sequence[Choice]) -> Callable[[float], tuple[float, ...]]:
-    """Viridis from what is least kept to what is most kept."""
+    """Viridis, from the least to the most that any of the units keeps."""
     kept = [choice.kept for choice in choices]
     low, high = min(kept), max(kept)
 

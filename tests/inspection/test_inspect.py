@@ -1,4 +1,4 @@
-"""`evopress.inspection` knows what it is shown, and finds what is wrong with it."""
+"""`evopress.inspection` recognises what evopress writes, and detects damage."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from evopress.database.store import BlockLevels, Database
-from evopress.inspection import Unknown, inspect
+from evopress.inspection import UnknownFileError, inspect_path
 from evopress.inspection.__main__ import main
 from evopress.inspection.checkpoints import INDEX
 from evopress.runtime.checksums import with_checksum
@@ -65,113 +65,113 @@ def flip_a_byte(path: Path, place: int) -> None:
 
 
 def rewrite(database: Path, change: dict) -> None:
-    """Change keys of a manifest as its writer would have."""
+    """Change keys of a manifest and update its checksum."""
     manifest = json.loads((database / "manifest.json").read_text()) | change
     (database / "manifest.json").write_text(json.dumps(with_checksum(manifest)))
 
 
-def the_one(path: Path):
-    (finding,) = inspect(path)
+def single_finding(path: Path):
+    (finding,) = inspect_path(path)
     return finding
 
 
-def test_a_whole_database_is_whole(database, capsys):
-    finding = the_one(database)
-    assert (finding.kind, finding.state) == ("database", "whole")
+def test_an_undamaged_database_is_intact(database, capsys):
+    finding = single_finding(database)
+    assert (finding.kind, finding.state) == ("database", "intact")
     assert finding.facts["compressor"] == "rtn bits=[4, 2]"
     assert finding.facts["layers"] == "6 at 2 levels"
     assert finding.facts["blocks"].startswith("3 of 3, ")
     assert "a note" in finding.facts["notes"]
     assert main([str(database / "manifest.json")]) == 0
-    assert "whole" in capsys.readouterr().out
+    assert "intact" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("place", [3, 200, -1])
-def test_a_flipped_byte_in_a_block_is_found(place, database, capsys):
+def test_a_flipped_byte_in_a_block_is_a_defect(place, database, capsys):
     flip_a_byte(database / "block-001.safetensors", place)
-    (damage,) = the_one(database).damages
-    assert damage.startswith("block 1: block-001.safetensors has another SHA-256")
+    (defect,) = single_finding(database).defects
+    assert defect.startswith("block 1: block-001.safetensors has another SHA-256")
     assert main([str(database)]) == 1
     assert "DAMAGED" in capsys.readouterr().out
 
 
-def test_a_block_of_another_length_and_a_missing_one_are_found(database):
+def test_a_truncated_block_and_a_missing_block_are_defects(database):
     (database / "block-000.safetensors").write_bytes((database / "block-000.safetensors").read_bytes()[:-1])
     (database / "block-002.safetensors").unlink()
-    first, second = the_one(database).damages
+    first, second = single_finding(database).defects
     assert "block 0" in first and "bytes" in first
     assert "block 2" in second and "missing" in second
 
 
-def test_a_database_that_lacks_what_its_model_has_is_unfinished(database):
+def test_a_database_with_blocks_to_build_is_unfinished(database):
     rewrite(database, {"expected": [0, 1, 2, 3, OUTSIDE]})
-    assert "block 3, embeddings and head missing" in the_one(database).unfinished
-    assert the_one(database).facts["blocks"].startswith("3 of 4, ")
+    assert "block 3, embeddings and head missing" in single_finding(database).unfinished
+    assert single_finding(database).facts["blocks"].startswith("3 of 4, ")
     manifest = json.loads((database / "manifest.json").read_text())
     del manifest["blocks"]["1"]
     rewrite(database, manifest | {"expected": [0, 1, 2]})
-    assert (the_one(database).state, the_one(database).damages) == ("unfinished", [])
-    assert "block 1 missing" in the_one(database).unfinished
+    assert (single_finding(database).state, single_finding(database).defects) == ("unfinished", [])
+    assert "block 1 missing" in single_finding(database).unfinished
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"identity": {**IDENTITY, "model": "abd"}}, "not that of its identity"),
+        ({"identity": {**IDENTITY, "model": "abd"}}, "does not match its identity"),
         ({"format": 99}, "not of format"),
         ({"blocks": {"0": 3}}, "cannot be read"),
         ({"blocks": {"0": {"file": "../block-000.safetensors"}}}, "cannot be read"),
     ],
 )
-def test_a_manifest_that_does_not_fit_is_damage(change, words, database):
+def test_an_inconsistent_manifest_is_a_defect(change, words, database):
     rewrite(database, change)
-    assert any(words in damage for damage in the_one(database).damages)
+    assert any(words in defect for defect in single_finding(database).defects)
 
 
-def test_a_database_in_a_folder_named_for_another_is_damage(database):
+def test_a_folder_with_the_name_of_another_database_is_a_defect(database):
     renamed = database.rename(database.with_name("rtn-000000000000"))
-    assert any("named for another" in damage for damage in the_one(renamed).damages)
+    assert any("name of another database" in defect for defect in single_finding(renamed).defects)
 
 
-def test_a_torn_manifest_is_damage(database):
+def test_a_truncated_manifest_is_a_defect(database):
     (database / "manifest.json").write_bytes((database / "manifest.json").read_bytes()[:50])
-    assert "manifest.json cannot be read" in the_one(database).damages[0]
+    assert "manifest.json cannot be read" in single_finding(database).defects[0]
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "results.json", "profile.json", "search.jsonl", "seconds.json"])
-def test_a_changed_digit_is_found_by_the_checksum(name, database, tmp_path):
+def test_the_checksum_detects_a_changed_digit(name, database, tmp_path):
     folder = database if name == "manifest.json" else make_run(tmp_path / "run")
     path = folder / name
-    if name != "manifest.json":  # as the program writes them
+    if name != "manifest.json":  # with checksums, as evopress writes them
         lines = [json.dumps(with_checksum(json.loads(line))) for line in path.read_text().splitlines()]
         path.write_text("".join(f"{line}\n" for line in lines))
-    assert the_one(folder).damages == []
+    assert single_finding(folder).defects == []
     content = path.read_bytes()
     places = [place for place, byte in enumerate(content) if byte in b"2345"]
     flip_a_byte(path, places[len(places) // 3])
-    assert any(name in damage for damage in the_one(folder).damages)
+    assert any(name in defect for defect in single_finding(folder).defects)
 
 
-def test_somebody_elses_manifest_is_not_a_database(tmp_path):
+def test_a_manifest_of_another_program_is_not_a_database(tmp_path):
     (tmp_path / "manifest.json").write_text('{"name": "web app"}')
-    with pytest.raises(Unknown):
-        inspect(tmp_path)
+    with pytest.raises(UnknownFileError):
+        inspect_path(tmp_path)
 
 
-def test_a_finished_run_is_whole(tmp_path):
+def test_a_finished_run_is_intact(tmp_path):
     folder = make_run(tmp_path / "run")
-    finding = the_one(folder)
-    assert (finding.kind, finding.state) == ("run", "whole")
+    finding = single_finding(folder)
+    assert (finding.kind, finding.state) == ("run", "intact")
     assert finding.facts["stages"] == "database done, search done, evaluate done"
     results = json.loads((folder / "results.json").read_text())
     assert f"KL {results['searched']['kl']['pydoc']:.4g} on pydoc" in finding.facts["searched"]
 
 
-def test_an_unfinished_run_says_how_to_go_on_and_is_no_damage(tmp_path, capsys):
+def test_an_unfinished_run_gives_the_resume_command_and_is_not_damaged(tmp_path, capsys):
     folder = make_run(tmp_path / "run")
     (folder / "results.json").unlink()
     (folder / "search.jsonl").write_bytes((folder / "search.jsonl").read_bytes()[:-7])
-    finding = the_one(folder)
+    finding = single_finding(folder)
     assert finding.state == "unfinished"
     assert finding.unfinished == f"python -m evopress.run resume={folder}"
     assert "evaluate to do" in finding.facts["stages"]
@@ -180,18 +180,18 @@ def test_an_unfinished_run_says_how_to_go_on_and_is_no_damage(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["results.json", "profile.json", "search.jsonl"])
-def test_a_damaged_file_of_a_run_is_found(name, tmp_path):
+def test_a_damaged_file_of_a_run_is_a_defect(name, tmp_path):
     folder = make_run(tmp_path / "run")
     flip_a_byte(folder / name, 0)
-    assert any(name in damage for damage in the_one(folder).damages)
+    assert any(name in defect for defect in single_finding(folder).defects)
 
 
 def test_a_profile_shows_its_budget_and_levels(tmp_path):
     space = bit_space([8, 8, 16, 16])
     path = tmp_path / "profile.json"
     path.write_text(to_json(space, (0, 1, 1, 2), settings={"budget": {"metric": "bits", "target": 3}}, achieved=2.875))
-    finding = the_one(path)
-    assert (finding.kind, finding.state) == ("profile", "whole")
+    finding = single_finding(path)
+    assert (finding.kind, finding.state) == ("profile", "intact")
     assert finding.facts["levels"] == "4bit × 1, 3bit × 2, 2bit × 1"
     assert finding.facts["budget"] == "metric=bits target=3"
     assert finding.facts["achieved"] == "2.875"
@@ -207,56 +207,56 @@ def test_a_profile_whose_costs_do_not_add_up_is_damaged(tmp_path):
         profile | {"units": 3},
     ):
         path.write_text(json.dumps(damaged))
-        assert the_one(path).state == "DAMAGED"
+        assert single_finding(path).state == "DAMAGED"
 
 
-def test_a_text_profile_is_known_and_its_mistakes_are_found(tmp_path):
+def test_a_text_profile_is_recognised_and_its_mistakes_are_defects(tmp_path):
     path = tmp_path / "profile.txt"
     path.write_text(to_text(bit_space([8, 8, 8]), (0, 1, 1)))
-    assert the_one(path).facts == {"layers": "3", "levels": "4 × 1, 3 × 2"}
+    assert single_finding(path).facts == {"layers": "3", "levels": "4 × 1, 3 × 2"}
     path.write_text(path.read_text() + "layer0: 3\nlayer7\n")
-    assert the_one(path).damages == ["line 5 is not `layer: level`", "layer0 is given twice"]
+    assert single_finding(path).defects == ["line 5 is not `layer: level`", "layer0 is given twice"]
 
 
-def test_parameters_of_a_packed_checkpoint_are_those_of_its_weights(checkpoint):
-    finding = the_one(checkpoint)
-    assert (finding.kind, finding.state) == ("checkpoint", "whole")
+def test_packed_weights_count_with_their_unpacked_shapes(checkpoint):
+    finding = single_finding(checkpoint)
+    assert (finding.kind, finding.state) == ("checkpoint", "intact")
     assert finding.facts["parameters"] == str(4 * 16 + 10 * 4)
     assert finding.facts["quantisation"] == "compressed-tensors: 1 layers at 3 bits"
     assert finding.facts["architecture"] == "LlamaForCausalLM"
 
 
 @pytest.mark.parametrize("cut", [1, 60])
-def test_a_checkpoint_file_that_was_cut_off_is_damaged(cut, checkpoint):
+def test_a_truncated_checkpoint_file_is_a_defect(cut, checkpoint):
     path = checkpoint / "b.safetensors"
     path.write_bytes(path.read_bytes()[:-cut])
-    assert any("b.safetensors" in damage for damage in the_one(checkpoint).damages)
-    assert any("b.safetensors" in damage for damage in the_one(path).damages)
+    assert any("b.safetensors" in defect for defect in single_finding(checkpoint).defects)
+    assert any("b.safetensors" in defect for defect in single_finding(path).defects)
 
 
-def test_a_checkpoint_that_lacks_a_file_or_tensor_of_its_index_is_damaged(checkpoint):
+def test_a_checkpoint_without_a_file_or_tensor_of_its_index_is_damaged(checkpoint):
     save_file({"other": torch.zeros(1)}, checkpoint / "b.safetensors")
-    assert any("lacks 1 tensors" in damage for damage in the_one(checkpoint).damages)
+    assert any("lacks 1 tensors" in defect for defect in single_finding(checkpoint).defects)
     (checkpoint / "b.safetensors").unlink()
-    assert any("b.safetensors is missing" in damage for damage in the_one(checkpoint).damages)
+    assert any("b.safetensors is missing" in defect for defect in single_finding(checkpoint).defects)
 
 
-def test_an_index_cannot_point_outside_its_folder(checkpoint):
+def test_an_index_must_not_point_outside_its_folder(checkpoint):
     (checkpoint / INDEX).write_text(json.dumps({"weight_map": {"x": "../../etc/passwd"}}))
-    assert any("not a file of this folder" in damage for damage in the_one(checkpoint).damages)
+    assert any("not a file of this folder" in defect for defect in single_finding(checkpoint).defects)
 
 
-def test_a_folder_of_several_things_lists_them_all(database, tmp_path, capsys):
+def test_a_folder_with_databases_and_runs_lists_them_all(database, tmp_path, capsys):
     make_run(tmp_path / "runs/one")
     make_run(tmp_path / "runs/two")
-    assert [finding.kind for finding in inspect(tmp_path)] == ["database", "run", "run"]
+    assert [finding.kind for finding in inspect_path(tmp_path)] == ["database", "run", "run"]
     (tmp_path / "runs/two/results.json").write_text("{")
     assert main([str(tmp_path)]) == 1
     assert capsys.readouterr().out.count("DAMAGED") == 1
 
 
 @pytest.mark.parametrize("name", ["nothing", "model.bin", "other.json", "other.txt", "empty"])
-def test_what_is_not_ours_is_refused(name, tmp_path, capsys):
+def test_unknown_files_are_refused(name, tmp_path, capsys):
     (tmp_path / "model.bin").write_bytes(b"\x80\x04")
     (tmp_path / "other.json").write_text('{"a": 1}')
     (tmp_path / "other.txt").write_text("Dear Sir\n")

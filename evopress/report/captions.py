@@ -1,0 +1,75 @@
+"""The plots in the report of a run, in order, with the words around them."""
+
+from collections.abc import Iterator
+from functools import partial
+from math import isfinite
+
+from evopress.report import figures
+from evopress.report.level_groups import byte_parts, level_groups
+from evopress.report.pages import Caption
+from evopress.report.record import Run
+from evopress.report.style import Draw
+from evopress.report.wording import duration, megabytes
+
+
+def run_plots(run: Run) -> Iterator[tuple[str, Caption, Draw]]:
+    """(name of the file, caption, plot)."""
+    yield (
+        "fitness",
+        Caption(
+            "Search",
+            "Every profile that was tried. Minibatches differ, so points of one step compare best with each other.",
+            _fitness_alt(run),
+        ),
+        partial(figures.fitness_over_tokens, run),
+    )
+    histogram = ", ".join(f"{group.label}: {len(group.members)} units" for group in level_groups(run.choices))
+    yield (
+        "profile",
+        Caption(
+            "Profile",
+            "The level of every unit. Brighter cells keep more.",
+            f"Heat map of the levels, blocks by kinds of layers. {histogram}",
+        ),
+        partial(figures.profile_map, run),
+    )
+    yield (
+        "levels",
+        Caption(
+            "Levels",
+            "How many units received each level.",
+            f"Bar chart of the number of units per level. {histogram}",
+        ),
+        partial(figures.level_histogram, run),
+    )
+    parts = "; ".join(f"{candidate} {part} {megabytes(size)} MB" for candidate, part, size in byte_parts(run))
+    yield (
+        "bytes",
+        Caption("Where the bytes go", "Size of the file, scales and zero points included.", f"Stacked bars: {parts}"),
+        partial(figures.bytes_by_part, run),
+    )
+    stages = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in run.seconds.items())
+    yield (
+        "seconds",
+        Caption("Time", "Seconds per stage, over all attempts of a resumed run.", f"Bar chart: {stages}"),
+        partial(figures.seconds_by_stage, run),
+    )
+    yield (
+        "position",
+        Caption(
+            "KL by position",
+            "Mean over the test windows; the thick lines are means over neighbouring positions.",
+            "Line chart of the mean KL at each position of a test window, uniform and searched.",
+        ),
+        partial(figures.kl_by_position, run),
+    )
+
+
+def _fitness_alt(run: Run) -> str:
+    values = [value for batch in run.batches for value in batch.fitness if isfinite(value)]
+    if not values:
+        return ""
+    return (
+        f"Scatter plot of the fitness of {len(values)} profiles over the tokens spent, from {min(values):.4g} to "
+        f"{max(values):.4g}, with a line for the best so far."
+    )

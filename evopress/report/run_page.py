@@ -1,0 +1,83 @@
+"""`report.html`: the page of one run."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from evopress.report.captions import run_plots
+from evopress.report.pages import render_plot, write_page
+from evopress.report.read_run import read_run
+from evopress.report.record import CandidateScores, Run
+from evopress.report.run_warnings import overfit_gap
+from evopress.report.wording import duration, megabytes
+
+
+def write_report(folder: Path) -> Path:
+    """Write `report.html` and `plots/*.png` into the run directory; returns the page's path.
+
+    Needs no model. The page names whatever is missing or damaged. Raises NotADirectoryError if there is no such
+    folder.
+    """
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is not a folder: give a run directory")
+    run = read_run(folder)
+    plots = {
+        name: plot
+        for name, caption, draw in run_plots(run)
+        if (plot := render_plot(caption, draw, folder / "plots" / f"{name}.png"))
+    }
+    path = folder / "report.html"
+    write_page(
+        path,
+        "run.html.j2",
+        title=run.title,
+        run=run,
+        plots=plots,
+        headline=headline(run),
+        gap=overfit_gap(run),
+        tasks=task_rows(run.candidates),
+    )
+    return path
+
+
+def headline(run: Run) -> list[tuple[str, str, str]]:
+    """The few numbers that matter most, as (what it is, value, remark)."""
+    dense, uniform, searched = (run.candidates.get(name) for name in ("dense", "uniform", "searched"))
+    facts = []
+    if searched and dense:
+        facts.append(("Size", f"{megabytes(searched.size_bytes)} MB", f"dense {megabytes(dense.size_bytes)} MB"))
+    if run.achieved is not None:
+        facts.append(("Budget", _amount(run, run.achieved), f"target {run.budget}"))
+    for name, kl in list(searched.kl.items())[:1] if searched else []:
+        uniform_kl = uniform.kl.get(name) if uniform else None
+        remark = f"uniform {uniform_kl:.4g} ({kl / uniform_kl - 1:+.0%})" if uniform_kl else ""
+        facts.append((f"KL on {name}", f"{kl:.4g}", remark))
+    for name, perplexity in list(searched.perplexity.items())[:1] if searched else []:
+        dense_perplexity = dense.perplexity.get(name) if dense else None
+        remark = f"dense {dense_perplexity:.4g}" if dense_perplexity else ""
+        facts.append((f"Perplexity on {name}", f"{perplexity:.4g}", remark))
+    if run.batches:
+        facts.append(("Tokens searched", f"{run.batches[-1].tokens_spent:,.0f}", f"{len(run.batches)} minibatches"))
+    if run.seconds:
+        facts.append(("Time", duration(sum(run.seconds.values())), "all stages"))
+    return facts
+
+
+def _amount(run: Run, value: float) -> str:
+    """A cost in the unit of the budget."""
+    if run.metric == "size":
+        return f"{megabytes(value)} MB"
+    return f"{value:.4g} bits" if run.metric == "bits" else f"{100 * value:.4g} %"
+
+
+def task_rows(candidates: Mapping[str, CandidateScores]) -> list[tuple[str, list[float | None]]]:
+    """(task and metric, its value for each candidate in order)."""
+    keys = dict.fromkeys(
+        (task, metric)
+        for candidate in candidates.values()
+        for task, scores in candidate.tasks.items()
+        for metric in scores
+    )
+    return [
+        (f"{task} {metric}", [candidate.tasks.get(task, {}).get(metric) for candidate in candidates.values()])
+        for task, metric in keys
+    ]
