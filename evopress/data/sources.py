@@ -23,7 +23,7 @@ class TextSource(Protocol):
     def content_key(self) -> str:
         """What identifies the text, for caching: a hash of local content, the name of a hub data set."""
 
-    def own_split(self, split: str) -> str:
+    def split_for(self, split: str) -> str:
         """The split of the source that serves as `split` ("train", "validation", "test")."""
 
     def documents(self, column: str, split: str) -> Iterator[str]:
@@ -42,7 +42,7 @@ class PydocSource:
     def content_key(self) -> str:
         return sha256("\x00".join(self.documents("text", "train")).encode()).hexdigest()
 
-    def own_split(self, split: str) -> str:
+    def split_for(self, split: str) -> str:
         return "train"
 
     def documents(self, column: str, split: str) -> Iterator[str]:
@@ -63,7 +63,7 @@ class HubSource:
     def content_key(self) -> str:
         return json.dumps([self.dataset.repository, self.dataset.configuration, dict(self.dataset.splits)])
 
-    def own_split(self, split: str) -> str:
+    def split_for(self, split: str) -> str:
         return self.dataset.splits[split]
 
     def documents(self, column: str, split: str) -> Iterator[str]:
@@ -84,7 +84,7 @@ class FileSource:
             digest.update(sha256(file.read_bytes()).digest())
         return digest.hexdigest()
 
-    def own_split(self, split: str) -> str:
+    def split_for(self, split: str) -> str:
         return "train"
 
     def documents(self, column: str, split: str) -> Iterator[str]:

@@ -83,15 +83,15 @@ def extracts_of(data: Data) -> list[Extract]:
     if data.test_source is not None:
         return [training, Extract(data.test_source, _test_split(data.test_source), ("test", "validation"))]
     source = text_source(data.source)
-    if source.own_split("test") == "train":
+    if source.split_for("test") == "train":
         return [Extract(data.source, "train", SPLITS)]
-    if source.own_split("test") == source.own_split("validation"):
+    if source.split_for("test") == source.split_for("validation"):
         return [training, Extract(data.source, "test", ("test", "validation"))]
     return [training, *(Extract(data.source, split, (split,)) for split in ("validation", "test"))]
 
 
 def _test_split(source: str) -> str:
-    return "train" if text_source(source).own_split("test") == "train" else "test"
+    return "train" if text_source(source).split_for("test") == "train" else "test"
 
 
 def _windows_of(extract: Extract, data: Data, tokenizer: PreTrainedTokenizerBase, cache: Path) -> dict[str, Windows]:

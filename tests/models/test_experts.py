@@ -9,10 +9,11 @@ from transformers import AutoModelForCausalLM
 
 from evopress.compressors.base import LayerGroup
 from evopress.compressors.gptq import GPTQ
-from evopress.compressors.linalg import towards_identity
+from evopress.compressors.hessian import towards_identity
 from evopress.compressors.rtn import RTN
-from evopress.database.build import build
+from evopress.database.build import build_database
 from evopress.database.store import Database
+from evopress.evaluation.compressible_model import CompressibleModel
 from evopress.evaluation.switch_effects import switch_effects
 from evopress.export import Export
 from evopress.models.experts import Experts
@@ -100,12 +101,12 @@ def test_a_tied_unit_has_all_its_layers_and_one_kind_in_all_blocks(tie):
 
 
 @pytest.mark.parametrize("family", WITH_EXPERTS)
-def test_profiles_of_experts_are_judged_as_whole_models_are(family, tmp_path):
-    found = Case(tiny(family), RTN(bits=(2, 3, 4), group_size=32), tmp_path)
-    profiles, tokens = profiles_of(found.space, 4), token_windows(2, 20)
-    kls, _ = plain.judged(found.lm, found.space, found.levels, profiles, tokens)
+def test_the_evaluator_gives_a_model_with_experts_the_kl_of_the_whole_model(family, tmp_path):
+    case = Case(tiny(family), RTN(bits=(2, 3, 4), group_size=32), tmp_path)
+    profiles, tokens = profiles_of(case.space, 4), token_windows(2, 20)
+    kls, _ = plain.judged(case.lm, case.space, case.levels, profiles, tokens)
     assert max(kls) > 0.01
-    assert found.evaluator().evaluate(profiles, tokens) == pytest.approx(kls, **CLOSE)
+    assert case.evaluator().evaluate(profiles, tokens) == pytest.approx(kls, **CLOSE)
 
 
 def inputs_of(lm: LanguageModel, layer: str) -> torch.Tensor:
@@ -120,7 +121,7 @@ def inputs_of(lm: LanguageModel, layer: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("make", [tiny, starved], ids=["fed", "starved"])
 @pytest.mark.parametrize("family", WITH_EXPERTS)
-def test_hessians_come_from_the_routed_tokens_and_from_the_identity_where_these_are_few(make, family, tmp_path):
+def test_hessians_come_from_the_routed_tokens_and_the_identity_where_these_are_few(make, family, tmp_path):
     lm, groups = make(family), []
 
     class Watched(GPTQ):
@@ -129,7 +130,7 @@ def test_hessians_come_from_the_routed_tokens_and_from_the_identity_where_these_
             return super().compress(group)
 
     database = Database.open(tmp_path, "test", {"model": lm.name})
-    build(lm, Watched(bits=(4, 2), group_size=32, propagate_bits=4), TOKENS, database, batch_tokens=60)
+    build_database(lm, Watched(bits=(4, 2), group_size=32, propagate_bits=4), TOKENS, database, batch_tokens=60)
     few = set()
     for group in [group for group in groups if ".layers.0.mlp.experts." in group.names[0]]:
         X, cols = inputs_of(lm, group.names[0]), group.weights[0].shape[1]
@@ -142,11 +143,11 @@ def test_hessians_come_from_the_routed_tokens_and_from_the_identity_where_these_
     assert noted == few and (make is tiny or few)
 
 
-def test_an_expert_without_tokens_is_rounded_plainly_and_listed(tmp_path):
+def test_an_expert_without_tokens_is_rounded_to_nearest_and_reported(tmp_path):
     lm = starved("qwen3_moe")
     compressor = GPTQ(bits=(4, 2), group_size=32, propagate_bits=4)
     database = Database.open(tmp_path, "test", {"model": lm.name})
-    build(lm, compressor, TOKENS, database, batch_tokens=60)
+    build_database(lm, compressor, TOKENS, database, batch_tokens=60)
     for block in range(NUM_BLOCKS):
         for part in ("gate_proj", "down_proj"):
             layer = lm.layer_name(block, f"mlp.experts.{NUM_EXPERTS - 1}.{part}")
@@ -163,12 +164,12 @@ def test_the_first_order_of_a_switch_is_the_slope_of_the_divergence(family, tie)
     lm, step = tiny(family), 1e-2
     space = layer_space(lm, RTN(bits=(2, 4), group_size=32), SpaceSettings(tie=tie))
     weights, profile, tokens = Noisy(lm), some_profile(space), token_windows(2, 12)
-    found = switch_effects(lm, space, weights, profile, tokens, draws=1, rng=Random(0))
+    effects = switch_effects(CompressibleModel(lm, space, weights), profile, tokens=tokens, draws=1, rng=Random(0))
     dense = plain.logits(lm.model, tokens)
 
     def divergence(index: int, factor: float) -> float:
         unit, level = space.units[index], profile[index]
-        pairs = [[weights.get(unit.blocks[0], layer, each) for each in (level, 1 - level)] for layer in unit.layers]
+        pairs = [[weights.get(unit.blocks[0], layer, option) for option in (level, 1 - level)] for layer in unit.layers]
         with applied(lm, space, weights, profile):
             for layer, (here, there) in zip(unit.layers, pairs, strict=True):
                 lm.model.get_submodule(layer).weight.data = here + factor * (there - here)
@@ -177,7 +178,7 @@ def test_the_first_order_of_a_switch_is_the_slope_of_the_divergence(family, tie)
     for index in (len(space) - 1, len(space) // 2):
         slope = (divergence(index, step) - divergence(index, -step)) / (2 * step)
         switch = sum(len(unit.levels) for unit in space.units[:index]) + 1 - profile[index]
-        assert float(found.first[switch]) == pytest.approx(slope, rel=0.05, abs=1e-5)
+        assert float(effects.first[switch]) == pytest.approx(slope, rel=0.05, abs=1e-5)
 
 
 @pytest.mark.parametrize("family", WITH_EXPERTS)

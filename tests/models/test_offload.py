@@ -1,6 +1,6 @@
-"""A model whose blocks rest elsewhere and visit the device computes what it computes at home.
+"""A model with offloaded blocks computes what it computes without offloading.
 
-No second device is needed: every tensor is said to rest elsewhere, so that the copies compute.
+No second device is needed: the tests declare every tensor offloaded, so that copies of the blocks compute.
 """
 
 import pytest
@@ -18,29 +18,30 @@ from tests.tiny_models import FAMILIES, NUM_BLOCKS, WITH_EXPERTS, tiny, token_wi
 
 
 @pytest.fixture
-def elsewhere(monkeypatch):
+def offloaded(monkeypatch):
     monkeypatch.setattr("evopress.models.offload.is_offloaded", lambda tensor, device: True)
 
 
-def judged(lm: LanguageModel, folder) -> list:
-    """A compressed profile and one with drops: block-major, and as whole models."""
+def results_of(lm: LanguageModel, folder) -> list:
+    """What a compressed profile and one with drops give: in the evaluator, and as whole models."""
     compressor, tokens = RTN(bits=(2, 4), group_size=32), token_windows(2, 20)
     bits, drops = layer_space(lm, compressor, SpaceSettings()), drop_space(lm, Drop())
     database = plain.filled(lm, plain.layer_levels(lm, compressor), folder)
     weights = DecodedLevels(database, limit_bytes=10**9, dtype=lm.dtype, device=lm.device)
-    found: list = []
+    results: list = []
     for space, levels, profile in ((bits, weights, bits.uniform(1)), (drops, None, (1, 0) * NUM_BLOCKS)):
         evaluator = Evaluator(lm, space, levels, EvaluatorSettings())
-        found += [(each.mean_kl, each.perplexity) for each in evaluator.measure([profile, None], tokens)]
+        divergences = evaluator.measure([profile, None], tokens)
+        results += [(divergence.mean_kl, divergence.perplexity) for divergence in divergences]
         with applied(lm, space, levels, profile) as model:
-            found.append(model(input_ids=tokens, use_cache=False).logits.sum().item())
-    return found
+            results.append(model(input_ids=tokens, use_cache=False).logits.sum().item())
+    return results
 
 
 @pytest.mark.parametrize("family", FAMILIES + WITH_EXPERTS)
-def test_copies_of_blocks_compute_what_the_blocks_do(family, tmp_path, request):
+def test_copies_of_offloaded_blocks_compute_what_the_blocks_compute(family, tmp_path, request):
     lm = tiny(family)
-    at_home = judged(lm, tmp_path / "home")
-    request.getfixturevalue("elsewhere")
-    assert judged(lm, tmp_path / "elsewhere") == at_home
+    expected = results_of(lm, tmp_path / "resident")
+    request.getfixturevalue("offloaded")
+    assert results_of(lm, tmp_path / "offloaded") == expected
     assert lm._device_copy.tensors

@@ -1,0 +1,86 @@
+"""Every source gives its documents in a fixed order; text that cannot be read is a clear error."""
+
+import json
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from evopress.data.sources import text_source
+from evopress.data.splits import load_splits
+from tests.data.texts import settings
+from tests.tiny_models import tokenizer
+
+
+def write_parquet(path: Path, column: str, rows: list[str | None]) -> None:
+    pyarrow.parquet.write_table(pyarrow.table({column: rows, "number": list(range(len(rows)))}), path)
+
+
+def test_every_kind_of_file_gives_its_documents_in_order(tmp_path):
+    (tmp_path / "b.txt").write_text("whole\n\ntext")
+    (tmp_path / "a.jsonl").write_text('{"text": "first"}\n\n{"text": "séc\\u006fnd", "other": 3}\n', encoding="utf-8")
+    write_parquet(tmp_path / "c.parquet", "text", ["third", None, "", "fourth"])
+    (tmp_path / "ignored.md").write_text("ignored")
+    documents = {
+        name: list(text_source(str(tmp_path / name)).documents("text", "train")) for name in ("a.jsonl", "c.parquet")
+    }
+    assert documents == {"a.jsonl": ["first", "sécond"], "c.parquet": ["third", "fourth"]}
+    assert list(text_source(str(tmp_path)).documents("text", "train")) == [
+        "first",
+        "sécond",
+        "whole\n\ntext",
+        "third",
+        "fourth",
+    ]
+
+
+def test_line_separators_inside_a_json_string_do_not_end_the_line(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"text": "one\u2028two\x85three"}, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert list(text_source(str(path)).documents("text", "train")) == ["one\u2028two\x85three"]
+
+
+def test_another_text_column_is_read(tmp_path):
+    write_parquet(tmp_path / "a.parquet", "story", ["once", "upon"])
+    (tmp_path / "b.jsonl").write_text('{"story": "a time"}')
+    assert list(text_source(str(tmp_path)).documents("story", "train")) == ["once", "upon", "a time"]
+
+
+@pytest.mark.counts("bad inputs")
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"caf\xe9", r"data\.source.*a\.txt is not UTF-8 text \(byte 3\)"),
+        ("a.jsonl", b'{"text": "\xe9"}', r"data\.source.*not UTF-8"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": ', r"data\.source: line 2 of .*a\.jsonl is not JSON"),
+        ("a.jsonl", b'{"story": "x", "n": 1}', r"line 1 .*no text in 'text' but story, n: set data\.text_column"),
+        ("a.jsonl", b'{"text": 5}', r"line 1 .*no text in 'text'.*set data\.text_column"),
+        ("a.jsonl", b'["text"]', r"line 1 .*no text in 'text' but list: set data\.text_column"),
+        ("a.jsonl", b"[" * 100_000, r"data\.source: line 1 of .*a\.jsonl is not JSON"),
+        ("a.parquet", b"junk", r"data\.source.*a\.parquet is not a parquet file"),
+        ("a.parquet", b"", r"data\.source.*a\.parquet is not a parquet file"),
+    ],
+)
+def test_the_error_for_unreadable_text_names_the_file_and_the_key(name, content, message, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_splits(settings(tmp_path / name), tokenizer(), tmp_path)
+
+
+def test_the_error_for_a_missing_parquet_column_lists_the_existing_ones(tmp_path):
+    write_parquet(tmp_path / "a.parquet", "story", ["once"])
+    with pytest.raises(ValueError, match=r"no column 'text' but story, number: set data\.text_column"):
+        load_splits(settings(tmp_path / "a.parquet"), tokenizer(), tmp_path)
+
+
+def test_a_parquet_column_of_numbers_is_refused(tmp_path):
+    write_parquet(tmp_path / "a.parquet", "story", ["once"])
+    with pytest.raises(ValueError, match=r"data\.text_column"):
+        load_splits(settings(tmp_path / "a.parquet", text_column="number"), tokenizer(), tmp_path)
+
+
+def test_pydoc_needs_no_network_and_never_changes(tmp_path):
+    first = load_splits(settings("pydoc"), tokenizer(), tmp_path / "a")
+    assert load_splits(settings("pydoc"), tokenizer(), tmp_path / "b").hashes == first.hashes
+    assert len(list(text_source("pydoc").documents("text", "train"))) > 50
