@@ -16,9 +16,10 @@ from torch import Tensor
 from evopress.compressors.base import Compressor
 from evopress.compressors.drop import Drop
 from evopress.data.splits import Splits, load_splits, load_test_windows
-from evopress.database.build import build, wanted
+from evopress.database.build import build_database, expected_blocks
 from evopress.database.cache import DecodedLevels
-from evopress.database.store import Database, fingerprint
+from evopress.database.manifest import fingerprint
+from evopress.database.store import Database
 from evopress.evaluation.candidates import Candidate, measure_candidates
 from evopress.evaluation.context import EvaluationContext
 from evopress.evaluation.evaluator import Evaluator, EvaluatorSettings
@@ -41,7 +42,8 @@ from evopress.runtime.checksums import read_json_if_intact, with_checksum
 from evopress.runtime.clock import Clock
 from evopress.runtime.files import lock_folder, write_atomically
 from evopress.runtime.json_files import read_json, write_json
-from evopress.runtime.tracking import JsonLines, Tracker, Trackers
+from evopress.runtime.metrics_file import JsonLines
+from evopress.runtime.tracking import Tracker, Trackers
 from evopress.search.driver import SearchTask, run_search
 from evopress.search.log import SearchLog
 from evopress.search.moves import evenly_spaced_profile
@@ -146,20 +148,20 @@ def evaluate(job: Job, context: EvaluationContext, profile: Profile, clock: Cloc
     }
     results["measured"] = measured
     log.info("%s at %s\n\n%s\n", job.model.name, job.budget, as_table(candidates))
-    write_json(path, with_checksum({**results, **clock.figures}))
+    write_json(path, with_checksum({**results, **clock.measurements}))
     if job.export.formats:
         with clock.stage("export"):
             searched = Searched(context.lm, context.space, profile, context.evaluator.weights)
             tokens, folder = context.splits.validation[:2], job.folder / "checkpoints"
             results["exports"] = export(job.export, searched, tokens, facts=results, folder=folder)
-    write_json(path, with_checksum({**results, **clock.figures}))
+    write_json(path, with_checksum({**results, **clock.measurements}))
     for name, candidate in candidates.items():
         job.tracker.summary({f"{name}/{key}": value for key, value in candidate.figures().items()})
     job.tracker.summary({f"seconds/{stage}": spent for stage, spent in clock.seconds.items()})
     job.tracker.table("results", {name: candidate.figures() for name, candidate in candidates.items()})
     report = write_report(job.folder)
     job.tracker.images(sorted((job.folder / "plots").glob("*.png")))
-    write_json(path, with_checksum({**results, **clock.figures, "done": done}))
+    write_json(path, with_checksum({**results, **clock.measurements, "done": done}))
     job.tracker.files([job.folder / "profile.json", job.folder / "profile.txt", path, report])
     log.info("results and report.html are in %s", job.folder)
 
@@ -191,7 +193,7 @@ def prepare(job: Job, lm: LanguageModel, splits: Splits) -> EvaluationContext:
     _first_questions(job, space)
     database = open_database(job, compressor, lm, splits)
     settings = job.evaluator
-    build(
+    build_database(
         lm,
         compressor,
         splits.calibration,
@@ -221,7 +223,7 @@ def open_database(job: Job, compressor: Compressor, lm: LanguageModel, splits: S
         "calibration": splits.hashes["calibration"],
         "compressor": {"name": name, **asdict(compressor)},  # type: ignore[call-overload]
     }
-    return Database.open(job.outputs / "databases" / job.model.name, name, identity, wanted(lm, compressor))
+    return Database.open(job.outputs / "databases" / job.model.name, name, identity, expected_blocks(lm, compressor))
 
 
 def find_profile(job: Job, context: EvaluationContext) -> Profile:

@@ -16,7 +16,7 @@ from evopress.compressors.gptq import GPTQ
 from evopress.compressors.sparsegpt import SparseGPT
 from evopress.compressors.wanda import Wanda
 from evopress.data.settings import Data
-from evopress.database.build import build
+from evopress.database.build import build_database
 from evopress.database.store import Database
 from evopress.evaluation.evaluator import EvaluatorSettings
 from evopress.evaluation.lm_eval_tasks import Eval
@@ -155,7 +155,7 @@ def test_weights_beyond_their_type_are_refused_with_the_layer(tmp_path):
     lm = wrap_model(changed(lambda model: model.model.layers[1].mlp.up_proj.weight.mul_(1e8)), tokenizer(), "odd")
     compressor = Wanda(step=50, num_levels=1, value_dtype="float16")
     with pytest.raises(ValueError, match=r"model\.layers\.1\.mlp\.up_proj are not finite in float16.*value_dtype"):
-        build(lm, compressor, token_windows(2, 8), Database.open(tmp_path, "x", {}), batch_tokens=16)
+        build_database(lm, compressor, token_windows(2, 8), Database.open(tmp_path, "x", {}), batch_tokens=16)
 
 
 @pytest.mark.parametrize("bad", [NAN, float("inf")])

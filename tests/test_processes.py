@@ -31,13 +31,13 @@ WORKER = """
 import atexit, os, sys
 from pathlib import Path
 from evopress.compressors.gptq import GPTQ
-from evopress.database.build import _Stream
+from evopress.database.calibration import CalibrationStates
 from evopress.evaluation.evaluator import Evaluator
 from evopress.run import main
 
 folder, rank = Path(sys.argv.pop(1)), os.environ["RANK"]
 (folder / f"pid-{rank}").write_text(str(os.getpid()))
-start, compress, stream = Evaluator.__init__, GPTQ.compress, _Stream.__init__
+start, compress, states = Evaluator.__init__, GPTQ.compress, CalibrationStates.__init__
 
 def counted_start(self, lm, space, weights, settings):
     start(self, lm, space, weights, settings)
@@ -49,12 +49,12 @@ def counted_compress(self, group):
         print(" ".join(group.names), file=file)
     return compress(self, group)
 
-def counted_stream(self, *arguments):
-    stream(self, *arguments)
-    number = sum(len(batch) for batches in self.hidden.values() for batch in batches)
+def counted_states(self, **arguments):
+    states(self, **arguments)
+    number = sum(len(batch) for batches in self.batches.values() for batch in batches)
     (folder / f"windows-{rank}").write_text(str(number))
 
-Evaluator.__init__, GPTQ.compress, _Stream.__init__ = counted_start, counted_compress, counted_stream
+Evaluator.__init__, GPTQ.compress, CalibrationStates.__init__ = counted_start, counted_compress, counted_states
 main()
 """
 """The program, which notes what each process does."""

@@ -1,1 +1,1 @@
-"""Levels on disk, decoded levels in memory, and the block-by-block build."""
+"""Databases of levels: built block by block, stored on disk, decoded into memory. May import compressors and below."""

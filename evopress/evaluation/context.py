@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from evopress.data.splits import Splits
-from evopress.database.store import Database, Identity
+from evopress.database.manifest import Identity
+from evopress.database.store import Database
 from evopress.evaluation.evaluator import Evaluator
 from evopress.models.language_model import LanguageModel
 from evopress.space.units import Space

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from evopress.compressors.base import Compressor, LayerGroup, CompressedGroup
+from evopress.compressors.base import CompressedGroup, Compressor, LayerGroup
 from evopress.compressors.gguf import GGUF as BlockTypes
 from evopress.compressors.gptq import GPTQ
 from evopress.compressors.rtn import RTN
 from evopress.compressors.sparsegpt import SparseGPT
-from evopress.database.build import build
+from evopress.database.build import build_database
 from evopress.database.store import Database
 from evopress.models.language_model import LanguageModel
 from evopress.models.loading import wrap_model
@@ -47,7 +47,7 @@ def watched(lives: int = 10**6) -> tuple[GPTQ, list[LayerGroup]]:
 
 def test_hidden_states_that_lie_in_a_file_give_the_same_bytes_and_leave_nothing(tmp_path):
     for folder, states_gb in (("memory", 1.0), ("file", 1e-6)):
-        build(tiny("opt"), BITS, WINDOWS, database_in(tmp_path / folder), batch_tokens=60, states_gb=states_gb)
+        build_database(tiny("opt"), BITS, WINDOWS, database_in(tmp_path / folder), batch_tokens=60, states_gb=states_gb)
     names = [sorted(path.name for path in database_in(tmp_path / x).folder.iterdir()) for x in ("memory", "file")]
     assert names[0] == names[1] and not any("states" in name for name in names[0])
     for name in names[0]:
@@ -60,7 +60,7 @@ def database_in(root: Path) -> Database:
 
 
 def built(lm: LanguageModel, compressor: Compressor, root: Path, batch_tokens: int = 60) -> Database:
-    build(lm, compressor, WINDOWS, database_in(root), batch_tokens=batch_tokens)
+    build_database(lm, compressor, WINDOWS, database_in(root), batch_tokens=batch_tokens)
     return database_in(root)
 
 
@@ -206,7 +206,7 @@ def test_the_model_is_left_as_it_was(tmp_path):
     before = {name: tensor.clone() for name, tensor in lm.model.state_dict().items()}
     built(lm, BITS, tmp_path)
     assert all(torch.equal(before[name], tensor) for name, tensor in lm.model.state_dict().items())
-    assert not any(module._forward_pre_hooks for module in lm.model.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in lm.model.modules())
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])

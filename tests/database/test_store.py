@@ -13,9 +13,10 @@ from safetensors import safe_open
 
 from evopress.compressors.magnitude import Magnitude
 from evopress.compressors.rtn import RTN
-from evopress.database.build import build
+from evopress.database.build import build_database
 from evopress.database.cache import DecodedLevels
-from evopress.database.store import BlockLevels, Database, fingerprint
+from evopress.database.manifest import fingerprint
+from evopress.database.store import BlockLevels, Database
 from evopress.runtime.checksums import with_checksum
 from evopress.runtime.files import write_atomically
 from evopress.weights.base import CompressedWeight
@@ -172,13 +173,13 @@ def damage(path: Path, how: str) -> None:
 def test_a_damaged_block_is_missing_and_built_again_to_the_same_bytes(how, tmp_path, caplog):
     lm, windows = tiny("llama"), token_windows(2, 8)
     compressor = RTN(bits=(4, 2), group_size=32)
-    build(lm, compressor, windows, opened(tmp_path), batch_tokens=16)
+    build_database(lm, compressor, windows, opened(tmp_path), batch_tokens=16)
     database = opened(tmp_path)
     before = {path.name: path.read_bytes() for path in database.folder.iterdir()}
     damage(database.folder / "block-001.safetensors", how)
     found = opened(tmp_path)
     assert found.blocks.keys() == {0, 2} and "block 1 is damaged" in caplog.text
-    build(lm, compressor, windows, found, batch_tokens=16)
+    build_database(lm, compressor, windows, found, batch_tokens=16)
     assert {path.name: path.read_bytes() for path in database.folder.iterdir()} == before
     assert opened(tmp_path).blocks.keys() == set(range(NUM_BLOCKS))
 
@@ -269,7 +270,7 @@ def test_a_second_builder_waits_and_then_finds_the_work_done(tmp_path):
     slow, done = Slow(bits=(4, 2), group_size=32), []
 
     def work(database: Database) -> None:
-        build(lm, slow, windows, database, batch_tokens=16)
+        build_database(lm, slow, windows, database, batch_tokens=16)
         done.append(database)
 
     threads = [threading.Thread(target=work, args=(database,)) for database in (first, second)]
@@ -304,7 +305,7 @@ def test_decoded_levels_are_right_and_stay_within_the_limit(filled, wanted, limi
     size = 8 * 16 * 4
     for block_, level in wanted:
         assert torch.equal(cache.get(block_, "layers.0.q", level), random(8, 16, seed=10 * block_ + level))
-        held = sum(tensor.nbytes for tensor in cache._kept.values())
+        held = sum(tensor.nbytes for tensor in cache._weights.values())
         assert held == cache.kept_bytes <= max(limit, size)
 
 
@@ -330,7 +331,7 @@ def test_decoded_levels_are_the_packed_ones_in_the_type_asked_for(kind, dtype, t
 def test_a_build_holds_every_layer_at_every_level(tmp_path):
     lm = tiny("opt")
     compressor = Magnitude(base=0.5, num_levels=1, step=100)
-    build(lm, compressor, token_windows(2, 8), opened(tmp_path), batch_tokens=16)
+    build_database(lm, compressor, token_windows(2, 8), opened(tmp_path), batch_tokens=16)
     database = opened(tmp_path)
     for index in range(lm.num_blocks):
         with safe_open(database.folder / f"block-{index:03d}.safetensors", "pt") as file:

@@ -1,0 +1,101 @@
+"""The calibration windows on their way through the model, and the Hessians of the layers that read them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from evopress.compressors.hessian import RunningHessian
+from evopress.database.layer_groups import LayerNames, groups_of_block
+from evopress.database.sharing import merge_hessians
+from evopress.models.hooks import watch_layers
+from evopress.models.language_model import BlockKwargs, LanguageModel
+from evopress.models.state_storage import allocate_states
+from evopress.runtime import distributed
+from evopress.space.shapes import layer_shape
+from evopress.space.units import OUTSIDE
+
+NUM_CHUNKS = 16
+"""Number of chunks of the calibration windows. No more processes than this can share the windows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationStates:
+    """Hidden states of this process's calibration windows at the input of one block, after that of the next.
+
+    `batches` are hidden states (windows, time, hidden) by chunk. `kwargs` are the other arguments of each block.
+    `num_chunks` and `num_tokens` count the windows of all processes.
+    """
+
+    lm: LanguageModel
+    batches: Mapping[int, list[Tensor]]
+    kwargs: list[BlockKwargs]
+    num_chunks: int
+    num_tokens: int
+
+    def hessians(self, block: int) -> dict[LayerNames, RunningHessian]:
+        """Run the dense block and sum up one Hessian (cols, cols) for each group that this process solves.
+
+        The sums are over the windows of all processes. In each round every process runs one chunk; then the Hessians of
+        these chunks are added in order by the process that solves the group.
+        """
+        groups = groups_of_block(self.lm, block)
+        totals = self._zero_hessians(distributed.share(groups))
+        for first_chunk in range(0, self.num_chunks, distributed.world_size()):
+            of_chunk = self._zero_hessians(groups)
+            self._add_inputs(of_chunk, block, self.batches.get(first_chunk + distributed.rank(), []))
+            merge_hessians(of_chunk, totals)
+        return totals
+
+    def _zero_hessians(self, groups: Sequence[LayerNames]) -> dict[LayerNames, RunningHessian]:
+        lm = self.lm
+        return {names: RunningHessian(layer_shape(lm, names[0]).cols, device=lm.device) for names in groups}
+
+    def _add_inputs(self, hessians: Mapping[LayerNames, RunningHessian], block: int, batches: Sequence[Tensor]) -> None:
+        """Add the inputs of the first layer of each group to the group's Hessian; outside the blocks, of the head."""
+
+        def record(names: LayerNames, inputs: Tensor, _: Tensor) -> None:
+            hessians[names].update(inputs.flatten(0, -2))
+
+        if block == OUTSIDE:
+            head = hessians[self.lm.embedding_and_head[-1:]]
+            for hidden in batches:
+                head.update(self.lm.final_norm(hidden.to(self.lm.device)).flatten(0, -2))
+            return
+        with watch_layers({names: self.lm.model.get_submodule(names[0]) for names in hessians}, record):
+            for hidden in batches:
+                self.lm.run_block(block, hidden.to(self.lm.device), self.kwargs[block])
+
+    def advance(self, block: int, weights: Mapping[str, Tensor]) -> None:
+        """Replace the hidden states by the outputs of the block, run with `weights` (local name → dense)."""
+        for batches in self.batches.values():
+            for hidden in batches:
+                hidden.copy_(self.lm.run_block(block, hidden.to(self.lm.device), self.kwargs[block], weights=weights))
+
+
+def embed_windows(
+    lm: LanguageModel, windows: Tensor, *, batch_tokens: int, states_gb: float, folder: Path
+) -> CalibrationStates:
+    """The states of `windows` (windows, time) at the first block, in batches of about `batch_tokens`.
+
+    Each process embeds every n-th chunk, n being the number of processes. States of more than `states_gb` are kept in a
+    file in `folder`.
+    """
+    all_batches = windows.split(max(1, batch_tokens // windows.shape[1]))
+    num_chunks = min(NUM_CHUNKS, len(all_batches))
+    chunks = range(distributed.rank(), num_chunks, distributed.world_size())
+    tokens_of = {chunk: distributed.share_of(all_batches, chunk, num_chunks) for chunk in chunks}
+    num_windows = sum(len(tokens) for batches in tokens_of.values() for tokens in batches)
+    first, kwargs = lm.embed(windows[:1].to(lm.device))
+    states = allocate_states(
+        (num_windows, *first.shape[1:]), first.dtype, device=lm.device, limit_bytes=states_gb * 1e9, folder=folder
+    )
+    batches: dict[int, list[Tensor]] = {chunk: [] for chunk in chunks}
+    start = 0
+    for chunk, batches_of_tokens in tokens_of.items():
+        for tokens in batches_of_tokens:
+            hidden = states[start : start + len(tokens)]
+            batches[chunk].append(hidden.copy_(lm.embed(tokens.to(lm.device))[0]))
+            start += len(tokens)
+    return CalibrationStates(lm=lm, batches=batches, kwargs=kwargs, num_chunks=num_chunks, num_tokens=windows.numel())
