@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from evopress.compressors.base import LayerGroup
+from evopress.compressors.hessian import RunningHessian
 
 
 def inputs(cols: int, tokens: int | None = None, *, seed: int = 0) -> Tensor:
@@ -12,6 +13,18 @@ def inputs(cols: int, tokens: int | None = None, *, seed: int = 0) -> Tensor:
     mix = torch.randn(cols, cols, generator=generator, dtype=torch.float64)
     powers = torch.logspace(0, -1.5, cols, dtype=torch.float64)
     return torch.randn(tokens or 4 * cols, cols, generator=generator, dtype=torch.float64) * powers @ mix
+
+
+def normal_inputs(tokens: int = 200, cols: int = 24) -> Tensor:
+    """Correlated inputs (tokens, cols), float32."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(tokens, cols, generator=generator) @ torch.randn(cols, cols, generator=generator)
+
+
+def hessian_of(X: Tensor) -> Tensor:
+    running = RunningHessian(X.shape[1])
+    running.update(X)
+    return running.result()
 
 
 def group(

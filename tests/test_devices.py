@@ -15,7 +15,7 @@ from evopress.compressors.base import Compressor, LayerGroup
 from evopress.compressors.drop import Drop
 from evopress.compressors.gguf import GGUF
 from evopress.compressors.gptq import GPTQ
-from evopress.compressors.linalg import RunningHessian
+from evopress.compressors.hessian import RunningHessian
 from evopress.compressors.magnitude import Magnitude
 from evopress.compressors.rtn import RTN
 from evopress.compressors.sparsegpt import SparseGPT

@@ -31,14 +31,23 @@ class LayerGroup:
             for name, weight in zip(self.names, self.weights, strict=True)
         )
 
+    @property
+    def num_rows(self) -> list[int]:
+        """Rows of each layer."""
+        return [len(weight) for weight in self.weights]
+
+    def note(self, text: str) -> str:
+        """A note that starts with the names of the layers it is about."""
+        return f"{', '.join(self.names)}: {text}"
+
 
 @dataclass(frozen=True)
 class CompressedGroup:
     """What a compressor returns for a group.
 
     `levels[i][l]` is layer i at level l. `errors[i][l]` is tr(ΔW H ΔWᵀ) / tr(W H Wᵀ), the share of the output's energy
-    that is lost (‖ΔW‖²/‖W‖² without a Hessian). `notes` tell in words what went other than planned, such as a higher
-    damping; empty when all was well.
+    that is lost (‖ΔW‖²/‖W‖² without a Hessian). `notes` are sentences about anything unusual that the user should know,
+    such as a raised damping.
     """
 
     levels: list[list[CompressedWeight]]
@@ -49,12 +58,12 @@ class CompressedGroup:
 class Compressor(ABC):
     """Makes the levels of layers that share one input. Pure mathematics: it sees no model, file, rank or hook.
 
-    Called in this order: `levels` for every layer when the space is built, then `compress` once per group, block after
-    block. A subclass is a frozen, keyword-only pydantic dataclass, so that a wrong setting fails when it is built.
+    Called in this order: `for_hidden_size` once; `levels` for every layer, when the space is built; then `compress`
+    once per group, block after block. A subclass is a `config_class`, so that a wrong setting fails at start-up.
 
     A worked example, the smallest useful compressor::
 
-        @settings
+        @config_class
         class HalfZero(Compressor):
             metric: ClassVar[Metric] = "sparsity"
             needs_hessian: ClassVar[bool] = False
@@ -63,22 +72,27 @@ class Compressor(ABC):
             def span(self): return (0.0, 0.5)
             @property
             def propagate_level(self): return 1
-            def levels(self, layer): ...          # two levels: all weights, and half of them
-            def compress(self, group): ...        # CompressedGroup([[Kept(W), SparseWeight.from_dense(masked)] for W in …], …)
+            def levels(self, layer):
+                ...  # two levels: all weights, and half of them
+            def compress(self, group):
+                ...  # CompressedGroup([[Kept(W), SparseWeight.from_dense(W, mask)] for W in group.weights], errors)
     """
 
     metric: ClassVar[Metric]
+    """What the costs of its levels count."""
+
     needs_hessian: ClassVar[bool]
+    """Whether it is calibrated: `compress` then gets the Hessian of every group."""
 
     @property
     def compresses_embeddings(self) -> bool:
-        """Whether embeddings and head have levels too; each of the two is then a group of its own."""
+        """Whether embeddings and head have levels as well. Each of the two is then a group by itself."""
         return False
 
     @property
     @abstractmethod
     def span(self) -> tuple[float, float]:
-        """Smallest and largest value of the metric that some profile reaches; known without a model."""
+        """Smallest and largest value of the metric that a profile can reach, as far as known without a model."""
 
     @property
     @abstractmethod
@@ -86,16 +100,20 @@ class Compressor(ABC):
         """Index of the level whose outputs the next block is calibrated on."""
 
     def propagate_level_of(self, layer: LayerShape) -> int:
-        """The same for one layer, where layers of other shapes have other levels."""
+        """The same for one layer, for compressors whose levels depend on the shape of the layer."""
         return self.propagate_level
 
     def for_hidden_size(self, hidden_size: int) -> Self:
-        """The same compressor with what it derives from the model's width filled in; called first, before `levels`."""
+        """The same compressor with all settings filled in that depend on the width of the model."""
         return self
 
     @abstractmethod
     def levels(self, layer: LayerShape) -> list[Level]:
-        """Levels of a layer, least compressed first. Raises ValueError with the key for a layer that does not fit."""
+        """Levels of a layer, least compressed first.
+
+        Raises:
+            ValueError: The layer does not fit the settings. The message names the key to change.
+        """
 
     @abstractmethod
     def compress(self, group: LayerGroup) -> CompressedGroup:

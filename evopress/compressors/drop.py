@@ -7,8 +7,8 @@ from pydantic import Field
 
 from evopress.runtime.config_class import config_class
 from evopress.space.budget import Metric
-from evopress.space.shapes import BlockShape
 from evopress.space.droppable import Granularity, droppable_units
+from evopress.space.shapes import BlockShape
 from evopress.space.units import Unit
 
 

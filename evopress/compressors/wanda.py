@@ -1,38 +1,40 @@
-"""Wanda: magnitude pruning where a weight counts as much as its input is strong, row by row."""
+"""Wanda: magnitude pruning row by row, where a weight counts as much as its input is strong."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from evopress.compressors.base import LayerGroup, CompressedGroup
-from evopress.compressors.magnitude import Magnitude, ranks
+from evopress.compressors.base import CompressedGroup, LayerGroup
+from evopress.compressors.magnitude import ranks
+from evopress.compressors.sparsity_levels import SparsityLevels, prune
 from evopress.runtime.config_class import config_class
-from evopress.space.budget import Metric
 
 
 @config_class
-class Wanda(Magnitude):
-    """Removes in each row the weights with the smallest |w|·‖x_j‖, as many as in every other row, or one more.
+class Wanda(SparsityLevels):
+    """Removes in each row the weights with the smallest |w|·‖x_j‖; the numbers removed differ by one at most.
 
     Source: arXiv 2306.11695, Equation 1 and Section 3.
     """
 
-    metric: ClassVar[Metric] = "sparsity"
     needs_hessian: ClassVar[bool] = True
 
     def compress(self, group: LayerGroup) -> CompressedGroup:
         assert group.hessian is not None, "the group has no Hessian"
         if bool(group.hessian.any()):
-            return super().compress(group)
-        solved = super().compress(LayerGroup(group.names, group.weights))
-        note = "no calibration input was ever other than zero, pruned by magnitude within each row instead"
-        return CompressedGroup(solved.levels, solved.errors, (f"{', '.join(group.names)}: {note}",))
+            norms = group.hessian.diagonal().sqrt()  # ‖x_j‖ up to a common factor
+            return prune(self, group, partial(_largest_in_rows, norms))
+        pruned = prune(self, replace(group, hessian=None), partial(_largest_in_rows, 1.0))
+        note = group.note("all calibration inputs were zero, pruned by magnitude within each row instead")
+        return replace(pruned, notes=(note,))
 
-    def _masks(self, weight: Tensor, H: Tensor | None, num_zeros: Sequence[int]) -> Iterator[Tensor]:
-        scores = weight.abs() if H is None else weight.abs() * H.diagonal().sqrt()  # ‖x_j‖ up to a common factor
-        rank = ranks(scores)
-        ends = torch.arange(len(weight) + 1, device=weight.device)
-        shares = (ends * zeros // len(weight) for zeros in num_zeros)  # of the first rows; exact in total
-        return (rank >= share.diff().unsqueeze(1) for share in shares)
+
+def _largest_in_rows(input_norms: Tensor | float, weight: Tensor, num_zeros: Sequence[int]) -> Iterator[Tensor]:
+    rank = ranks(weight.abs() * input_norms)
+    row_ends = torch.arange(len(weight) + 1, device=weight.device)
+    zeros_above = (row_ends * zeros // len(weight) for zeros in num_zeros)  # in all rows above; exact in total
+    return (rank >= zeros.diff().unsqueeze(1) for zeros in zeros_above)

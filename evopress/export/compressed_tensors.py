@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from evopress.compressors.base import Compressor
 from evopress.compressors.drop import Drop
-from evopress.compressors.rtn import RTN
+from evopress.compressors.integer_levels import IntegerLevels
 from evopress.export.base import (
     FROM_PRETRAINED,
     Format,
@@ -75,7 +75,7 @@ class CompressedTensors(Format):
     def refuse_settings(self, compressor: Compressor | Drop, space: SpaceSettings) -> None:
         need_package(self, "compressed_tensors", "export")
         refuse_halves(self, space)
-        if not isinstance(compressor, RTN):
+        if not isinstance(compressor, IntegerLevels):
             raise Refused(
                 f"export.formats=[compressed_tensors] holds integer codes, which compress={_name(compressor)} does not "
                 "make: use compress=gptq or rtn, or export.formats=[hf]"
@@ -86,7 +86,7 @@ class CompressedTensors(Format):
             raise Refused(f"export.engine=vllm needs layers that share a level ({VLLM_FUSED}): set space.tie=engine")
 
     def refuse_dtype(self, compressor: Compressor | Drop, dtype: torch.dtype) -> None:
-        if isinstance(compressor, RTN):
+        if isinstance(compressor, IntegerLevels):
             _refuse_other_scales(getattr(torch, compressor.scale_dtype), dtype)
 
     def refuse(self, searched: Searched) -> None:

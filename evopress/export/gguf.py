@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from evopress.compressors.base import Compressor
 from evopress.compressors.drop import Drop
 from evopress.compressors.gguf import GGUF as GGUFLevels
-from evopress.compressors.rtn import RTN
+from evopress.compressors.integer_levels import IntegerLevels
 from evopress.export.base import (
     Format,
     Refused,
@@ -81,7 +81,7 @@ class GGUF(Format):
                     "it: set export.embeddings=null or compress.embeddings=false"
                 )
             return
-        if not isinstance(compressor, RTN):
+        if not isinstance(compressor, IntegerLevels):
             raise Refused(
                 f"export.formats=[gguf] holds block types, which compress={type(compressor).__name__.lower()} does not "
                 "make: use compress=gguf, or export.formats=[hf]"

@@ -5,7 +5,8 @@ from torch import Tensor
 from evopress.compressors import sweep as sweep_module
 from evopress.compressors.base import LayerGroup
 from evopress.compressors.gptq import GPTQ
-from evopress.compressors.linalg import inverse_factor, relative_error
+from evopress.compressors.inverse_factor import factor_inverse
+from evopress.compressors.output_errors import relative_error
 from evopress.compressors.rtn import RTN
 from evopress.space.shapes import LayerShape
 from evopress.weights.grids import Grid, fit_grid, max_codes
@@ -172,23 +173,23 @@ def test_inputs_of_the_group_are_left_alone():
 def test_sum_of_squared_errors_is_the_damped_loss():
     layers = group((8,), 64, dtype=torch.float64)
     W, weight = layers.weights[0].t().clone(), layers.weights[0]
-    factor = inverse_factor(layers.hessian, damp=0.01)
+    factor = factor_inverse(layers.hessian, damp=0.01)
 
     class Halver:
         def start_block(self, start, W):
             pass
 
-        def settle(self, column, w):
-            settled[:, column] = w / 2
+        def compress_column(self, column, w):
+            halved[:, column] = w / 2
             w.div_(2)
 
         def end_block(self):
             pass
 
-    settled = torch.empty_like(weight)
+    halved = torch.empty_like(weight)
     E = sweep_module.sweep(W, factor.U, Halver(), block_size=32)
-    change = settled - weight
-    damped = layers.hessian + factor.damp * torch.eye(64, dtype=torch.float64)
+    change = halved - weight
+    damped = layers.hessian + factor.absolute_damping * torch.eye(64, dtype=torch.float64)
     torch.testing.assert_close(E.square().sum(0), ((change @ damped) * change).sum(1))
 
 

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from evopress.compressors import sweep as sweep_module
 from evopress.compressors.base import LayerGroup
-from evopress.compressors.linalg import relative_error
+from evopress.compressors.block_pruner import smallest
 from evopress.compressors.magnitude import Magnitude
-from evopress.compressors.sparsegpt import SparseGPT, smallest
+from evopress.compressors.output_errors import relative_error
+from evopress.compressors.sparsegpt import SparseGPT
 from evopress.compressors.wanda import Wanda
 from evopress.space.budget import Budget
 from evopress.space.shapes import LayerShape

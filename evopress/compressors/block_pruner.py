@@ -1,0 +1,53 @@
+"""Pruning in a sweep: the mask of a block of columns is chosen when the block is reached."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class BlockPruner:
+    """A `ColumnCompressor` that removes the smallest w²/U_jj² of each block of columns.
+
+    `num_zeros` is what each layer loses, [level][layer]; `num_rows` are the rows of each layer; `pivots` is the
+    diagonal of U. `values` and `kept`, (cols, lanes), are filled in. `kept` is 1 or 0 in the type of the values, which
+    multiplies several times faster than a bool.
+    """
+
+    num_zeros: Sequence[Sequence[int]]
+    num_rows: list[int]
+    pivots: Tensor
+    values: Tensor
+    kept: Tensor
+
+    def start_block(self, start: int, W: Tensor) -> None:
+        stop, cols = start + len(W), len(self.values)
+        by_level = (len(self.num_zeros), -1)
+        scores = W.abs().div_(self.pivots[start:stop, None]).unflatten(1, by_level)  # ordered like w²/U_jj²
+        kept = self.kept[start:stop].unflatten(1, by_level)  # (block, levels, rows)
+        layers = zip(scores.split(self.num_rows, 2), kept.split(self.num_rows, 2), strict=True)
+        for layer, (layer_scores, layer_kept) in enumerate(layers):
+            zeros = [layer_zeros[layer] for layer_zeros in self.num_zeros]
+            shares = [count * stop // cols - count * start // cols for count in zeros]  # of all blocks: the count
+            pruned = smallest(layer_scores.transpose(0, 1).flatten(1), shares)
+            layer_kept.copy_(pruned.logical_not_().unflatten(1, (len(W), -1)).transpose(0, 1))
+
+    def compress_column(self, column: int, w: Tensor) -> None:
+        w.sub_(self.values[column].copy_(w).mul_(self.kept[column]))
+
+    def end_block(self) -> None:
+        """There is nothing left to do."""
+
+
+def smallest(scores: Tensor, counts: Sequence[int]) -> Tensor:
+    """Where the `counts[i]` smallest of row i of `scores` (rows, n) are, as a bool mask; the first of equal ones.
+
+    Selecting costs less than sorting, above all where a row is short.
+    """
+    thresholds = [row.kthvalue(max(count, 1)).values for row, count in zip(scores, counts, strict=True)]
+    threshold = torch.stack(thresholds).unsqueeze(1)
+    below, ties = scores < threshold, scores == threshold
+    num_ties = torch.tensor(counts, device=scores.device) - below.sum(1)
+    return below.logical_or_(ties & (ties.cumsum(1, dtype=torch.int32) <= num_ties.unsqueeze(1)))

@@ -1,0 +1,59 @@
+"""Rounding in a sweep: every column goes to the grid of its group of columns."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+
+class RoundingGrid(Protocol):
+    """The grid of one group of columns, for all lanes."""
+
+    @property
+    def zero(self) -> Tensor:
+        """Zero points, (lanes,)."""
+
+    def leave_error(self, weight: Tensor, steps: Tensor) -> None:
+        """Round `weight` (lanes,) and leave only the error in it; `steps` becomes the codes less the zero points."""
+
+
+G = TypeVar("G", bound=RoundingGrid)
+
+
+@dataclass
+class GroupRounder(Generic[G]):
+    """A `ColumnCompressor` for a sweep whose blocks have the size of a group.
+
+    `fit` makes the grid of a group from its columns (group_size, lanes). The grid of a group that has none yet is
+    fitted when the group is reached. `codes` (cols, lanes), of an integer type, is filled in. `order` are the places of
+    the swept columns in `codes`, and `places` the same as integers, so that a GPU need not be waited for.
+    """
+
+    fit: Callable[[Tensor], G]
+    group_size: int
+    codes: Tensor
+    order: Tensor
+    places: Sequence[int]
+    grids: list[G] = field(default_factory=list)
+    _start: int = 0
+    _steps: Tensor = field(default_factory=partial(torch.empty, 0))
+    """Codes of the columns of the block less their zero points, (block, lanes), as floats."""
+
+    def start_block(self, start: int, W: Tensor) -> None:
+        self._start, self._steps = start, torch.empty_like(W)
+        if len(self.grids) * self.group_size <= start:
+            self.grids.append(self.fit(W))
+
+    def compress_column(self, column: int, w: Tensor) -> None:
+        self._grid(column).leave_error(w, self._steps[column - self._start])
+
+    def end_block(self) -> None:
+        block = range(self._start, self._start + len(self._steps))
+        codes = self._steps.add_(torch.stack([self._grid(column).zero for column in block]))
+        self.codes.index_copy_(0, self.order[block.start : block.stop], codes.to(self.codes.dtype))
+
+    def _grid(self, column: int) -> G:
+        return self.grids[self.places[column] // self.group_size]

@@ -1,0 +1,46 @@
+"""The Hessian of a layer's output error, summed up from the layer's inputs."""
+
+import torch
+from torch import Tensor
+
+from evopress.compressors.outer_products import add_outer_products
+
+
+class RunningHessian:
+    """2/n Σ x xᵀ over all inputs seen so far, float32, (cols, cols), as a running mean.
+
+    Of `mean`, only the diagonal and what is above it are valid; the rest is the mirror image of that.
+    """
+
+    def __init__(self, cols: int, *, device: torch.device | str = "cpu"):
+        self.mean = torch.zeros(cols, cols, device=device)
+        self.num_tokens = 0
+
+    def update(self, X: Tensor) -> None:
+        """Add inputs X (tokens, cols) of any float type: H ← H·m/(m+k) + 2/(m+k)·XᵀX."""
+        if not len(X):
+            return
+        total = self.num_tokens + len(X)
+        add_outer_products(self.mean, X, beta=self.num_tokens / total, alpha=2 / total)
+        self.num_tokens = total
+
+    def merge(self, mean: Tensor, num_tokens: int) -> None:
+        """Add the mean of `num_tokens` other inputs. The order of merges affects the last digits."""
+        total = self.num_tokens + num_tokens
+        if num_tokens:
+            self.mean.mul_(self.num_tokens / total).add_(mean, alpha=num_tokens / total)
+        self.num_tokens = total
+
+    def is_finite(self) -> Tensor:
+        """Whether all inputs were finite, a bool tensor that a GPU may still be computing."""
+        return self.mean.diagonal().isfinite().all()  # |H_ij| is at most the larger of H_ii and H_jj
+
+    def result(self) -> Tensor:
+        """The mean, symmetric."""
+        return self.mean.triu() + self.mean.triu(1).t()
+
+
+def towards_identity(H: Tensor, share: float) -> Tensor:
+    """`share` of H, plus the rest of the identity times H's mean diagonal; the identity itself where H is zero."""
+    power = float(H.diagonal().double().mean()) or 1.0
+    return share * H + (1 - share) * power * torch.eye(len(H), dtype=H.dtype, device=H.device)

@@ -1,0 +1,138 @@
+"""Integer levels: what round-to-nearest and GPTQ share, which is settings, levels, grids and packing."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from evopress.compressors.base import Compressor, LayerGroup
+from evopress.compressors.sweep import by_level
+from evopress.runtime.config_class import config_class
+from evopress.space.budget import Metric
+from evopress.space.shapes import LayerShape
+from evopress.space.units import Level
+from evopress.weights.base import CompressedWeight
+from evopress.weights.grids import Grid, fit_grid
+from evopress.weights.integer import QuantizedWeight, quantized_bytes
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RoundedRows:
+    """Rows at all levels: codes uint8 (levels, rows, cols), scales (levels, rows, groups), zeros uint8 likewise."""
+
+    bits: Sequence[int]
+    codes: Tensor
+    scales: Tensor
+    zeros: Tensor
+
+
+@config_class
+class IntegerLevels(Compressor):
+    """Levels that are bit widths of integer codes, with a scale per row and group of columns.
+
+    `bits` are the widths; level 0 is the widest. A layer whose columns `group_size` does not divide takes the largest
+    of 128, 64, 32, 16 below it that does. `symmetric` grids have no zero points.
+    """
+
+    metric: ClassVar[Metric] = "bits"
+
+    bits: tuple[int, ...] = (6, 5, 4, 3, 2)
+    group_size: int = Field(default=128, gt=0)
+    symmetric: bool = False
+    scale_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+
+    @field_validator("bits")
+    @classmethod
+    def _distinct_widest_first(cls, bits: tuple[int, ...]) -> tuple[int, ...]:
+        if not bits or len(set(bits)) < len(bits) or not all(2 <= width <= 8 for width in bits):
+            raise ValueError(f"{list(bits)} must be different widths from 2 to 8: change compress.bits")
+        return tuple(sorted(bits, reverse=True))
+
+    @property
+    def span(self) -> tuple[float, float]:
+        return float(self.bits[-1]), float(self.bits[0])
+
+    def levels(self, layer: LayerShape) -> list[Level]:
+        group_size = fitting_group_size(layer.cols, self.group_size)
+        return [
+            Level(
+                label=f"{width}bit",
+                value=width,
+                cost=width * layer.num_weights,
+                size_bytes=quantized_bytes(
+                    layer.rows,
+                    layer.cols,
+                    bits=width,
+                    group_size=group_size,
+                    symmetric=self.symmetric,
+                    scale_bytes=self._torch_scale_dtype.itemsize,
+                ),
+            )
+            for width in self.bits
+        ]
+
+    def fit(self, W: Tensor, max_code: Tensor) -> Grid:
+        """The grids of W (…, group_size, lanes); `max_code` is 2^b − 1 per lane, (lanes,)."""
+        return fit_grid(W, max_code, symmetric=self.symmetric, scale_dtype=self._torch_scale_dtype)
+
+    def rounded(self, bits: Sequence[int], codes: Tensor, *, scale: Tensor, zero: Tensor) -> RoundedRows:
+        """From codes (cols, lanes), scale and zero (groups, lanes)."""
+        parts = (codes, scale.to(self._torch_scale_dtype), zero.to(torch.uint8))
+        return RoundedRows(bits, *(by_level(part, len(bits)) for part in parts))
+
+    def packed(self, parts: Sequence[RoundedRows], num_rows: Sequence[int]) -> list[list[CompressedWeight]]:
+        """The weights [layer][level] of a group whose layers have `num_rows` rows. Each part has some of the levels."""
+        by_width = [
+            [
+                QuantizedWeight.from_codes(
+                    codes, scales.clone(), zeros=None if self.symmetric else zeros.clone(), bits=bits
+                )
+                for codes, scales, zeros in zip(*(tensor.split(num_rows) for tensor in tensors), strict=True)
+            ]
+            for part in parts
+            for bits, *tensors in zip(part.bits, part.codes, part.scales, part.zeros, strict=True)
+        ]
+        return [list(layer_levels) for layer_levels in zip(*by_width, strict=True)]
+
+    def clipping_notes(self, group: LayerGroup, levels: list[list[CompressedWeight]]) -> tuple[str, ...]:
+        """A note on each layer whose grids do not reach its largest weights."""
+        limit = torch.finfo(self._torch_scale_dtype).max
+        largest = [
+            torch.stack([level.scales.max() for level in layer_levels if isinstance(level, QuantizedWeight)]).max()
+            for layer_levels in levels
+        ]
+        return tuple(
+            f"{name}: weights are beyond the reach of {self.scale_dtype} scales and clipped; "
+            f"set compress.scale_dtype=float32"
+            for name, scale in zip(group.names, torch.stack(largest).tolist(), strict=True)
+            if scale == limit
+        )
+
+    @property
+    def _torch_scale_dtype(self) -> torch.dtype:
+        return getattr(torch, self.scale_dtype)
+
+
+@cache
+def fitting_group_size(cols: int, group_size: int) -> int:
+    """`group_size`, or the largest of 128, 64, 32, 16 below it that divides `cols`; logged once per number of columns.
+
+    Raises:
+        ValueError: None of them divides `cols`.
+    """
+    for size in (group_size, *(size for size in (128, 64, 32, 16) if size < group_size)):
+        if cols % size == 0:
+            if size != group_size:
+                log.info("layers with %d inputs use groups of %d, as %d does not divide them", cols, size, group_size)
+            return size
+    raise ValueError(
+        f"compress.group_size is {group_size}, and neither it nor a smaller one of 128, 64, 32, 16 divides the {cols} "
+        f"inputs of a layer: set compress.group_size to a divisor of {cols}"
+    )

@@ -1,0 +1,83 @@
+"""The triangular factor of the inverse of a damped Hessian."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from evopress.compressors.scalars import fetch_scalars
+
+MAX_COLS_AT_ONCE = 256
+"""Columns above which a matrix is factored in two halves, mostly by matrix products. Changes the speed only."""
+
+
+@dataclass(frozen=True)
+class InverseFactor:
+    """U, upper triangular, with (H + absolute_damping·I)⁻¹ = UᵀU; None when every factorisation failed.
+
+    `dead` (cols,) marks inputs that were always zero. Their weights must be set to zero: they have no effect, and U
+    treats them as independent inputs of unit power. `notes` are sentences about dead inputs and failed factorisations.
+    """
+
+    U: Tensor | None
+    dead: Tensor
+    absolute_damping: float = 0.0
+    notes: tuple[str, ...] = ()
+
+
+def factor_inverse(H: Tensor, *, damp: float) -> InverseFactor:
+    """Factor the inverse of a Hessian H (cols, cols), damped by `damp` times its mean diagonal.
+
+    If that fails: the same in float64, then with 10, 100 and 1000 times the damping, then None. A GPU is waited for
+    once per attempt.
+
+    Raises:
+        ValueError: H is not finite.
+    """
+    dead, all_finite = H.diagonal() == 0, H.isfinite().all()
+    H = H + torch.diag(dead.to(H.dtype))
+    mean_power = H.diagonal().double().mean()
+    notes: list[str] = []
+    for dtype, increase in ((H.dtype, 1), (torch.float64, 1), *((torch.float64, 10.0**power) for power in (1, 2, 3))):
+        damping = damp * increase * mean_power
+        U, is_factor = _upper_factor_of_inverse(H.to(dtype), damping)
+        is_finite, num_dead, is_done, absolute_damping = fetch_scalars(all_finite, dead.sum(), is_factor, damping)
+        if not is_finite:
+            raise ValueError("the Hessian is not finite: its calibration inputs hold NaN or infinite values")
+        if num_dead == len(H):
+            return InverseFactor(None, dead, notes=("all calibration inputs were zero",))
+        if num_dead and not notes:
+            notes.append(f"{num_dead:.0f} of {len(H)} inputs were always zero, their weights are set to zero")
+        if is_done:
+            return InverseFactor(U.to(H.dtype), dead, absolute_damping, tuple(notes))
+        notes.append(f"the Hessian with damping {damp * increase:g} could not be factored in {dtype}")
+    return InverseFactor(None, dead, notes=tuple(notes))
+
+
+def _upper_factor_of_inverse(H: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
+    """U = M⁻¹ for H + damping·I = M Mᵀ with M upper triangular; and a bool tensor, whether U is such a factor.
+
+    With rows and columns in reverse order, M is the lower Cholesky factor. This takes half the work of factoring the
+    inverse of H, and it is more accurate, because the inverse itself is never computed.
+    """
+    damped = H + damping * torch.eye(len(H), dtype=H.dtype, device=H.device)
+    U = _inverse_of_lower_factor(damped.flip(0, 1)).flip(0, 1)
+    smallest, largest = U.aminmax()  # NaN if any entry is, and faster than a test of all entries
+    return U, smallest.isfinite() & largest.isfinite() & (U.diagonal() > 0).all()
+
+
+def _inverse_of_lower_factor(H: Tensor) -> Tensor:
+    """L⁻¹ for H = L Lᵀ with L lower triangular; NaN where H is not positive definite."""
+    size = len(H)
+    if size <= MAX_COLS_AT_ONCE:
+        L, failed = torch.linalg.cholesky_ex(H)
+        eye = torch.eye(size, dtype=H.dtype, device=H.device)
+        return torch.linalg.solve_triangular(L, eye, upper=False).masked_fill_(failed != 0, torch.nan)
+    half = size // 2
+    first = _inverse_of_lower_factor(H[:half, :half])
+    L_below = H[half:, :half] @ first.t()
+    second = _inverse_of_lower_factor(torch.addmm(H[half:, half:], L_below, L_below.t(), alpha=-1))
+    inverse = torch.zeros_like(H)
+    inverse[:half, :half], inverse[half:, half:] = first, second
+    torch.mm(second, L_below @ first, out=inverse[half:, :half]).neg_()
+    return inverse
