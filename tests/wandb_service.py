@@ -1,4 +1,4 @@
-"""The program's trackers against a service that goes away in mid-run; run as a script with a folder."""
+"""A script that tracks a run in a W&B service which stops in the middle of it. Its argument is the run directory."""
 
 import json
 import logging
@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from evopress.runtime import tracking
+from evopress.runtime.metrics_file import JsonLines
 
 BUCKET = {
     "id": "b",
@@ -21,10 +22,10 @@ VIEWER = {"viewer": {"id": "v", "entity": "me", "username": "me", "flags": "{}",
 
 
 class Service(BaseHTTPRequestHandler):
-    """As much of W&B as lets a run begin."""
+    """As much of the W&B server as a run needs to start."""
 
     received = threading.Event()
-    """Set when metrics arrived."""
+    """Set once metrics have arrived."""
 
     def log_message(self, *arguments):
         pass
@@ -41,7 +42,7 @@ class Service(BaseHTTPRequestHandler):
         else:
             self.answer({"data": VIEWER if b"viewer" in body else {}})
 
-    do_GET = do_POST
+    do_GET = do_POST  # noqa: N815 - http.server requires this name
 
     def answer(self, content: dict) -> None:
         body = json.dumps(content).encode()
@@ -58,7 +59,7 @@ def main(folder: Path) -> None:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     os.environ |= {"WANDB_API_KEY": 40 * "a", "WANDB_BASE_URL": f"http://127.0.0.1:{server.server_port}"}
     tracking.LONGEST_UPLOAD_S = 3.0
-    tracker = tracking.Trackers(tracking.JsonLines(), tracking.WandB(mode="online"))
+    tracker = tracking.Trackers(JsonLines(), tracking.WandB(mode="online"))
     tracker.start(folder, "name", {"seed": 0})
     tracker.log({"search/best_fitness": 1.0}, step=0)
     assert Service.received.wait(60)

@@ -1,1 +1,1 @@
-"""Files, clock, memory, progress, signals, processes and tracking."""
+"""What any long job needs: files, checksums, clock, progress, signals, processes, tracking. Imports no other room."""

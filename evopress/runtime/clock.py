@@ -1,4 +1,4 @@
-"""How long the stages of a run take, and how much memory."""
+"""Time and peak memory of the stages of a run."""
 
 import time
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from evopress.runtime.json_files import write_json
 
 
 class Clock:
-    """Seconds and peak memory per stage; seconds are kept in a file, so that a resumed run adds to what it spent."""
+    """Seconds and peak memory per stage. The seconds are kept in a file: a resumed run adds to earlier attempts."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -19,11 +19,13 @@ class Clock:
         self.peak_memory_bytes: dict[str, int] = {}
 
     @property
-    def figures(self) -> dict[str, object]:
+    def measurements(self) -> dict[str, object]:
+        """As `results.json` shows them."""
         return {"seconds": self.seconds, "peak_memory_bytes": self.peak_memory_bytes}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
+        """Measure the body as stage `name`, also if it fails. Raises KeyboardInterrupt if a signal arrived before."""
         signals.raise_if_interrupted()
         started = time.monotonic()
         memory.start_peak()

@@ -1,11 +1,11 @@
-"""Several processes that do one job together, as torchrun or `accelerate launch` start them; with one, nothing happens.
+"""One job on several processes, as started by torchrun or `accelerate launch`. With one process nothing is sent.
 
-Every process runs the same program with the same settings. What is collective (all but `rank`, `world_size`,
-`is_first`, `share` and `share_of`) must be called by all of them in the same order. The first process alone writes
-files and tracks.
+Every process runs the same program with the same settings. Collective functions (all but `rank`, `world_size`,
+`is_first`, `share` and `share_of`) must be called by all processes in the same order. Only the first process writes
+files and tracks metrics.
 
-Results do not depend on the number of processes: work is cut into parts by rules that do not know it, each process
-computes whole parts, and what they give is summed in the order of the parts.
+Results do not depend on the number of processes: the parts of the work do not depend on it, each part is computed by
+one process, and the results of parts are summed in the order of the parts.
 """
 
 import atexit
@@ -24,14 +24,14 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 LONGEST_WAIT = timedelta(hours=12)
-"""How long a process waits for the others, which may wait for another run's database or for the first one's tasks.
+"""The timeout of collective functions. Others may wait for another run's database, or for lm-eval in the first process.
 
-A process that dies is noticed at once: by its connections, and by the launcher, which ends the others.
+If a process dies, the others do not wait: its connections break, and the launcher terminates them.
 """
 
 
 def join() -> None:
-    """Meet the other processes that the launcher announces in the environment; nothing where there are none."""
+    """Connect to the other processes that the launcher announced in the environment, if any."""
     if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return
     backend = "gloo"
@@ -45,39 +45,39 @@ def join() -> None:
 
 
 def rank() -> int:
-    """The number of this process."""
+    """The index of this process."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """The number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_first() -> bool:
-    """Whether this process writes files and tracks."""
+    """Whether this is the process that writes files and tracks metrics."""
     return rank() == 0
 
 
 def share(items: Sequence[T]) -> Sequence[T]:
-    """This process's part of `items`: neighbours, in order, as many as others give or take one."""
+    """This process's share of `items`: consecutive ones; the sizes of shares differ by at most one."""
     return share_of(items, rank(), world_size())
 
 
 def share_of(items: Sequence[T], index: int, number: int) -> Sequence[T]:
-    """The part `index` of `number` parts of neighbours, as long as others give or take one."""
+    """The share `index` out of `number` shares of consecutive items, whose sizes differ by at most one."""
     return items[len(items) * index // number : len(items) * (index + 1) // number]
 
 
 def barrier() -> None:
-    """Wait until all processes are here."""
+    """Wait until all processes have called this."""
     gather(None)
 
 
 def deliver(tensor: Tensor, *, source: int, target: int) -> Tensor | None:
-    """The tensor of process `source` in process `target`; in others, which need not call this, None.
+    """Send a tensor from process `source` to process `target`, which gets it back; all others get None.
 
-    Both give a tensor of the same shape and type.
+    Only these two need to call this, with tensors of the same shape and dtype.
     """
     if source == target:
         return tensor if rank() == target else None
@@ -91,7 +91,7 @@ def deliver(tensor: Tensor, *, source: int, target: int) -> Tensor | None:
 
 
 def gather(value: T) -> list[T]:
-    """The values of all processes in their order. Tensors in them must be on the CPU."""
+    """The values of all processes, in their order. Tensors in them must be on the CPU."""
     if world_size() == 1:
         return [value]
     values: list = [None] * world_size()
@@ -100,7 +100,7 @@ def gather(value: T) -> list[T]:
 
 
 def collect(value: T) -> list[T]:
-    """The values of all processes for the first one; the others get an empty list."""
+    """The values of all processes, in their order, in the first process; an empty list in the others."""
     if world_size() == 1:
         return [value]
     values: list | None = [None] * world_size() if is_first() else None
@@ -109,7 +109,7 @@ def collect(value: T) -> list[T]:
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """What `make` returns in the first process, or the ValueError that it raises there; the others do not call it."""
+    """Call `make` in the first process only; every process gets its result, or raises the ValueError it raised."""
     if world_size() == 1:
         return make()
     outcome: list = [None, None]
@@ -125,7 +125,7 @@ def from_first(make: Callable[[], T]) -> T:
 
 
 def first_then_others(make: Callable[[], T]) -> T:
-    """`make` in every process, in the first one ahead of the others, which then find what it left in caches."""
+    """Call `make` in every process, in the first one before the others, which then find its files in caches."""
     made: list[T] = []
     from_first(lambda: made.append(make()))
     return made[0] if made else make()

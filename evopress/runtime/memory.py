@@ -1,4 +1,4 @@
-"""How much memory a stage took: of the GPU where there is one, else of the process."""
+"""Peak memory: of the GPU if there is one, otherwise of the process."""
 
 import resource
 from contextlib import suppress
@@ -8,7 +8,7 @@ import torch
 
 
 def start_peak() -> None:
-    """Forget earlier peaks, where the system can."""
+    """Reset the peak. Outside Linux, the peak of the process cannot be reset."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with suppress(OSError):
@@ -16,7 +16,7 @@ def start_peak() -> None:
 
 
 def peak_bytes() -> int:
-    """The highest use of memory since `start_peak`, or since the process began where the system cannot forget."""
+    """The highest memory use since `start_peak`, or since the process started if the peak could not be reset."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     with suppress(OSError):

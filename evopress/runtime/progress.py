@@ -1,4 +1,4 @@
-"""Progress of long stages: a bar in a terminal, now and then a line in a log."""
+"""Progress of long stages: a bar in a terminal, otherwise a line in the log every half minute."""
 
 import logging
 import sys
@@ -15,7 +15,7 @@ SECONDS_PER_LINE = 30
 
 
 class _Lines(tqdm):
-    """tqdm that logs a line instead of drawing a bar."""
+    """A tqdm that logs lines instead of drawing a bar."""
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         if self.n:
@@ -23,7 +23,7 @@ class _Lines(tqdm):
 
 
 def progress(items: Iterable | None = None, *, desc: str, unit: str, total: int | None = None) -> tqdm:
-    """A tqdm over `items`, or to be updated by hand when there are none, with rate and remaining time."""
+    """A tqdm over `items`, or without them one to update by hand. Only the first of several processes shows it."""
     if sys.stderr.isatty() or not distributed.is_first():
         return tqdm(items, desc=desc, unit=unit, total=total, disable=not distributed.is_first())
     return _Lines(
@@ -34,5 +34,5 @@ def progress(items: Iterable | None = None, *, desc: str, unit: str, total: int 
         file=StringIO(),
         mininterval=SECONDS_PER_LINE,
         miniters=1,
-        bar_format="{desc}: {n_fmt}/{total_fmt}, {elapsed} gone, {remaining} to go, {rate_fmt}{postfix}",
+        bar_format="{desc}: {n_fmt}/{total_fmt}, {elapsed} elapsed, {remaining} left, {rate_fmt}{postfix}",
     )

@@ -1,8 +1,8 @@
-"""Ctrl-C and SIGTERM end a run at a point from which it can go on.
+"""Ctrl-C and SIGTERM stop a run at a point from which it can be resumed.
 
-A signal raises KeyboardInterrupt where the program happens to be. That alone is not enough: inside a library's C code
-it may come out as that library's own error, and an import that tolerates every error may swallow it. So the signal is
-noted as well, and long work calls `raise_if_interrupted` between its steps.
+A signal raises KeyboardInterrupt wherever the program is. That alone is not enough: a library may turn it into an error
+of its own, and an import that ignores all errors may swallow it. So the signal is also recorded, and long loops call
+`raise_if_interrupted` between their steps.
 """
 
 import signal
@@ -11,18 +11,18 @@ _received: list[int] = []
 
 
 def listen() -> None:
-    """From now on a signal is noted and raises KeyboardInterrupt."""
+    """From now on, a signal is recorded and raises KeyboardInterrupt."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
 
 
 def was_interrupted() -> bool:
-    """Whether there was a signal."""
+    """Whether a signal arrived."""
     return bool(_received)
 
 
 def raise_if_interrupted() -> None:
-    """Raises KeyboardInterrupt if there was a signal."""
+    """Raise KeyboardInterrupt if a signal arrived."""
     if _received:
         raise KeyboardInterrupt
 

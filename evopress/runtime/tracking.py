@@ -1,6 +1,5 @@
-"""Where metrics go: nowhere, to a file of JSON lines, or to Weights & Biases. The only module that knows wandb."""
+"""Trackers, which receive the metrics of a run: the contract and Weights & Biases. Only this module uses wandb."""
 
-import json
 import logging
 import netrc
 import os
@@ -13,8 +12,6 @@ from urllib.parse import urlparse
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from evopress.runtime.files import path_in_errors
-
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -22,66 +19,44 @@ T = TypeVar("T")
 Metrics = Mapping[str, float]
 
 LONGEST_UPLOAD_S = 300.0
-"""How long the end of a run may wait for W&B, which else tries for hours; `wandb sync` uploads the rest."""
+"""The end of a run waits at most this long for W&B, which would try for hours. `wandb sync` uploads the rest later."""
 
 
 class Tracker:
-    """Receives what a run has to tell; this one ignores it.
+    """Receives the metrics and results of a run. This base class ignores them.
 
-    Called in this order: `start` once, `log` for every step; `summary`, `table`, `images` and `files` for what came of
-    it; `finish` once, also after an error.
+    Calls come in this order: `start` once; `log` at every step; `summary`, `table`, `images` and `files` with the
+    results; `finish` once, also after an error.
     """
 
     def start(self, folder: Path, name: str, config: Mapping[str, object]) -> None:
-        """`folder` is the run directory, `name` says in short what the run is, `config` is all of its configuration."""
+        """`folder` is the run directory, `name` a short description of the run, `config` its whole configuration."""
 
     def log(self, metrics: Metrics, *, step: int) -> None:
-        """Values named group/name; every group counts its own steps."""
+        """Values named group/name. Every group counts its steps separately."""
 
     def summary(self, metrics: Metrics) -> None:
-        """Final values of the run."""
+        """Final values, under names such as searched/kl/wikitext2."""
 
     def table(self, name: str, rows: Mapping[str, Metrics]) -> None:
-        """Figures of several candidates; every row has the same columns."""
+        """Scores of several models, one row each; all rows have the same columns."""
 
     def images(self, paths: Sequence[Path]) -> None:
-        """Plots, named by their files."""
+        """Plots, each named after its file."""
 
     def files(self, paths: Sequence[Path]) -> None:
-        """Finished files that belong to the run."""
+        """Result files."""
 
     def finish(self, exit_code: int) -> None:
-        """0 for a run that ended well."""
-
-
-class JsonLines(Tracker):
-    """Appends to `metrics.jsonl` in the run directory, one object per call."""
-
-    def start(self, folder: Path, name: str, config: Mapping[str, object]) -> None:
-        self.path = folder / "metrics.jsonl"
-        if self.path.exists():
-            content = self.path.read_bytes()
-            whole = content[: content.rfind(b"\n") + 1]  # a kill may have left the last line torn
-            if whole != content:
-                os.truncate(self.path, len(whole))
-
-    def log(self, metrics: Metrics, *, step: int) -> None:
-        self._append({"step": step, **metrics})
-
-    def summary(self, metrics: Metrics) -> None:
-        self._append({"summary": dict(metrics)})
-
-    def _append(self, entry: Mapping[str, object]) -> None:
-        with path_in_errors(self.path), open(self.path, "a") as file:
-            file.write(json.dumps(entry) + "\n")
+        """`exit_code` is 0 for a successful run."""
 
 
 @checked_dataclass(kw_only=True, config=ConfigDict(extra="forbid"))
 class WandB(Tracker):
-    """Weights & Biases. `mode: auto` is online where an API key is configured, else offline, for `wandb sync` later.
+    """Weights & Biases. `mode="auto"` means online if an API key is configured, otherwise offline (see `wandb sync`).
 
-    Runs with the same `group` are shown together; without one, the runs of a sweep share the name of its folder. A
-    failure of the service is reported once and does not stop the run.
+    W&B shows runs of the same `group` together; by default, the runs of a sweep form a group. A failure of the service
+    is reported once and does not stop the run. Not frozen, because it holds the open W&B run.
     """
 
     project: str = "evopress"
@@ -90,7 +65,7 @@ class WandB(Tracker):
     mode: Literal["auto", "online", "offline"] = "auto"
 
     def start(self, folder: Path, name: str, config: Mapping[str, object]) -> None:
-        import wandb  # takes a second, and most runs of the tests do without
+        import wandb  # takes a second to import, and is needed for this tracker only
 
         self._wandb = wandb
         self._run: wandb.Run | None = None
@@ -126,7 +101,7 @@ class WandB(Tracker):
         def upload() -> None:
             if self._run:
                 columns = list(next(iter(rows.values())))
-                data = [[row, *(figures[column] for column in columns)] for row, figures in rows.items()]
+                data = [[row, *(scores[column] for column in columns)] for row, scores in rows.items()]
                 self._run.log({name: self._wandb.Table(columns=["model", *columns], data=data)})
 
         self._guarded(upload)
@@ -152,18 +127,18 @@ class WandB(Tracker):
         self._guarded(lambda: self._run and self._run.finish(exit_code=exit_code))
 
     def _guarded(self, action: Callable[[], T]) -> T | None:
-        """Whatever goes wrong in the service must not cost the run; after a failure nothing more is sent."""
+        """Call `action`. If it fails, log that and send nothing more: W&B must never stop a run."""
         try:
             return action()
         except Exception as error:
             reason = " ".join(str(error).split())
-            log.warning("W&B failed (%s); nothing more is sent, metrics.jsonl goes on", reason)
+            log.warning("W&B failed (%s); nothing more is sent, metrics.jsonl continues", reason)
             self._run = None
             return None
 
 
 class Trackers(Tracker):
-    """Tells several trackers."""
+    """Passes every call on to several trackers."""
 
     def __init__(self, *trackers: Tracker):
         self.trackers = trackers
@@ -198,7 +173,7 @@ class Trackers(Tracker):
 
 
 def _has_key() -> bool:
-    """Whether a W&B API key is configured: in the environment or in the netrc file."""
+    """Whether the environment or the netrc file has a W&B API key."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
@@ -209,9 +184,10 @@ def _has_key() -> bool:
 
 
 def _sweep_of(folder: Path) -> str | None:
+    """The name of the sweep that a run directory belongs to; None if it belongs to none."""
     return folder.parent.name if folder.parent.parent.name == "sweeps" else None
 
 
 def _run_id(folder: Path) -> str:
-    """The same for a resumed run."""
+    """An id from the end of the path, so that a resumed run has the same id."""
     return re.sub(r"[^A-Za-z0-9_-]", "_", "-".join(folder.resolve().parts[1:][-3:]))[-120:]

@@ -1,4 +1,4 @@
-"""Progress is a bar in a terminal and lines in a log elsewhere."""
+"""Progress is a bar in a terminal, and lines in the log otherwise."""
 
 import logging
 import sys
@@ -6,7 +6,7 @@ import sys
 from evopress.runtime.progress import progress
 
 
-def test_a_log_gets_whole_lines_and_stderr_nothing(caplog, capsys):
+def test_without_a_terminal_progress_goes_to_the_log_only(caplog, capsys):
     with caplog.at_level(logging.INFO):
         assert list(progress(range(3), desc="solve", unit="block")) == [0, 1, 2]
     assert any(record.message.startswith("solve: 3/3, ") for record in caplog.records)
@@ -14,7 +14,7 @@ def test_a_log_gets_whole_lines_and_stderr_nothing(caplog, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_a_terminal_gets_a_bar(monkeypatch, capsys, caplog):
+def test_a_terminal_shows_a_bar(monkeypatch, capsys, caplog):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with caplog.at_level(logging.INFO):
         list(progress(range(3), desc="solve", unit="block"))
@@ -22,7 +22,7 @@ def test_a_terminal_gets_a_bar(monkeypatch, capsys, caplog):
     assert not caplog.records
 
 
-def test_updates_by_hand_count_to_the_total(caplog):
+def test_manual_updates_count_up_to_the_total(caplog):
     with caplog.at_level(logging.INFO), progress(total=5, desc="search", unit="question") as bar:
         bar.set_postfix_str("best 0.5", refresh=False)
         bar.update(5)

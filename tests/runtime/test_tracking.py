@@ -1,4 +1,4 @@
-"""Metrics reach their file and W&B's, and a failing service costs nothing."""
+"""Metrics reach `metrics.jsonl` and W&B, and a failing service does not harm the run."""
 
 import json
 import subprocess
@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from evopress.runtime.tracking import JsonLines, Trackers, WandB
+from evopress.runtime.metrics_file import JsonLines
+from evopress.runtime.tracking import Trackers, WandB
 from tests.wandb_files import wandb_records
 
 
@@ -30,7 +31,7 @@ def test_json_lines_hold_every_metric_in_order(tmp_path):
 
 
 @pytest.mark.counts("faults")
-def test_a_line_that_a_kill_left_torn_is_cut_off_and_the_rest_is_kept(tmp_path):
+def test_an_incomplete_last_line_is_removed_and_the_rest_is_kept(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"ste')
     tracker = JsonLines()
     tracker.start(tmp_path, "name", {})
@@ -38,7 +39,7 @@ def test_a_line_that_a_kill_left_torn_is_cut_off_and_the_rest_is_kept(tmp_path):
     assert lines(tmp_path) == [{"step": 0}, {"step": 1}]
 
 
-def test_several_trackers_hear_the_same(tmp_path):
+def test_several_trackers_receive_the_same_calls(tmp_path):
     first, second = JsonLines(), JsonLines()
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
@@ -54,7 +55,7 @@ def offline(monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
 
 
-def test_wandb_offline_run_holds_config_metrics_and_summary(tmp_path, offline):
+def test_an_offline_wandb_run_contains_config_metrics_summary_and_files(tmp_path, offline):
     folder = tmp_path / "sweeps" / "monday" / "first"
     folder.mkdir(parents=True)
     (folder / "profile.json").write_text("{}")
@@ -96,7 +97,7 @@ def test_wandb_offline_run_holds_config_metrics_and_summary(tmp_path, offline):
 
 
 @pytest.mark.counts("faults")
-def test_a_failure_of_wandb_is_told_once_and_stops_nothing(tmp_path, offline, caplog, monkeypatch):
+def test_a_wandb_failure_at_the_start_is_logged_once_and_stops_nothing(tmp_path, offline, caplog, monkeypatch):
     import wandb
 
     def broken(**settings):
@@ -117,7 +118,7 @@ def _plot(folder):
 
 
 @pytest.mark.counts("faults")
-def test_a_failure_just_after_the_start_is_told_once_and_stops_nothing(tmp_path, offline, caplog, monkeypatch):
+def test_a_wandb_failure_after_the_start_is_logged_once_and_stops_nothing(tmp_path, offline, caplog, monkeypatch):
     def broken(*args, **settings):
         raise ConnectionResetError("connection lost")
 
@@ -130,7 +131,7 @@ def test_a_failure_just_after_the_start_is_told_once_and_stops_nothing(tmp_path,
 
 
 @pytest.mark.counts("faults")
-def test_a_service_that_goes_away_in_mid_run_delays_the_end_by_its_limit_only(tmp_path):
+def test_a_service_that_stops_mid_run_delays_the_end_by_at_most_the_upload_limit(tmp_path):
     command = [sys.executable, "-m", "tests.wandb_service", str(tmp_path)]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
