@@ -1,6 +1,7 @@
-"""The slow and obvious computations that the fast ones are held against, in tests and in experiments/speed.
+"""Slow and simple computations that the fast ones are compared with, in tests and in experiments/speed.
 
-One candidate, one window, a whole model each; one layer at one level, row-major, in the order of the papers.
+Evaluation runs a whole model per candidate and window. Compression solves one layer at one level, row-major, in the
+order of the papers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,18 +27,18 @@ Levels = Mapping[str, list[CompressedWeight]]
 """All levels of every layer, by full name."""
 
 LAST_LAYERS = {"attention": ("self_attn.o_proj", "self_attn.out_proj"), "mlp": ("mlp.down_proj", "fc2")}
-"""What a sub-block ends with; zeros there make it add nothing."""
+"""The last layer of a sub-block. When it is zero, the sub-block adds nothing."""
 
 
 def layer_levels(lm: LanguageModel, compressor: Compressor) -> dict[str, list[CompressedWeight]]:
-    """Every layer by itself, for compressors that need no Hessian."""
+    """All levels of every layer, compressed by itself, for compressors that need no Hessian."""
     names = [f"{block}.{local}" for block in lm.block_names for group in lm.family.layers for local in group]
     names += lm.embedding_and_head if compressor.compresses_embeddings else ()
     weights = {name: lm.model.get_submodule(name).weight.detach() for name in names}
     return {name: compressor.compress(LayerGroup((name,), (weights[name],))).levels[0] for name in names}
 
 
-def filled(lm: LanguageModel, levels: Levels, root: Path) -> Database:
+def filled_database(lm: LanguageModel, levels: Levels, root: Path) -> Database:
     """A database that holds `levels`."""
     database = Database.open(root, "plain", {"model": lm.name})
     for block, prefix in [*enumerate(lm.block_names), (OUTSIDE, None)]:
@@ -50,8 +51,8 @@ def filled(lm: LanguageModel, levels: Levels, root: Path) -> Database:
     return database
 
 
-def assembled(lm: LanguageModel, space: Space, levels: Levels, profile: Profile) -> PreTrainedModel:
-    """A copy of the whole model with the weights of `profile` in it; dropped sub-blocks end in zeros."""
+def assembled_model(lm: LanguageModel, space: Space, levels: Levels, profile: Profile) -> PreTrainedModel:
+    """A copy of the whole model with the weights of `profile`. Dropped sub-blocks have a last layer of zeros."""
     model = deepcopy(lm.model)
     for unit, level in zip(space.units, profile, strict=True):
         for name in unit.layers:
@@ -88,38 +89,39 @@ def kl(dense: Tensor, other: Tensor, top_k: int | None = None) -> Tensor:
 
 
 def cross_entropies(logits: Tensor, tokens: Tensor) -> Tensor:
-    """−log p of each token but the first of a window, (windows, time − 1), float64."""
+    """−log p of every token but the first of its window, (windows, time − 1), float64."""
     p = logits.double().softmax(-1)
-    found = [[-p[w, t - 1, tokens[w, t]].log() for t in range(1, tokens.shape[1])] for w in range(len(tokens))]
-    return torch.tensor(found, dtype=torch.float64)
+    entropies = [[-p[w, t - 1, tokens[w, t]].log() for t in range(1, tokens.shape[1])] for w in range(len(tokens))]
+    return torch.tensor(entropies, dtype=torch.float64)
 
 
-def judged(
+def kl_and_perplexity(
     lm: LanguageModel, space: Space, levels: Levels, profiles: Sequence[Profile], tokens: Tensor
 ) -> tuple[list[float], list[float]]:
     """Mean KL from the dense model and perplexity of each profile."""
     dense = logits(lm.model, tokens)
-    found = [logits(assembled(lm, space, levels, profile), tokens) for profile in profiles]
-    kls = [float(kl(dense, each).mean()) for each in found]
-    return kls, [exp(float(cross_entropies(each, tokens).mean())) for each in found]
+    compressed = [logits(assembled_model(lm, space, levels, profile), tokens) for profile in profiles]
+    kls = [float(kl(dense, logits_of_profile).mean()) for logits_of_profile in compressed]
+    entropies = [float(cross_entropies(logits_of_profile, tokens).mean()) for logits_of_profile in compressed]
+    return kls, [exp(entropy) for entropy in entropies]
 
 
 def one_at_a_time(
     lm: LanguageModel, space: Space, weights: DecodedLevels | None, profiles: Sequence[Profile], tokens: Tensor
 ) -> list[float]:
-    """Mean KL of each profile in the model's own type: its weights put into the model, all windows, all logits."""
-    found = []
+    """Mean KL of every profile, in the type of the model: with its weights in the model, all windows, all logits."""
+    kls = []
     with torch.no_grad():
         log_p = lm.model(input_ids=tokens, use_cache=False).logits.float().log_softmax(-1)
         for profile in profiles:
             with applied(lm, space, weights, profile) as model:
                 log_q = model(input_ids=tokens, use_cache=False).logits.float().log_softmax(-1)
-            found.append(float(kl_div(log_q, log_p, log_target=True, reduction="sum")) / tokens.numel())
-    return found
+            kls.append(float(kl_div(log_q, log_p, log_target=True, reduction="sum")) / tokens.numel())
+    return kls
 
 
 def upper_factor(H: Tensor, damp: float = 0.01) -> Tensor:
-    """U with (H + damp · mean diagonal)⁻¹ = UᵀU, by way of the inverse."""
+    """U with (H + damp · mean diagonal)⁻¹ = UᵀU, computed from the inverse."""
     damped = H + damp * H.diagonal().mean() * torch.eye(len(H), dtype=H.dtype)
     return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
 
@@ -141,7 +143,7 @@ def gptq(W: Tensor, H: Tensor, *, bits: int, group_size: int) -> Tensor:
 
 
 def sparsegpt(W: Tensor, H: Tensor, *, zeros: int, block_size: int, value_dtype: torch.dtype) -> Tensor:
-    """One layer with so many zeros, dense. arXiv 2301.00774, Algorithm 1; survivors rounded to the type of storage."""
+    """One layer with `zeros` zeros, dense. arXiv 2301.00774, Algorithm 1; survivors rounded to the type of storage."""
     W, result, U = W.clone(), torch.empty_like(W), upper_factor(H)
     cols = W.shape[1]
     for start in range(0, cols, block_size):

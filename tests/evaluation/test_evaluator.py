@@ -61,7 +61,7 @@ class Case:
         else:
             self.space = layer_space(lm, compressor, settings or SpaceSettings())
             self.levels = plain.layer_levels(lm, compressor)
-            self.database = plain.filled(lm, self.levels, folder)
+            self.database = plain.filled_database(lm, self.levels, folder)
 
     def evaluator(self, settings: EvaluatorSettings | None = None) -> Evaluator:
         settings = settings or EvaluatorSettings()
@@ -101,7 +101,7 @@ def test_every_profile_gets_what_running_it_alone_as_a_whole_model_gives(family,
     found = case(family, kind)
     profiles = profiles_of(found.space, 5)
     tokens = token_windows(3, 2 * SLIDING_WINDOW + 5)
-    kls, perplexities = plain.judged(found.lm, found.space, found.levels, profiles, tokens)
+    kls, perplexities = plain.kl_and_perplexity(found.lm, found.space, found.levels, profiles, tokens)
     assert max(kls) > 0.05
     for settings in (LIMITS["ample"], LIMITS["few states, small batches"]):
         compared = found.evaluator(settings).measure(profiles, tokens)
@@ -134,7 +134,9 @@ def test_each_fitness_is_the_plain_one(fitness, case):
     found = case("llama", "bits")
     profiles, tokens = profiles_of(found.space, 4), token_windows(2, 20)
     dense = plain.logits(found.lm.model, tokens)
-    others = [plain.logits(plain.assembled(found.lm, found.space, found.levels, each), tokens) for each in profiles]
+    others = [
+        plain.logits(plain.assembled_model(found.lm, found.space, found.levels, each), tokens) for each in profiles
+    ]
     expected = {
         "kl": lambda other: plain.kl(dense, other).mean(),
         "topk_kl": lambda other: plain.kl(dense, other, top_k=5).mean(),
@@ -269,7 +271,7 @@ def test_teacher_states_are_kept_between_calls_within_the_limit(case):
     state_bytes = 20 * found.lm.hidden_size * 4
     evaluator = found.evaluator(EvaluatorSettings(states_gb=2 * 2 * state_bytes / 1e9))  # half of it is for teachers
     evaluator.evaluate([found.space.uniform(0)], tokens)
-    assert sum(state.nbytes for state in evaluator._teacher.values()) <= 2 * state_bytes
+    assert evaluator._teacher_cache.size_bytes <= 2 * state_bytes
     ample = found.evaluator()
     ample.evaluate([found.space.uniform(0)], tokens)
     before = ample.block_tokens

@@ -75,7 +75,7 @@ def places(family: str, space: Space) -> list[Tensor]:
     for unit in space.units:
         without_mlp = [int(other.kind == "mlp" and other.blocks == unit.blocks) for other in space.units]
         profile = tuple(without_mlp) if unit.kind == "attention" else (0,) * len(space)
-        model = plain.assembled(lm, space, {}, profile)
+        model = plain.assembled_model(lm, space, {}, profile)
         found.append(inputs_and_outputs(model, lm.block_names[unit.blocks[-1]])[1])
     return found
 

@@ -104,7 +104,7 @@ def test_a_tied_unit_has_all_its_layers_and_one_kind_in_all_blocks(tie):
 def test_the_evaluator_gives_a_model_with_experts_the_kl_of_the_whole_model(family, tmp_path):
     case = Case(tiny(family), RTN(bits=(2, 3, 4), group_size=32), tmp_path)
     profiles, tokens = profiles_of(case.space, 4), token_windows(2, 20)
-    kls, _ = plain.judged(case.lm, case.space, case.levels, profiles, tokens)
+    kls, _ = plain.kl_and_perplexity(case.lm, case.space, case.levels, profiles, tokens)
     assert max(kls) > 0.01
     assert case.evaluator().evaluate(profiles, tokens) == pytest.approx(kls, **CLOSE)
 

@@ -52,7 +52,7 @@ def test_a_dropped_subblock_adds_nothing(family, dropped):
     lm = tiny(family)
     space = drop_space(lm, Drop())
     profile = tuple(int(unit.blocks == (1,) and unit.kind in dropped) for unit in space.units)
-    model = plain.assembled(lm, space, {}, profile)
+    model = plain.assembled_model(lm, space, {}, profile)
     with torch.no_grad():
         hidden, kwargs = lm.embed(TOKENS)
         output = lm.run_block(1, hidden, kwargs[1], dropped=frozenset(dropped))

@@ -26,7 +26,7 @@ def results_of(lm: LanguageModel, folder) -> list:
     """What a compressed profile and one with drops give: in the evaluator, and as whole models."""
     compressor, tokens = RTN(bits=(2, 4), group_size=32), token_windows(2, 20)
     bits, drops = layer_space(lm, compressor, SpaceSettings()), drop_space(lm, Drop())
-    database = plain.filled(lm, plain.layer_levels(lm, compressor), folder)
+    database = plain.filled_database(lm, plain.layer_levels(lm, compressor), folder)
     weights = DecodedLevels(database, limit_bytes=10**9, dtype=lm.dtype, device=lm.device)
     results: list = []
     for space, levels, profile in ((bits, weights, bits.uniform(1)), (drops, None, (1, 0) * NUM_BLOCKS)):

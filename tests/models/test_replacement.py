@@ -20,13 +20,15 @@ def test_a_model_with_replaced_weights_is_the_compressed_one_and_then_dense_agai
     compressor = RTN(bits=(4, 2), group_size=32)
     space, levels = layer_space(lm, compressor, SpaceSettings()), plain.layer_levels(lm, compressor)
     cpu = torch.device("cpu")
-    weights = DecodedLevels(plain.filled(lm, levels, tmp_path), limit_bytes=10**9, dtype=torch.float32, device=cpu)
+    weights = DecodedLevels(
+        plain.filled_database(lm, levels, tmp_path), limit_bytes=10**9, dtype=torch.float32, device=cpu
+    )
     profile = tuple(index % 2 for index in range(len(space)))
     before, modules = state(lm), list(lm.model.named_modules())
     pointers = [parameter.data_ptr() for parameter in lm.model.parameters()]
     with applied(lm, space, weights, profile) as model:
         logits = plain.logits(model, TOKENS)
-    torch.testing.assert_close(logits, plain.logits(plain.assembled(lm, space, levels, profile), TOKENS), **CLOSE)
+    torch.testing.assert_close(logits, plain.logits(plain.assembled_model(lm, space, levels, profile), TOKENS), **CLOSE)
     assert_same_state(lm, before)
     assert list(lm.model.named_modules()) == modules
     assert [parameter.data_ptr() for parameter in lm.model.parameters()] == pointers
@@ -45,7 +47,7 @@ def test_a_model_with_dropped_subblocks_is_the_one_with_zeros_and_then_dense_aga
         generated = model.generate(
             input_ids=TOKENS[:, :4], attention_mask=torch.ones(3, 4), max_new_tokens=3, do_sample=False
         )
-    torch.testing.assert_close(logits, plain.logits(plain.assembled(lm, space, {}, profile), TOKENS), **CLOSE)
+    torch.testing.assert_close(logits, plain.logits(plain.assembled_model(lm, space, {}, profile), TOKENS), **CLOSE)
     assert generated.shape[0] == 3
     assert_same_state(lm, before)
     assert list(lm.model.named_modules()) == modules
