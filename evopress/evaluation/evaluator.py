@@ -1,22 +1,20 @@
-"""The fitness of many profiles on one minibatch, sharing what they have in common.
+"""The fitness of many profiles on one minibatch. Profiles share the blocks that they have in common.
 
-All profiles go through the model together, block by block. Profiles that agree on blocks 0 … b−1 share one state;
-at block b the distinct states are grouped by the levels their profiles want there, and each group runs as one batch::
+All profiles go through the model together, block by block. Profiles that agree on blocks 0 … b−1 share one state.
+At block b the distinct states are grouped by the levels that their profiles choose there::
 
     states ← {embeddings}
     for each block b:
-        for each distinct (levels at b):
-            set the weights of block b once and run it on all distinct states that want them
-    KL of every distinct final state from the dense model's, head in chunks
+        for each distinct choice of levels at b:
+            set the weights of block b once, and run it on every distinct state with this choice
+    compute the KL of every distinct final state from the dense model's, a chunk of tokens at a time
 
-The result is that of loading each profile and running the whole model, up to float rounding. To the last bit, it
-depends on the profile, the windows and the settings only: neither on the other profiles, nor on what ran before, nor on
-how many processes share the work. All of them get all results.
+The result equals that of loading each profile and running the whole model, up to float rounding. To the last bit, it
+depends only on the profile, the windows and the settings: not on the other profiles, not on what ran before, and not on
+how many processes share the work. Every process gets all results.
 """
 
-import hashlib
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import groupby
 from typing import NamedTuple
@@ -27,22 +25,24 @@ from pydantic import Field
 from torch import Tensor
 
 from evopress.database.cache import DecodedLevels
-from evopress.evaluation.metrics import Divergence, divergences
+from evopress.evaluation.compressible_model import CompressibleModel
+from evopress.evaluation.metrics import NO_DIVERGENCE, Divergence, FinalStates, divergences
+from evopress.evaluation.shared_prefixes import BlockRun, shared_runs
+from evopress.evaluation.teacher_cache import TeacherCache
 from evopress.models.language_model import BlockKwargs, LanguageModel
 from evopress.runtime import distributed
 from evopress.runtime.config_class import config_class
 from evopress.search.base import Fitness
-from evopress.space.apply import BlockChoice, choices_by_block, embedding_and_head_levels, embedding_and_head_weights
+from evopress.space.apply import embedding_and_head_levels, embedding_and_head_weights
 from evopress.space.units import Profile, Space
-
-Wanted = tuple[BlockChoice, int]
-"""What a block is run with, and on which state."""
 
 
 class Run(NamedTuple):
-    """A profile, or None for the dense model, on a part of the windows, which always run together and alone.
+    """A profile, or None for the dense model, on one part of the windows, given by its index.
 
-    Products of other shapes may round otherwise, so parts are cut by settings and window length only.
+    The windows of a part always go through a block together, and without those of any other run, because a matrix
+    product of another shape may round differently. How windows are split into parts depends only on the settings and
+    on the length of the windows.
     """
 
     part: int
@@ -51,11 +51,11 @@ class Run(NamedTuple):
 
 @config_class
 class EvaluatorSettings:
-    """What a profile is judged by, and how much memory that may take.
+    """How the fitness of a profile is measured, and how much memory that may take.
 
-    `fitness`: KL from the dense model (`kl`), KL over its `top_k` most likely tokens (`topk_kl`), or `perplexity`.
-    `cache_gb` limits the decoded level weights, `states_gb` the hidden states; those of more calibration tokens lie in
-    a file. `batch_tokens` go through a block, and `head_tokens` through the head, at once.
+    `fitness` is the KL from the dense model (`kl`), the KL over its `top_k` most likely tokens (`topk_kl`), or the
+    `perplexity`. `cache_gb` limits the decoded weights. `states_gb` limits the hidden states; calibration states beyond
+    it are kept in a file. `batch_tokens` go through a block at once, `head_tokens` through the head.
     """
 
     fitness: Fitness = "kl"
@@ -74,9 +74,10 @@ class Evaluator:
         self.space = space
         self.weights = weights
         self.settings = settings
+        self.compressible = CompressibleModel(lm, space, weights)
         self.block_tokens = 0
-        """Tokens × blocks run here for profiles so far, not counting the dense model, which a cache may spare."""
-        self._teacher: OrderedDict[bytes, Tensor] = OrderedDict()
+        """Tokens × blocks that this process has run for profiles. The dense model does not count: it may be cached."""
+        self._teacher_cache = TeacherCache(settings.states_gb * 1e9 / 2)
 
     def evaluate(
         self, profiles: Sequence[Profile], tokens: Int[Tensor, "batch time"], fitness: Fitness | None = None
@@ -90,145 +91,118 @@ class Evaluator:
     def measure(
         self, profiles: Sequence[Profile | None], tokens: Int[Tensor, "batch time"], *, top_k: int | None = None
     ) -> list[Divergence]:
-        """KL (over the `top_k` likeliest tokens) and cross-entropy of each profile; None stands for the dense model.
+        """KL from the dense model and cross-entropy of each profile; None stands for the dense model.
 
-        Collective: all processes ask for the same.
+        With `top_k` the KL is that over the dense model's `top_k` most likely tokens. Collective: all processes pass
+        the same arguments.
         """
-        distinct = sorted(dict.fromkeys(profiles), key=lambda profile: profile or ())  # neighbours have common prefixes
-        parts = tokens.split(self._windows_of_part(tokens.shape[1]))
+        parts = tokens.split(self._windows_per_part(tokens.shape[1]))
+        distinct = sorted(dict.fromkeys(profiles), key=lambda profile: profile or ())  # neighbours share prefixes
         runs = [Run(part, profile) for part in range(len(parts)) for profile in distinct]
-        found: dict[Run, Divergence] = {}
-        for of_process in distributed.gather(self._measure_runs(distributed.share(runs), parts, top_k)):
-            found.update(of_process)
-        nothing = Divergence(0.0, 0.0, 0, 0)
-        return [sum((found[Run(part, profile)] for part in range(len(parts))), nothing) for profile in profiles]
+        measured: dict[Run, Divergence] = {}
+        for measured_by_process in distributed.gather(self._measure_runs(distributed.share(runs), parts, top_k)):
+            measured.update(measured_by_process)
+        return [
+            sum((measured[Run(part, profile)] for part in range(len(parts))), NO_DIVERGENCE) for profile in profiles
+        ]
 
     def passes(self, profiles: Sequence[Profile]) -> float:
-        """Runs through the whole model that these profiles take when each common prefix runs once."""
-        choices = [choices_by_block(self.space, self.lm, profile) for profile in profiles]
-        steps = shared_steps(choices, [0] * len(choices))
-        return sum(len(choice.dropped) < 2 for wanted, _ in steps for choice, _ in wanted) / self.lm.num_blocks
-
-    def _measure_runs(self, runs: Sequence[Run], parts: Sequence[Tensor], top_k: int | None) -> dict[Run, Divergence]:
-        """The same for this process's runs, as many together as memory allows."""
-        at_once = self._at_once(parts[0])
-        found: dict[Run, Divergence] = {}
-        for first in range(0, len(runs), at_once):
-            together = runs[first : first + at_once]
-            students = self._final_states([run for run in together if run.profile is not None], parts)
-            for part, members in groupby(together, key=lambda run: run.part):
-                of_part = list(members)
-                teacher = self._teacher_states(parts[part])
-                states = {run.profile: teacher if run.profile is None else students.pop(0) for run in of_part}
-                found.update(zip(of_part, self._diverge(parts[part], teacher, states, top_k), strict=True))
-        return found
+        """Forward passes through the whole model that these profiles take when each common prefix runs once."""
+        choices = [self.compressible.choices(profile) for profile in profiles]
+        block_runs = (run for runs, _ in shared_runs(choices, [0] * len(choices)) for run in runs)
+        return sum(run.is_computed for run in block_runs) / self.lm.num_blocks
 
     def forget_teacher(self) -> None:
-        """Free the dense model's states; later comparisons compute them again."""
-        self._teacher.clear()
+        """Free the dense model's states; they are computed again when they are needed."""
+        self._teacher_cache.clear()
 
-    def _diverge(
-        self, tokens: Tensor, teacher: Tensor, students: dict[Profile | None, Tensor], top_k: int | None
-    ) -> list[Divergence]:
-        tokens = tokens.to(self.lm.device)
-        return divergences(
-            teacher,
-            list(students.values()),
-            tokens,
-            self.lm.logits,
-            student_heads=[self._head(profile) for profile in students],
-            top_k=top_k,
-            chunk_tokens=self.settings.head_tokens,
-        )
+    def _measure_runs(self, runs: Sequence[Run], parts: Sequence[Tensor], top_k: int | None) -> dict[Run, Divergence]:
+        """The divergence of every run of this process, as many runs at once as memory allows."""
+        batch_size = self._runs_at_once(parts[0])
+        measured: dict[Run, Divergence] = {}
+        for first in range(0, len(runs), batch_size):
+            batch = runs[first : first + batch_size]
+            student_runs = [run for run in batch if run.profile is not None]
+            states = dict(zip(student_runs, self._final_states(student_runs, parts), strict=True))
+            for part, group in groupby(batch, key=lambda run: run.part):
+                runs_of_part = list(group)
+                teacher = self._teacher_states(parts[part])
+                students = [self._student(run.profile, states.pop(run, teacher)) for run in runs_of_part]
+                results = divergences(
+                    FinalStates(teacher, self.lm.logits),
+                    students,
+                    tokens=parts[part].to(self.lm.device),
+                    top_k=top_k,
+                    chunk_tokens=self.settings.head_tokens,
+                )
+                measured.update(zip(runs_of_part, results, strict=True))
+        return measured
+
+    def _student(self, profile: Profile | None, hidden: Tensor) -> FinalStates:
+        head = self.compressible.embedding_and_head(profile).head
+        return FinalStates(hidden, partial(self.lm.logits, weight=head))
+
+    def _teacher_states(self, tokens: Tensor) -> Float[Tensor, "batch time hidden"]:
+        """The dense model's normed final hidden states on one part of the windows.
+
+        The dense model runs exactly as a student does, so that the KL contains no batching error. In bfloat16 that
+        error would be 0.002.
+        """
+
+        def compute() -> Tensor:
+            block_tokens = self.block_tokens
+            (states,) = self._final_states([Run(0, None)], [tokens])
+            self.block_tokens = block_tokens
+            return states
+
+        return self._teacher_cache.get(tokens, compute)
 
     def _final_states(self, runs: Sequence[Run], parts: Sequence[Tensor]) -> list[Float[Tensor, "batch time hidden"]]:
-        """Normed final hidden states of each run, block-major."""
+        """Normed final hidden states of each run; all runs go through a block before any goes through the next."""
         if not runs:
             return []
-        choices = [choices_by_block(self.space, self.lm, run.profile) for run in runs]
+        choices = [self.compressible.choices(run.profile) for run in runs]
         inputs = [(run.part, embedding_and_head_levels(self.space, run.profile)[:1]) for run in runs]
-        used = sorted(set(inputs))
+        distinct_inputs = sorted(set(inputs))
         embedded = [
             self.lm.embed(
                 parts[part].to(self.lm.device), embedding_and_head_weights(self.lm, self.weights, levels).embeddings
             )
-            for part, levels in used
+            for part, levels in distinct_inputs
         ]
         states, kwargs = [hidden for hidden, _ in embedded], embedded[0][1]
-        state_of = [used.index(wanted) for wanted in inputs]
-        for block, (wanted, state_of_run) in enumerate(shared_steps(choices, state_of)):
-            states, state_of = self._run_block(block, wanted, states, kwargs[block]), state_of_run
+        state_of_run = [distinct_inputs.index(run_input) for run_input in inputs]
+        for block, (block_runs, next_state_of_run) in enumerate(shared_runs(choices, state_of_run)):
+            states = self._run_block(block, block_runs, states, kwargs[block])
+            state_of_run = next_state_of_run
         normed = [self.lm.final_norm(state) for state in states]
-        return [normed[index] for index in state_of]
+        return [normed[index] for index in state_of_run]
 
     def _run_block(
-        self, block: int, wanted: Sequence[Wanted], states: list[Tensor], kwargs: BlockKwargs
+        self, block: int, block_runs: Sequence[BlockRun], states: list[Tensor], kwargs: BlockKwargs
     ) -> list[Tensor]:
-        """Outputs of a block, whose weights are set once for each choice. States run one by one: see `Run`."""
+        """The output of each run. Weights are set once per choice; states go in one by one, for the reason in `Run`."""
         outputs = []
-        for choice, members in groupby(wanted, key=lambda want: want[0]):
-            weights = {local: self._weight(block, local, level) for local, level in choice.levels}
-            for _, index in members:
-                outputs.append(self.lm.run_block(block, states[index], kwargs, weights=weights, dropped=choice.dropped))
-                self.block_tokens += states[index].shape[:2].numel() * (len(choice.dropped) < 2)
+        for choice, group in groupby(block_runs, key=lambda run: run.choice):
+            weights = self.compressible.block_weights(block, choice)
+            for run in group:
+                state = states[run.state]
+                outputs.append(self.lm.run_block(block, state, kwargs, weights=weights, dropped=choice.dropped))
+                self.block_tokens += state.shape[:2].numel() * run.is_computed
         return outputs
 
-    def _head(self, profile: Profile | None) -> Callable[[Tensor], Tensor]:
-        return partial(
-            self.lm.logits,
-            weight=embedding_and_head_weights(
-                self.lm, self.weights, embedding_and_head_levels(self.space, profile)
-            ).head,
-        )
+    def _windows_per_part(self, window: int) -> int:
+        """How many windows go through a block at once: as many as `batch_tokens` and half of `states_gb` allow."""
+        return max(1, min(self.settings.batch_tokens // window, self._states_in_memory(window)))
 
-    def _weight(self, block: int, local: str, level: int) -> Tensor:
-        if self.weights is None:
-            raise ValueError("this space has layers but no database was given")
-        return self.weights.get(block, self.lm.layer_name(block, local), level)
+    def _runs_at_once(self, part: Tensor) -> int:
+        """For how many runs half of `states_gb` can hold the states before and after a block."""
+        return max(1, self._states_in_memory(part.numel()))
 
-    def _teacher_states(self, tokens: Tensor) -> Float[Tensor, "batch time hidden"]:
-        """The dense model's normed final hidden states on one part of the windows, from the cache where it was seen.
+    def _states_in_memory(self, num_tokens: int) -> int:
+        """How many pairs of states, before and after a block, fit into half of `states_gb`.
 
-        It runs as a profile does, whose distance from it would else be rounding in part: 0.002 in bfloat16.
+        The other half is for the teacher.
         """
-        key = hashlib.sha256(tokens.cpu().numpy().tobytes()).digest()
-        if key not in self._teacher:
-            block_tokens = self.block_tokens
-            (self._teacher[key],) = self._final_states([Run(0, None)], [tokens])
-            self.block_tokens = block_tokens
-        states = self._teacher[key]
-        self._forget_teachers(self.settings.states_gb * 1e9 / 2)
-        return states
-
-    def _forget_teachers(self, limit_bytes: float) -> None:
-        total = sum(state.nbytes for state in self._teacher.values())
-        while total > limit_bytes:
-            total -= self._teacher.popitem(last=False)[1].nbytes
-
-    def _windows_of_part(self, window: int) -> int:
-        """How many windows go through a block at once: `batch_tokens`, within half of `states_gb`."""
-        states = int(self.settings.states_gb * 1e9 / 2 / (2 * self._state_bytes(window)))
-        return max(1, min(self.settings.batch_tokens // window, states))
-
-    def _at_once(self, part: Tensor) -> int:
-        """How many runs keep their states around a block within half of `states_gb`."""
-        return max(1, int(self.settings.states_gb * 1e9 / 2 / (2 * self._state_bytes(part.numel()))))
-
-    def _state_bytes(self, num_tokens: int) -> int:
-        return num_tokens * self.lm.hidden_size * self.lm.dtype.itemsize
-
-
-def shared_steps(
-    choices: Sequence[list[BlockChoice]], starts: Sequence[int]
-) -> Iterator[tuple[list[Wanted], list[int]]]:
-    """For each block what is to be run, by choice, and which of its outputs each profile goes on with.
-
-    `starts` are the states from which the profiles, given by their choices, set out.
-    """
-    state_of = list(starts)
-    for block in range(max(map(len, choices), default=0)):
-        wanted = [(choice[block], state) for choice, state in zip(choices, state_of, strict=True)]
-        distinct = sorted(set(wanted), key=lambda want: (want[0].levels, sorted(want[0].dropped), want[1]))
-        index_of = {want: index for index, want in enumerate(distinct)}
-        state_of = [index_of[want] for want in wanted]
-        yield distinct, state_of
+        state_bytes = num_tokens * self.lm.hidden_size * self.lm.dtype.itemsize
+        return int(self.settings.states_gb * 1e9 / 2 / (2 * state_bytes))

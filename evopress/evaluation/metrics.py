@@ -12,16 +12,19 @@ from torch import Tensor
 Head = Callable[[Tensor], Tensor]
 """Maps normed hidden states (tokens, hidden) to logits (tokens, vocabulary)."""
 
-CACHED_ELEMENTS = 2**19
-"""Logits in float32 that are worked on at once on a CPU: 2 MB."""
+SLICE_ELEMENTS = 2**19
+"""Logits in float32 that a CPU works on at once: 2 MB, which its cache can hold."""
+
+MIN_SLICE_TOKENS = 8
+"""With fewer tokens at once, the calls cost more time than the cache saves."""
 
 
 @dataclass(frozen=True)
 class Divergence:
     """Sums over tokens of KL(dense ‖ compressed) and of the cross-entropy of the next token, both in nats.
 
-    The last token of a window has no next token in it, so `num_targets` is `num_tokens` less one per window. `kl_at` is
-    `kl` by position in the window.
+    The last token of a window has no next token, so `num_targets` is `num_tokens` minus one per window. `kl_at` is `kl`
+    split by position in the window.
     """
 
     kl: float
@@ -45,7 +48,7 @@ class Divergence:
 
     @property
     def kl_by_position(self) -> list[float]:
-        """Mean KL at each position of a window, all windows being equally long."""
+        """Mean KL at each position of a window. All windows must have the same length."""
         return [kl * len(self.kl_at) / self.num_tokens for kl in self.kl_at]
 
     @property
@@ -58,66 +61,73 @@ NO_DIVERGENCE = Divergence(0.0, 0.0, 0, 0)
 """What a sum of divergences starts from."""
 
 
+@dataclass(frozen=True)
+class FinalStates:
+    """Normed final hidden states of a model, and the head that turns them into logits."""
+
+    hidden: Float[Tensor, "batch time hidden"]
+    head: Head
+
+
 def divergences(
-    teacher: Float[Tensor, "batch time hidden"],
-    students: list[Float[Tensor, "batch time hidden"]],
-    tokens: Int[Tensor, "batch time"],
-    head: Head,
+    teacher: FinalStates,
+    students: Sequence[FinalStates],
     *,
-    student_heads: Sequence[Head] | None = None,
+    tokens: Int[Tensor, "batch time"],
     top_k: int | None = None,
     chunk_tokens: int = 64,
 ) -> list[Divergence]:
-    """Compare each student with the teacher; both are given as normed final hidden states.
+    """Compare each student with the teacher on the windows that their states were computed from.
 
-    `head` is the teacher's, and the students' as well unless they bring their own as `student_heads`.
-    The logits of a chunk of tokens exist at a time, those of the teacher once for all students. With `top_k` both
-    distributions are restricted to the teacher's `top_k` most likely tokens and renormalised; cross-entropy is not.
+    Only the logits of `chunk_tokens` tokens exist at a time, and those of the teacher are computed once for all
+    students. With `top_k`, both distributions are restricted to the teacher's `top_k` most likely tokens and
+    renormalised before the KL is taken. The cross-entropy is not restricted.
     """
-    flat_teacher = teacher.flatten(0, 1)
-    flat_students = [student.flatten(0, 1) for student in students]
-    heads = student_heads or [head] * len(students)
     targets = _next_tokens(tokens).flatten()
-    kl = torch.zeros(len(students), len(targets), dtype=torch.float64, device=teacher.device)
-    cross_entropy = torch.zeros(len(students), dtype=torch.float64, device=teacher.device)
+    teacher_states = teacher.hidden.flatten(0, 1)
+    student_states = [student.hidden.flatten(0, 1) for student in students]
+    device = teacher_states.device
+    kl = torch.zeros(len(students), len(targets), dtype=torch.float64, device=device)
+    cross_entropy = torch.zeros(len(students), dtype=torch.float64, device=device)
     for start in range(0, len(targets), chunk_tokens):
-        span = slice(start, start + chunk_tokens)
-        reference = _Reference(head(flat_teacher[span]), top_k)
-        for index, (student, own) in enumerate(zip(flat_students, heads, strict=True)):
-            kl[index, span], of_chunk = reference.compare(own(student[span]), targets[span])
-            cross_entropy[index] += of_chunk
+        chunk = slice(start, start + chunk_tokens)
+        reference = _Reference(teacher.head(teacher_states[chunk]), top_k)
+        for index, (student, hidden) in enumerate(zip(students, student_states, strict=True)):
+            kl[index, chunk], chunk_entropy = reference.divergence(student.head(hidden[chunk]), targets[chunk])
+            cross_entropy[index] += chunk_entropy
     num_tokens, num_targets = tokens.numel(), tokens.numel() - tokens.shape[0]
+    kl_at = kl.unflatten(1, tokens.shape).sum(1)  # (students, time)
     return [
-        Divergence(sum(at), of_student, num_tokens, num_targets, tuple(at))
-        for at, of_student in zip(kl.unflatten(1, tokens.shape).sum(1).tolist(), cross_entropy.tolist(), strict=True)
+        Divergence(sum(student_kl_at), student_entropy, num_tokens, num_targets, tuple(student_kl_at))
+        for student_kl_at, student_entropy in zip(kl_at.tolist(), cross_entropy.tolist(), strict=True)
     ]
 
 
 class _Reference:
-    """The teacher's distribution on one chunk, ready to be compared with.
+    """The teacher's distribution on one chunk of tokens.
 
-    On a CPU a chunk is worked off in slices whose temporaries stay in the cache, which saves two fifths of
-    the time. Fewer than 8 tokens at once would cost more in calls than the cache gives.
+    On a CPU a chunk is split into slices whose temporaries fit into the cache, which saves two fifths of the time.
     """
 
     def __init__(self, logits: Float[Tensor, "tokens vocabulary"], top_k: int | None):
-        rows = max(8, CACHED_ELEMENTS // logits.shape[-1])
+        rows = max(MIN_SLICE_TOKENS, SLICE_ELEMENTS // logits.shape[-1])
         self.num_rows = min(rows, len(logits)) if logits.device.type == "cpu" else len(logits)
-        self.parts = [_Distribution(part, top_k) for part in logits.split(self.num_rows)]
+        self.slices = [_Distribution(part, top_k) for part in logits.split(self.num_rows)]
         self.scratch = logits.new_empty(2, self.num_rows, logits.shape[-1], dtype=torch.float32)
-        """Used by every slice: fresh memory costs a CPU more time than the arithmetic in it."""
+        """Shared by all slices: on a CPU, allocating memory would take longer than the arithmetic in it."""
 
-    def compare(
+    def divergence(
         self, logits: Float[Tensor, "tokens vocabulary"], targets: Int[Tensor, " tokens"]
     ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, ""]]:
-        """KL of each token, and the cross-entropy summed over the chunk; targets of -1 are left out of the latter."""
-        slices = zip(self.parts, logits.split(self.num_rows), targets.split(self.num_rows), strict=True)
-        pairs = [part.compare(of_part, next_tokens, self.scratch) for part, of_part, next_tokens in slices]
-        return torch.cat([kl for kl, _ in pairs]), -torch.cat([target for _, target in pairs]).sum(dtype=torch.float64)
+        """KL of each token, and the cross-entropy summed over the chunk, without tokens whose target is -1."""
+        slices = zip(self.slices, logits.split(self.num_rows), targets.split(self.num_rows), strict=True)
+        pairs = [teacher.divergence(student, next_tokens, self.scratch) for teacher, student, next_tokens in slices]
+        log_likelihood = torch.cat([target_log_q for _, target_log_q in pairs]).sum(dtype=torch.float64)
+        return torch.cat([kl for kl, _ in pairs]), -log_likelihood
 
 
 class _Distribution:
-    """p = softmax of the teacher's logits on a few tokens, and its logarithm; float32."""
+    """p = softmax of the teacher's logits on a few tokens, and log p, both in float32."""
 
     def __init__(self, logits: Float[Tensor, "tokens vocabulary"], top_k: int | None):
         log_p = logits.float().log_softmax(-1)
@@ -125,15 +135,15 @@ class _Distribution:
         self.log_p = log_p if self.kept is None else log_p.gather(-1, self.kept).log_softmax(-1)
         self.p = self.log_p.exp()
 
-    def compare(
+    def divergence(
         self,
         logits: Float[Tensor, "tokens vocabulary"],
         targets: Int[Tensor, " tokens"],
         scratch: Float[Tensor, "2 rows vocabulary"],
     ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " tokens"]]:
-        """KL of each token, and log q of the token that follows, 0 where there is none. Overwrites `scratch`."""
-        wide, log_q = scratch[:, : len(logits)]
-        torch.log_softmax(wide.copy_(logits), -1, out=log_q)
+        """KL of each token, and log q of the next token, 0 for a target of -1. Overwrites `scratch`."""
+        float_logits, log_q = scratch[:, : len(logits)]
+        torch.log_softmax(float_logits.copy_(logits), -1, out=log_q)
         target_log_q = log_q.gather(-1, targets.clamp(min=0)[:, None])[:, 0]
         if self.kept is not None:
             log_q = log_q.gather(-1, self.kept).log_softmax(-1)
@@ -142,5 +152,5 @@ class _Distribution:
 
 
 def _next_tokens(tokens: Int[Tensor, "batch time"]) -> Int[Tensor, "batch time"]:
-    """The token after each one, -1 after the last of a window."""
+    """The token after each one, and -1 for the last one of a window."""
     return torch.cat([tokens[:, 1:], torch.full_like(tokens[:, :1], -1)], dim=1)

@@ -5,11 +5,11 @@ from random import Random
 from torch import Tensor
 
 from evopress.data.windows import minibatch, warn_if_small
-from evopress.evaluation import switch_effects
 from evopress.evaluation.context import EvaluationContext
 from evopress.evaluation.layer_errors import layer_errors
 from evopress.evaluation.outliers import outlier_shares
 from evopress.evaluation.residual_stream import stream_changes
+from evopress.evaluation.switch_effects import PART_TOKENS, switch_effects, token_equivalents
 from evopress.runtime import distributed
 from evopress.search.base import Answer, Question, Table
 from evopress.search.driver import minibatch_rng
@@ -55,15 +55,13 @@ class Oracle:
     def _switch_effects(self, question: Table, tokens: Tensor, rng: Random) -> tuple[Answer, float]:
         assert question.profile is not None
         (draws,) = (int(number) for number in question.arguments)
-        context = self.context
-        effects = switch_effects.switch_effects(
-            context.lm,
-            context.space,
-            context.evaluator.weights,
+        evaluator = self.context.evaluator
+        effects = switch_effects(
+            evaluator.compressible,
             question.profile,
-            tokens,
+            tokens=tokens,
             draws=draws,
             rng=rng,
-            part_tokens=min(switch_effects.PART_TOKENS, context.evaluator.settings.batch_tokens),
+            part_tokens=min(PART_TOKENS, evaluator.settings.batch_tokens),
         )
-        return effects.rows(), switch_effects.token_equivalents(context.space, tokens.numel(), draws)
+        return effects.rows(), token_equivalents(self.context.space, tokens.numel(), draws)

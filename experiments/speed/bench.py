@@ -22,10 +22,10 @@ from evopress.compressors.drop import Drop
 from evopress.compressors.sparsegpt import SparseGPT
 from evopress.data.splits import Splits, load_splits
 from evopress.database.cache import DecodedLevels
-from evopress.evaluation import switch_effects
 from evopress.evaluation.context import EvaluationContext
 from evopress.evaluation.evaluator import Evaluator, EvaluatorSettings
-from evopress.evaluation.metrics import divergences
+from evopress.evaluation.metrics import FinalStates, divergences
+from evopress.evaluation.switch_effects import switch_effects, token_equivalents
 from evopress.models.language_model import LanguageModel
 from evopress.models.loading import load_model
 from evopress.search.moves import evenly_spaced_profile
@@ -48,10 +48,11 @@ def model_phases(lm: LanguageModel, tokens: Tensor, top: dict[str, float]) -> li
     hidden, kwargs = lm.embed(tokens)
     normed = lm.final_norm(hidden).flatten(0, 1)
     logits = lm.logits(normed[:512])[None]
+    states = FinalStates(logits, head=lambda hidden: hidden)
     head_gflop = 2 * lm.hidden_size * lm.vocab_size * tokens.numel() / 1e9
 
     def compare() -> object:
-        return divergences(logits, [logits] * 4, tokens[:1], lambda same: same)
+        return divergences(states, [states] * 4, tokens=tokens[:1])
 
     return [
         Phase(
@@ -83,13 +84,11 @@ def table_phase(lm: LanguageModel, context: EvaluationContext, tokens: Tensor, t
     profile, draws = evenly_spaced_profile(context.space, BITS), 2
 
     def table() -> object:
-        return switch_effects.switch_effects(
-            lm, context.space, context.evaluator.weights, profile, tokens, draws=draws, rng=Random(0)
-        )
+        return switch_effects(context.evaluator.compressible, profile, tokens=tokens, draws=draws, rng=Random(0))
 
     head = 2 * lm.hidden_size * lm.vocab_size / 1e9
     per_token = databases.block_gflop(lm, 1, tokens.shape[1]) * lm.num_blocks + head
-    work = switch_effects.token_equivalents(context.space, tokens.numel(), draws) * per_token
+    work = token_equivalents(context.space, tokens.numel(), draws) * per_token
     ceiling = top[str(lm.dtype).removeprefix("torch.")]
     return Phase("gradient table, 512 tokens", seconds(table, 1), work, "GFLOP", ceiling)
 

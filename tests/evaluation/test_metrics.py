@@ -7,10 +7,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evopress.evaluation.metrics import Divergence, divergences
+from evopress.evaluation.metrics import Divergence, FinalStates, divergences
 from tests import plain
 
 WINDOWS, TIME, HIDDEN, VOCABULARY = 3, 11, 6, 40
+
+
+def compared(head, teacher, students, tokens, **settings):
+    """The divergence of each student, all with the same head."""
+    return divergences(
+        FinalStates(teacher, head), [FinalStates(student, head) for student in students], tokens=tokens, **settings
+    )
 
 
 def case(seed: int = 0, spread: float = 2.0):
@@ -26,7 +33,7 @@ def case(seed: int = 0, spread: float = 2.0):
 @pytest.mark.parametrize("spread", [0.1, 2.0, 30.0])
 def test_divergences_are_the_plain_ones(top_k, spread):
     head, teacher, students, tokens = case(spread=spread)
-    found = divergences(teacher, students, tokens, head, top_k=top_k)
+    found = compared(head, teacher, students, tokens, top_k=top_k)
     for student, each in zip(students, found, strict=True):
         kl = plain.kl(head(teacher), head(student), top_k)
         entropy = plain.cross_entropies(head(student), tokens)
@@ -41,8 +48,8 @@ def test_divergences_are_the_plain_ones(top_k, spread):
 @given(st.integers(1, 50), st.sampled_from([None, 3]))
 def test_the_size_of_the_chunks_does_not_matter(chunk_tokens, top_k):
     head, teacher, students, tokens = case()
-    whole = divergences(teacher, students, tokens, head, top_k=top_k, chunk_tokens=10**6)
-    parts = divergences(teacher, students, tokens, head, top_k=top_k, chunk_tokens=chunk_tokens)
+    whole = compared(head, teacher, students, tokens, top_k=top_k, chunk_tokens=10**6)
+    parts = compared(head, teacher, students, tokens, top_k=top_k, chunk_tokens=chunk_tokens)
     assert [each.kl for each in parts] == pytest.approx([each.kl for each in whole], rel=1e-5)
     assert [each.cross_entropy for each in parts] == pytest.approx([each.cross_entropy for each in whole], rel=1e-5)
 
@@ -55,21 +62,21 @@ def test_no_more_logits_than_a_chunk_exist_at_a_time_and_the_teachers_only_once(
         seen.append(len(states))
         return head(states)
 
-    divergences(teacher, students, tokens, watched, chunk_tokens=10)
+    compared(watched, teacher, students, tokens, chunk_tokens=10)
     assert seen == [size for size in (10, 10, 10, 3) for _ in range(1 + len(students))]
 
 
 @pytest.mark.parametrize("top_k", [None, 5])
 def test_a_model_has_no_distance_from_itself_and_some_from_others(top_k):
     head, teacher, students, tokens = case()
-    same, other = divergences(teacher, [teacher, students[0]], tokens, head, top_k=top_k)
+    same, other = compared(head, teacher, [teacher, students[0]], tokens, top_k=top_k)
     assert same.kl == 0 and other.kl > 1
 
 
 def test_windows_add_up():
     head, teacher, students, tokens = case()
-    whole = divergences(teacher, students[:1], tokens, head)[0]
-    parts = [divergences(teacher[i : i + 1], [students[0][i : i + 1]], tokens[i : i + 1], head)[0] for i in range(3)]
+    whole = compared(head, teacher, students[:1], tokens)[0]
+    parts = [compared(head, teacher[i : i + 1], [students[0][i : i + 1]], tokens[i : i + 1])[0] for i in range(3)]
     added = sum(parts[1:], start=parts[0])
     assert (added.num_tokens, added.num_targets) == (whole.num_tokens, whole.num_targets)
     assert added.kl == pytest.approx(whole.kl, rel=1e-6)
@@ -80,7 +87,7 @@ def test_half_precision_states_are_compared_in_float32():
     head, teacher, students, tokens = case()
     head = head.bfloat16()
     states = [state.bfloat16() for state in (teacher, students[0])]
-    found = divergences(states[0], [states[1]], tokens, head)[0]
+    found = compared(head, states[0], [states[1]], tokens)[0]
     kl = plain.kl(*(head(state).float() for state in states))
     assert found.kl == pytest.approx(float(kl.sum()), rel=1e-5)
 

@@ -10,7 +10,9 @@ from torch.func import functional_call
 
 from evopress.compressors.rtn import RTN
 from evopress.database.cache import DecodedLevels
-from evopress.evaluation.switch_effects import Effects, fisher_probe, switch_effects, token_equivalents
+from evopress.evaluation.compressible_model import CompressibleModel
+from evopress.evaluation.fisher import fisher_probe
+from evopress.evaluation.switch_effects import SwitchEffects, switch_effects, token_equivalents
 from evopress.models.language_model import LanguageModel
 from evopress.space.apply import applied
 from evopress.space.build import layer_space
@@ -42,9 +44,11 @@ def some_profile(space: Space) -> Profile:
     return tuple((7 * i) % len(unit.levels) for i, unit in enumerate(space.units))
 
 
-def effects(lm: LanguageModel, space: Space, weights: DecodedLevels | None, profile: Profile, **changes) -> Effects:
+def effects(
+    lm: LanguageModel, space: Space, weights: DecodedLevels | None, profile: Profile, **changes
+) -> SwitchEffects:
     settings = dict(draws=2, rng=Random(5))
-    return switch_effects(lm, space, weights, profile, TOKENS, **{**settings, **changes})
+    return switch_effects(CompressibleModel(lm, space, weights), profile, tokens=TOKENS, **{**settings, **changes})
 
 
 def row(space: Space, index: int, level: int) -> int:
@@ -249,7 +253,7 @@ def test_probes_have_the_fisher_information_as_covariance():
 
 
 def test_rows_hold_first_and_second_of_each_switch():
-    assert Effects(torch.tensor([1.0, -2.0]), torch.tensor([0.5, 1 / 3])).rows() == [[1.0, 0.5], [-2.0, 0.333333]]
+    assert SwitchEffects(torch.tensor([1.0, -2.0]), torch.tensor([0.5, 1 / 3])).rows() == [[1.0, 0.5], [-2.0, 0.333333]]
 
 
 def test_every_pass_is_paid_for():

@@ -19,7 +19,7 @@ from evopress.export import Export
 from evopress.models.experts import Experts
 from evopress.models.language_model import LanguageModel
 from evopress.models.loading import wrap_model
-from evopress.pipeline import run
+from evopress.pipeline import run_job
 from evopress.search.evolution import Stage
 from evopress.search.guided import Guided
 from evopress.space.apply import applied
@@ -186,7 +186,7 @@ def test_the_whole_job_runs_and_the_export_is_loaded_by_transformers(family, tmp
     save_tiny(family, tmp_path / "model")
     settings = job(tmp_path, tmp_path / "model", search=SEARCH, export=Export(formats=["hf"]))
     space = SpaceSettings(tie="expert" if family == "mixtral" else "none")
-    profile = run(replace(settings, space=space))
+    profile = run_job(replace(settings, space=space))
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["exports"]["hf"] and results["searched"]["kl"]
     assert len(profile) == NUM_BLOCKS * TIES[space.tie]

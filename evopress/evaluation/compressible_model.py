@@ -1,0 +1,48 @@
+"""A model together with the weights that its units can switch to."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from evopress.database.cache import DecodedLevels
+from evopress.models.language_model import LanguageModel
+from evopress.space.apply import (
+    BlockChoice,
+    EmbeddingAndHead,
+    choices_by_block,
+    embedding_and_head_levels,
+    embedding_and_head_weights,
+)
+from evopress.space.units import Profile, Space
+
+
+@dataclass(frozen=True)
+class CompressibleModel:
+    """A dense model, its space of profiles, and the decoded weights of all levels.
+
+    `weights` is None for a space whose units have no layers (drops).
+    """
+
+    lm: LanguageModel
+    space: Space
+    weights: DecodedLevels | None
+
+    def choices(self, profile: Profile | None) -> list[BlockChoice]:
+        """What each block runs with at `profile`; None is the dense model."""
+        return choices_by_block(self.space, self.lm, profile)
+
+    def block_weights(self, block: int, choice: BlockChoice) -> dict[str, Tensor]:
+        """The dense weights of a block's layers, by local name."""
+        return {
+            local: self.layer_weight(block, self.lm.layer_name(block, local), level) for local, level in choice.levels
+        }
+
+    def layer_weight(self, block: int, layer: str, level: int) -> Tensor:
+        """The dense weight of a layer, given by its full name, at a level. Raises ValueError without a database."""
+        if self.weights is None:
+            raise ValueError("this space has layers but no database was given")
+        return self.weights.get(block, layer, level)
+
+    def embedding_and_head(self, profile: Profile | None) -> EmbeddingAndHead:
+        """The weights of embeddings and head at `profile`, where it chooses levels for them."""
+        return embedding_and_head_weights(self.lm, self.weights, embedding_and_head_levels(self.space, profile))

@@ -1,0 +1,34 @@
+"""Which block runs several profiles can share, because they agree on all blocks up to that one."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from evopress.space.apply import BlockChoice
+
+
+class BlockRun(NamedTuple):
+    """One run of a block: what it runs with, and the index of the state that it starts from."""
+
+    choice: BlockChoice
+    state: int
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether any sub-block is left to run."""
+        return len(self.choice.dropped) < 2
+
+
+def shared_runs(
+    choices: Sequence[list[BlockChoice]], start_states: Sequence[int]
+) -> Iterator[tuple[list[BlockRun], list[int]]]:
+    """For each block its distinct runs, sorted by choice, and the run that each profile continues from.
+
+    Each profile is given by its choices for all blocks and by the index of the state that it starts from.
+    """
+    states = list(start_states)
+    for block in range(max(map(len, choices), default=0)):
+        runs_of_profiles = [BlockRun(choice[block], state) for choice, state in zip(choices, states, strict=True)]
+        runs = sorted(set(runs_of_profiles), key=lambda run: (run.choice.levels, sorted(run.choice.dropped), run.state))
+        index_of_run = {run: index for index, run in enumerate(runs)}
+        states = [index_of_run[run] for run in runs_of_profiles]
+        yield runs, states
