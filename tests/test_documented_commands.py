@@ -1,0 +1,190 @@
+"""Every command and listing of the documents runs: on a tiny random model, with little text and short searches."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from evopress.config import CONFIG_FOLDER, build
+from evopress.inspection.__main__ import main as inspect
+from evopress.job import Job
+from evopress.pipeline import run_job
+from evopress.report.__main__ import main as report
+from tests.documents import PAGES, ROOT, RUN, STUDIES, command_lines, listings, overrides_of, page
+from tests.test_api import NOTEBOOK
+from tests.tiny_models import config, tokenizer
+
+LITTLE_TEXT = ["window=32", "calibration_tokens=128", "search_tokens=256", "validation_tokens=64", "test_tokens=64"]
+ONE_STAGE = "search.stages=[{survivors: 1, tokens: 32}]"
+SHORT = {
+    "Evolution": ["search.generations=1", "search.offspring=2", "search.initial_candidates=2", ONE_STAGE],
+    "Guided": ["search.rounds=1", "search.table_tokens=32", "search.line_tokens=32", "search.refinements=1"],
+    "Climb": ["search.steps=2", "search.tokens=32"],
+}
+"""What makes a search short, by its class."""
+
+SMALL_TARGETS = {"budget.target=110MB": "budget.target=300KB", "budget.target=90MB": "budget.target=300KB"}
+"""File sizes for a tiny model, in place of those in the documents."""
+
+RUN_ELSEWHERE = {
+    f"{RUN} resume=": "tests/test_run.py",
+    "torchrun ": "tests/test_processes.py",
+    "accelerate launch ": "tests/test_processes.py",
+    "make ": "Makefile",
+    "pip install ": "Makefile",
+}
+"""Which file runs the commands that are not run here."""
+
+NOT_RUN = ("export HF_TOKEN=", "hf auth login")
+"""They need an account."""
+
+COMMANDS = list(
+    dict.fromkeys(
+        line
+        for path in PAGES
+        for line in command_lines(path)
+        if RUN in line and "--cfg" not in line and not line.startswith(tuple(RUN_ELSEWHERE))
+    )
+)
+(ALL_TOGETHER,) = (line for line in COMMANDS if "model=mine" in line and "tracking=csv" in line)
+OF_STUDIES = [(path.parent.name, line) for path in STUDIES for line in command_lines(path) if line.startswith(RUN)]
+
+
+@pytest.mark.parametrize(("study", "command"), OF_STUDIES)
+def test_every_command_of_a_study_composes(study, command):
+    configuration([word for word in overrides_of(command) if not word.startswith("resume=")])
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory) -> Path:
+    """A user's folder: the files of the page on your own parts, a model, notes, and the texts that commands name."""
+    folder = tmp_path_factory.mktemp("desk")
+    for language in ("python", "yaml"):
+        for listing in listings(page("bring_your_own").read_text(), language):
+            name = re.match(r"# (\S+)\n", listing)[1]
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(listing)
+    wide = {"intermediate_size": 256}  # what nemotron_nas needs
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**{**config("llama").to_dict(), **wide}))
+    model.save_pretrained(folder / "models/mine")
+    tokenizer().save_pretrained(folder / "models/mine")
+    topics = import_module("pydoc_data.topics").topics
+    (folder / "notes").mkdir()
+    for name in sorted(topics)[:20]:
+        (folder / "notes" / f"{name}.md").write_text(topics[name])
+    for name in ("wikitext2_valid.txt", "wikitext2_test.txt"):
+        (folder / name).write_text("\n".join(map(str, topics.values())))
+    subprocess.run([sys.executable, "my_text.py"], cwd=folder, check=True)
+    return folder
+
+
+def small(command: str, folder: Path) -> list[str]:
+    """The overrides of a command for a tiny model that is not trained, with little text and a short search."""
+    words = [SMALL_TARGETS.get(word, word) for word in overrides_of(command)]
+    overridden = {word.partition("=")[0]: word.partition("=")[2] for word in words}
+    if overridden.get("model", "tiny") in ("tiny", "smollm2") and "experiment" not in overridden:
+        words += [] if "search" in overridden else ["search=demo"]
+    if overridden.get("model") != "mine":
+        words = [word for word in words if not word.startswith("model")]
+        words += ["model=hf", "model.name=stand-in", "model.path=models/mine"]
+    words += [] if "data" in overridden else ["data=pydoc"]
+    words += ["eval=default"] if "experiment" in overridden else []
+    words += ["model.max_perplexity=1e9", "model.device=cpu", "outputs=outputs"]
+    words += [f"hydra.searchpath=[file://{folder}/my_conf]"]
+    words += [f"data.{amount}" for amount in LITTLE_TEXT]
+    target = configuration(words).search["_target_"]
+    return words + SHORT.get(target.rpartition(".")[2], [])
+
+
+def configuration(words: list[str]) -> DictConfig:
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        return compose("config", words)
+
+
+def job_of(command: str, desk: Path, run_folder: Path) -> Job:
+    return build(configuration(small(command, desk)), run_folder)
+
+
+@pytest.fixture
+def at_desk(desk, monkeypatch) -> Path:
+    monkeypatch.chdir(desk)
+    monkeypatch.syspath_prepend(str(desk))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setattr("evopress.pipeline.write_report", lambda folder: folder / "results.json")  # it takes longest
+    return desk
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if line != ALL_TOGETHER])
+def test_every_command_runs(command, at_desk, tmp_path):
+    job = job_of(command, at_desk, tmp_path / "run")
+    run_job(job)
+    if "plan" in job.stages:
+        return
+    if job.targets:
+        assert (tmp_path / "run/front.csv").is_file()
+        return
+    assert json.loads((tmp_path / "run/results.json").read_text())["done"]
+    for name in job.export.formats:
+        assert (tmp_path / "run/checkpoints" / name / "README.md").is_file()
+    if "tracking=csv" in command:
+        assert ",search/best_fitness," in (tmp_path / "run/metrics.csv").read_text()
+    if "model=mine" in command:
+        assert job.model.family.layers[1] == ("self_attn.o_proj",)
+
+
+def test_all_parts_of_a_user_work_together_as_a_program(desk, tmp_path):
+    words = [word for word in small(ALL_TOGETHER, desk) if not word.startswith("hydra.searchpath")]
+    module_and_conf = shlex.split(ALL_TOGETHER.partition(" python ")[2])[:4]  # -m evopress.run --config-dir my_conf
+    command = [sys.executable, *module_and_conf]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f".:{ROOT}"}
+    finished = subprocess.run(
+        [*command, *words, f"hydra.run.dir={tmp_path}/run"], cwd=desk, env=environment, capture_output=True, text=True
+    )
+    assert finished.returncode == 0, finished.stderr + finished.stdout
+    assert (tmp_path / "run/metrics.csv").is_file()
+    settings = yaml.safe_load((tmp_path / "run/.hydra/config.yaml").read_text())
+    assert settings["compress"]["_target_"] == "half_zero.HalfZero"
+    assert settings["search"]["_target_"] == "climb.Climb"
+    assert settings["data"]["source"] == "notes.jsonl"
+
+
+def test_runs_are_inspected_and_compared_with_the_documented_commands(at_desk, tmp_path, capsys):
+    first, second = tmp_path / "first", tmp_path / "second"
+    run_job(job_of(f"{RUN} search=uniform", at_desk, first))
+    shutil.copytree(first, second)
+    documented = {line for path in PAGES for line in command_lines(path)}
+    assert {"python -m evopress.inspection PATH", "python -m evopress.report DIR DIR"} <= documented
+    assert inspect([str(first)]) == 0
+    assert report([str(first), str(second)]) == 0
+    assert Path("comparison.html").is_file()
+
+
+def test_every_other_command_is_run_elsewhere():
+    texts = {name: (ROOT / name).read_text() for name in set(RUN_ELSEWHERE.values())}
+    assert "resume=" in texts["tests/test_run.py"] and "torch.distributed.run" in texts["tests/test_processes.py"]
+    here = ("python -m evopress.inspection", "python -m evopress.report", "python my_text.py", *NOT_RUN)
+    for line in (line for path in PAGES for line in command_lines(path)):
+        if "--cfg" in line or line.startswith(("torchrun", "accelerate")):
+            configuration(overrides_of(line))
+        else:
+            assert line in COMMANDS or line.startswith((*RUN_ELSEWHERE, *here)), f"nothing runs {line!r}"
+
+
+def test_the_python_listing_is_the_executed_notebook():
+    (listing,) = listings(page("python").read_text(), "python")
+    cell = "".join(next(c["source"] for c in json.loads(NOTEBOOK.read_text())["cells"] if c["cell_type"] == "code"))
+    ours, theirs = (re.sub(r"^name = .*$", "name = …", text.strip(), flags=re.MULTILINE) for text in (listing, cell))
+    assert ours == theirs

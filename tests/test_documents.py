@@ -1,0 +1,115 @@
+"""What the documents say exists: options, commands of make, packages, links, formats."""
+
+import re
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from evopress.config import CONFIG_FOLDER, GROUPS, build
+from tests.documents import DOCUMENTS, PAGES, README, ROOT, command_lines, page, table
+
+MENTIONED_FOLDERS = ("/work/", "../shared", "/tmp/", "subagent")
+NOT_OURS = {".venv", "outputs", ".engines", "build"}
+
+
+def test_the_readme_is_short():
+    assert len(README.read_text().splitlines()) <= 200
+
+
+def test_every_page_is_linked_from_the_readme():
+    for path in PAGES[1:]:
+        assert f"](docs/{path.name})" in README.read_text(), f"the README does not link to {path.name}"
+
+
+def test_every_option_is_listed_and_every_listed_option_exists():
+    options_of_group = {row[0].strip("`"): row[1] for row in table(page("options"), "group", "options")}
+    for group in ("model", "compress", "budget", "search", "data", "tracking", "experiment"):
+        options = {path.stem for path in CONFIG_FOLDER.glob(f"{group}/*.yaml") if not path.stem.startswith("_")}
+        listed = {word.split()[0] for word in re.findall(r"`([^`]+)`", options_of_group[group])}
+        assert options <= listed, f"{group}: {options - listed} is not listed"
+        unknown = {word for word in listed - options if not re.match(rf"({group}|{'|'.join(GROUPS)})[.=]", word)}
+        assert not unknown, f"{group}: {unknown} does not exist"
+
+
+def test_the_papers_figures_are_those_of_the_experiment_files():
+    rows = {row[0].strip("`"): " | ".join(row[1:]) for row in table(page("paper"), "`experiment=`")}
+    files = {path.stem: path.read_text() for path in CONFIG_FOLDER.glob("experiment/*.yaml")}
+    assert rows.keys() == files.keys()
+    for name, text in files.items():
+        figures = re.findall(r"[\d.]+ / [\d.]+\d", text.partition("in the paper:")[2].partition("\n")[0])
+        assert figures == re.findall(r"[\d.]+ / [\d.]+\d", rows[name]), name
+
+
+FORMATS = table(page("formats"), "settings")
+"""Rows of the table of compressors and formats."""
+
+FORMAT_NAMES = ("hf", "zeroed", "compressed_tensors", "gguf", "nemotron_nas")
+
+
+@pytest.mark.parametrize("row", FORMATS, ids=[row[0] for row in FORMATS])
+def test_settings_are_refused_where_the_formats_page_says_so(row, tmp_path):
+    settings = re.search(r"`([^`]+)`", row[0])[1].split()
+    settings += ["compress.scale_dtype=float16"] if "compress=gptq" in settings else []
+    for name, cell in zip(FORMAT_NAMES, row[1:], strict=True):
+        with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+            cfg = compose("config", [*settings, f"export.formats=[{name}]", f"outputs={tmp_path}"])
+        if "budget=size" not in settings and "space=joint" in settings:
+            cfg.budget.metric, cfg.budget.target = "size", "90MB"
+        job = build(cfg, tmp_path)
+        if cell.startswith("refused"):
+            with pytest.raises(ValueError, match=rf"export.formats=\[{name}\]|transformers cannot read"):
+                job.check()
+        else:
+            assert cell.startswith("ran"), cell
+            job.check()
+
+
+def test_documented_installations_are_those_that_are_tested():
+    makefile, pins = (ROOT / "Makefile").read_text(), (ROOT / "constraints.txt").read_text().splitlines()
+    project = (ROOT / "pyproject.toml").read_text()
+    for line in command_lines(README):
+        if line.startswith("pip install"):
+            for extra in re.findall(r"\[([\w,]+)\]", line):
+                assert all(re.search(rf"^{name} = \[", project, re.MULTILINE) for name in extra.split(","))
+            for pin in re.findall(r"\S+==\S+", line):
+                assert pin in pins and f"--no-deps {pin.partition('==')[0]}" in makefile
+
+
+def test_every_requirement_for_development_has_a_tested_version():
+    project = (ROOT / "pyproject.toml").read_text()
+    development = re.search(r"^dev = \[(.*?)\]", project, re.MULTILINE | re.DOTALL)[1]
+    pinned = {line.partition("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    required = {name.lower() for name in re.findall(r'"([\w-]+)', development)}
+    assert required <= pinned
+
+
+def test_every_make_target_that_is_named_exists():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    pattern = re.compile(r"(?:^    |^|`)make ([a-z-]+)(?=[\s`])", re.MULTILINE)
+    named = {name for path in DOCUMENTS for name in pattern.findall(path.read_text())}
+    assert named <= targets
+
+
+def test_every_link_leads_to_a_file_and_a_heading():
+    for path in DOCUMENTS:
+        for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)", path.read_text()):
+            linked = (path.parent / target).resolve() if target else path
+            assert linked.exists(), f"{path} links to {target}"
+            if anchor:
+                headings = re.findall(r"^##+ (.*)$", linked.read_text(), re.MULTILINE)
+                anchors = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+                assert anchor in anchors, f"{path} links to {target}#{anchor}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_document_that_names_the_small_model_says_what_its_weights_are(path):
+    text = path.read_text()
+    if "SmolLM2" in text and re.search(r"\d\.\d", text) and path.name != "CHANGELOG.md":
+        assert "Q4_1" in text and "Instruct" in text, "say that it is SmolLM2-135M-Instruct, decoded from a Q4_1 file"
+
+
+def test_the_project_speaks_of_itself_alone():
+    for path in (path for pattern in ("*.py", "*.md", "*.yaml", "*.sh") for path in ROOT.rglob(pattern)):
+        if not NOT_OURS & set(path.relative_to(ROOT).parts) and path.name != "test_documents.py":
+            mentioned = [word for word in MENTIONED_FOLDERS if word in path.read_text()]
+            assert not mentioned, f"{path} mentions {mentioned}"
