@@ -12,20 +12,20 @@ from evopress.compressors.drop import Drop
 from evopress.compressors.gptq import GPTQ
 from evopress.compressors.sparsegpt import SparseGPT
 from evopress.data.settings import Data
+from evopress.evaluation.eval_settings import Eval
 from evopress.evaluation.evaluator import EvaluatorSettings
-from evopress.evaluation.lm_eval_tasks import Eval
 from evopress.export import Export
 from evopress.job import Job
 from evopress.models.language_model import LanguageModel
 from evopress.models.loading import wrap_model
 from evopress.models.source import ModelSource
-from evopress.pipeline import run
+from evopress.pipeline import run_job
 from evopress.runtime.json_files import read_json
 from evopress.runtime.tracking import Tracker
 from evopress.search.base import Search
-from evopress.search.evolution import Stage
 from evopress.search.guided import Guided
 from evopress.search.refinement import Refinement
+from evopress.search.selection import Stage
 from evopress.space.budget import Budget
 from evopress.space.settings import SpaceSettings
 from evopress.space.units import Profile
@@ -79,7 +79,7 @@ def compress(
         raise ValueError("a model in memory needs its tokenizer as the second argument")
     else:
         source = wrap_model(model, tokenizer, type(model).__name__)
-    profile = run(
+    profile = run_job(
         Job(
             model=source,
             data=data or DEMO_DATA,

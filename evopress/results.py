@@ -1,14 +1,67 @@
-"""What `results.json` says about a run besides the scores of the candidates."""
+"""`results.json` of a run, and what of it a resumed run can reuse."""
 
-from dataclasses import asdict
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
+from evopress.evaluation.candidates import Candidate
 from evopress.evaluation.context import EvaluationContext
 from evopress.job import Job, name_of
+from evopress.runtime import distributed
+from evopress.runtime.checksums import read_json_if_intact, with_checksum
+from evopress.runtime.json_files import read_json, write_json
 from evopress.space.units import Profile
 
+CANDIDATES = ("dense", "uniform", "searched")
 
-def describe_run(job: Job, context: EvaluationContext, profile: Profile, *, search_tokens: float) -> dict[str, object]:
-    """The model, the settings and the tokens of a run. `search_tokens` are the token equivalents of its search."""
+
+@dataclass(frozen=True)
+class ResultsFile:
+    """`results.json`. `recorded` is its content before this evaluation; empty if it is missing or damaged.
+
+    `measured` is everything that the scores depend on, `done` everything that the whole evaluation depends on. The file
+    gets `measured` together with the scores, and `done` at the very end.
+    """
+
+    path: Path
+    measured: Mapping[str, object]
+    done: Mapping[str, object]
+    recorded: Mapping[str, dict]
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.recorded.get("done") == self.done
+
+    def recorded_candidates(self) -> dict[str, Candidate] | None:
+        """The candidates with their scores, if they were already measured with the same settings."""
+        if self.recorded.get("measured") != self.measured:
+            return None
+        return {name: Candidate(**self.recorded[name]) for name in CANDIDATES}
+
+    def write(self, results: Mapping[str, object]) -> None:
+        write_json(self.path, with_checksum(results))
+
+
+def open_results(job: Job, context: EvaluationContext, profile: Profile) -> ResultsFile:
+    """The results file of a job whose search returned `profile`. Collective."""
+    path = job.folder / "results.json"
+    settings = {"data": asdict(job.data), "eval": asdict(job.eval)}
+    measured = {**settings, "profile": list(profile), "depends_on": context.identity}
+    done = {**measured, "export": asdict(job.export)}
+    recorded = distributed.from_first(lambda: read_json_if_intact(path))
+    return ResultsFile(path, _as_json(measured), _as_json(done), recorded)
+
+
+def _as_json(settings: Mapping[str, object]) -> dict[str, object]:
+    """The value that comes back when `settings` are saved as JSON and read again."""
+    return json.loads(json.dumps(settings))
+
+
+def describe_run(job: Job, context: EvaluationContext, profile: Profile) -> dict[str, object]:
+    """The model, the settings and the tokens of a run: what `results.json` contains apart from scores."""
+    search_tokens = read_json(job.folder / "profile.json")["token_equivalents"]
     return {
         "model": job.model.name,
         "compress": name_of(job.compress),

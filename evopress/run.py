@@ -22,13 +22,13 @@ def compress(cfg: DictConfig) -> None:
     signals.listen()  # main did already, but not in the workers of a sweep's launcher
     folder = Path(cfg.resume or HydraConfig.get().runtime.output_dir)
     try:
-        from evopress.pipeline import run  # takes seconds, which a misspelled key need not cost
+        from evopress.pipeline import run_job  # takes seconds, which a misspelled key need not cost
         from evopress.runtime import distributed
 
         signals.raise_if_interrupted()
         distributed.join()
         folder = distributed.from_first(lambda: folder)
-        run(build(cfg, folder))
+        run_job(build(cfg, folder))
     except (Exception, KeyboardInterrupt) as error:
         if signals.was_interrupted():
             log.warning("interrupted; go on with: python -m evopress.run resume=%s", folder)

@@ -113,7 +113,7 @@ def make_run(folder: Path, num_blocks: int = 2, generations: int = 3, offspring:
     lines = search_lines(levels, generations, offspring, rng)
     (folder / "search.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "run.log").write_text(
-        "[2026-01-01 10:00:00,000][evopress.pipeline][INFO] - dense perplexity 12.35\n"
+        "[2026-01-01 10:00:00,000][evopress.preparation][INFO] - dense perplexity 12.35\n"
         "[2026-01-01 10:00:01,000][evopress.models.language_model][WARNING] - the tokenizer has no BOS token\n"
     )
     return folder

@@ -33,7 +33,7 @@ SETTINGS = dict(
 @pytest.fixture
 def untrained(monkeypatch):
     """Random weights are worse than a guess, which a run would refuse."""
-    monkeypatch.setattr("evopress.pipeline.check_dense", lambda *args: None)
+    monkeypatch.setattr("evopress.preparation.check_dense", lambda *args: None)
 
 
 def test_a_model_in_memory_is_compressed_exported_and_loaded_back(tmp_path, untrained):

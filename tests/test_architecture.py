@@ -24,13 +24,12 @@ ALLOWED: dict[str, str] = {
     "inspection": "runtime space database report",
     "job": "runtime data models space compressors search evaluation export",
     "targets": "space search job",
-    "results": "space evaluation job",
+    "preparation": "runtime data models space compressors database search evaluation export job targets",
+    "saved_profile": "runtime space evaluation job",
+    "results": "runtime space evaluation job",
     "planning": "runtime data models space compressors search evaluation job targets",
     "pareto": "runtime data space search evaluation report job targets",
-    "pipeline": (
-        "runtime data models space compressors database search evaluation export report "
-        "job targets results planning pareto"
-    ),
+    "pipeline": "runtime space search evaluation export report job preparation saved_profile results planning pareto",
     "config": "runtime data models space compressors search evaluation export job",
     "api": "runtime data models space compressors search evaluation export job pipeline",
     "run": "runtime config pipeline",

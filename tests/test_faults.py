@@ -16,16 +16,17 @@ from transformers import AutoTokenizer
 
 from evopress.compressors.rtn import RTN
 from evopress.data.settings import Data
+from evopress.evaluation.eval_settings import Eval
 from evopress.evaluation.evaluator import Evaluator, EvaluatorSettings
-from evopress.evaluation.lm_eval_tasks import Eval
 from evopress.export import Export, export
 from evopress.models.loading import load_model
 from evopress.models.source import ModelSource
-from evopress.pipeline import Job, run
+from evopress.pipeline import Job, run_job
 from evopress.runtime.checksums import with_checksum
 from evopress.runtime.files import lock_folder, write_atomically
 from evopress.runtime.tracking import Tracker
-from evopress.search.evolution import Evolution, Stage
+from evopress.search.evolution import Evolution
+from evopress.search.selection import Stage
 from evopress.space.budget import Budget
 from evopress.space.settings import SpaceSettings
 from tests.exports import compressed
@@ -88,7 +89,7 @@ def measured(folder: Path) -> dict:
 def whole(tmp_path_factory, model) -> Path:
     """A run to which nothing happened."""
     folder = tmp_path_factory.mktemp("whole")
-    run(job(folder, model, stages=EVERYTHING))
+    run_job(job(folder, model, stages=EVERYTHING))
     return folder
 
 
@@ -144,8 +145,8 @@ def test_a_full_disk_names_the_file_and_costs_nothing_but_time(name, nth, whole,
     with monkeypatch.context() as patch:
         full_disk(patch, name, nth)
         with pytest.raises(OSError, match=rf"No space left on device: '.*{name}"):
-            run(job(tmp_path, model, stages=stages))
-    run(job(tmp_path, model, stages=stages))
+            run_job(job(tmp_path, model, stages=stages))
+    run_job(job(tmp_path, model, stages=stages))
     assert outcome(tmp_path) == outcome(whole)
     assert stages != EVERYTHING or measured(tmp_path) == measured(whole)
     assert not list(tmp_path.rglob("*.tmp"))
@@ -228,7 +229,7 @@ def test_a_disk_that_takes_nothing_is_one_message_without_traceback(options, mes
 def exported(whole, model, tmp_path_factory) -> Path:
     """The same run, with a checkpoint."""
     folder = shutil.copytree(whole, tmp_path_factory.mktemp("exported"), dirs_exist_ok=True)
-    run(job(folder, model, stages=EVERYTHING, export=Export(formats=["hf"])))
+    run_job(job(folder, model, stages=EVERYTHING, export=Export(formats=["hf"])))
     return folder
 
 
@@ -249,11 +250,11 @@ def test_a_disk_that_fills_up_during_the_export_costs_the_export_only(
     filler = disk / "filler"  # plots and report come after the export
     filler.write_bytes(bytes(size_of(whole / "run") - size_of(disk / "run")))
     with pytest.raises(OSError, match=r"No space left on device: '.*checkpoints/hf'"):
-        run(this)
+        run_job(this)
     assert list((disk / "run" / "checkpoints").iterdir()) == []
     subprocess.run(["mount", "-o", "remount,size=40M", disk], check=True)
     monkeypatch.setattr(Evaluator, "compare", only_dense(Evaluator.compare))
-    run(this)
+    run_job(this)
     name = "checkpoints/hf/model.safetensors"
     assert (disk / "run" / name).read_bytes() == (exported / "run" / name).read_bytes()
     assert (disk / "run" / "report.html").exists()
@@ -276,7 +277,7 @@ def test_what_a_killed_export_left_is_cleared_away(exported, whole, model, copie
         (copied / "run" / name).write_bytes(bytes(1000))
     database = next(copied.glob("databases/*/*/manifest.json")).parent
     (database / ".block-001.safetensors.77.tmp").write_bytes(bytes(1000))
-    run(job(copied, model, stages=EVERYTHING, export=Export(formats=["hf"])))
+    run_job(job(copied, model, stages=EVERYTHING, export=Export(formats=["hf"])))
     assert [path.name for path in (copied / "run" / "checkpoints").iterdir()] == ["hf"]
     assert not list(copied.rglob("*.tmp"))
 
@@ -315,7 +316,7 @@ def values(content: bytes) -> list | None:
 @pytest.mark.parametrize("how", ["truncated", "1", "2", "3"])
 def test_a_damaged_profile_is_made_again(how, whole, model, copied):
     damage(copied / "run" / "profile.json", how)
-    run(job(copied, model))
+    run_job(job(copied, model))
     assert outcome(copied) == outcome(whole)
 
 
@@ -325,7 +326,7 @@ def test_a_file_without_its_checksum_is_made_again(name, whole, model, copied, c
     content = json.loads(path.read_text())
     del content["sha256"]
     path.write_text(json.dumps(content))
-    run(job(copied, model, stages=EVERYTHING))
+    run_job(job(copied, model, stages=EVERYTHING))
     assert f"{name} is damaged (it has no sha256) and will be made again" in caplog.text
     assert outcome(copied) == outcome(whole) and measured(copied) == measured(whole)
     assert "sha256" in json.loads(path.read_text())
@@ -334,7 +335,7 @@ def test_a_file_without_its_checksum_is_made_again(name, whole, model, copied, c
 @pytest.mark.parametrize("how", ["truncated", "1"])
 def test_a_damaged_text_profile_is_written_again_from_the_other(how, whole, model, copied):
     damage(copied / "run" / "profile.txt", how)
-    run(job(copied, model))
+    run_job(job(copied, model))
     assert outcome(copied) == outcome(whole)
 
 
@@ -345,7 +346,7 @@ def test_a_run_killed_while_it_drew_its_report_draws_it_and_measures_nothing_aga
     path.write_text(json.dumps(with_checksum(content)))
     (copied / "run" / "report.html").unlink()
     monkeypatch.setattr(Evaluator, "compare", only_dense(Evaluator.compare))
-    run(job(copied, model, stages=EVERYTHING))
+    run_job(job(copied, model, stages=EVERYTHING))
     assert (copied / "run" / "report.html").exists() and measured(copied) == measured(whole)
 
 
@@ -357,7 +358,7 @@ def test_damaged_cached_tokens_are_made_again(how, whole, model, copied, caplog)
         place = 0 if how == "truncated" else len(content) * int(how) // 4
         path.write_bytes(content[:place] + bytes([content[place] ^ 1]) * (how != "truncated") + content[place + 1 :])
     (copied / "run" / "profile.json").unlink()
-    run(job(copied, model, stages=EVERYTHING))
+    run_job(job(copied, model, stages=EVERYTHING))
     assert caplog.text.count("will be made again") == len(cached)
     assert {path: path.read_bytes() for path in cached} == before
     assert outcome(copied) == outcome(whole)
@@ -386,14 +387,14 @@ def test_a_flipped_bit_in_a_converted_model_is_found_and_the_model_converted_aga
 
 def test_a_second_process_in_the_same_run_directory_is_turned_away(model, copied, whole):
     with lock_folder(copied / "run"), pytest.raises(ValueError, match=r"another process runs in .*run: wait for it"):
-        run(job(copied, model))
+        run_job(job(copied, model))
     assert outcome(copied) == outcome(whole)
 
 
 def test_damaged_results_are_made_again(whole, model, copied):
     damage(copied / "run" / "results.json", "2")
     damage(copied / "run" / "seconds.json", "truncated")
-    run(job(copied, model, stages=EVERYTHING))
+    run_job(job(copied, model, stages=EVERYTHING))
     assert measured(copied) == measured(whole)
 
 
@@ -403,7 +404,7 @@ def test_a_search_log_without_checksums_is_refused(model, copied):
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     path.write_text("".join(json.dumps({k: v for k, v in line.items() if k != "sha256"}) + "\n" for line in lines))
     with pytest.raises(ValueError, match=r"search\.jsonl is damaged \(it has no sha256\): delete it"):
-        run(job(copied, model))
+        run_job(job(copied, model))
 
 
 @pytest.mark.parametrize("how", ["1", "2", "3"])
@@ -411,20 +412,20 @@ def test_a_changed_digit_in_the_search_log_is_found(how, model, copied):
     (copied / "run" / "profile.json").unlink()
     damage(copied / "run" / "search.jsonl", how)
     with pytest.raises(ValueError, match=r"search\.jsonl is damaged .*delete it"):
-        run(job(copied, model))
+        run_job(job(copied, model))
 
 
 def test_a_truncated_search_log_goes_on_to_the_same_bytes(whole, model, copied):
     (copied / "run" / "profile.json").unlink()
     damage(copied / "run" / "search.jsonl", "truncated")
-    run(job(copied, model))
+    run_job(job(copied, model))
     assert outcome(copied) == outcome(whole)
 
 
 @pytest.mark.parametrize("how", ["truncated", "1", "3"])
 def test_a_damaged_block_is_built_again(how, whole, model, copied):
     damage(next(copied.glob("databases/*/*/block-001.safetensors")), how)
-    run(job(copied, model))
+    run_job(job(copied, model))
     assert outcome(copied) == outcome(whole)
 
 
@@ -432,7 +433,7 @@ def test_a_damaged_block_is_built_again(how, whole, model, copied):
 def test_a_damaged_manifest_is_refused(how, model, copied):
     damage(next(copied.glob("databases/*/*/manifest.json")), how)
     with pytest.raises(ValueError, match=r"manifest\.json cannot be read.*delete"):
-        run(job(copied, model))
+        run_job(job(copied, model))
 
 
 def test_two_processes_at_once_build_one_database(tmp_path):
@@ -470,7 +471,7 @@ def test_a_run_resumed_with_other_settings_is_refused(changes, named, whole, mod
     copy = shutil.copytree(whole, tmp_path / "copy")  # another compressor builds its own database there
     before = outcome(copy)
     with pytest.raises(ValueError, match=rf"other settings \(.*{named}.*\): resume with the same ones"):
-        run(job(copy, model, **changes))
+        run_job(job(copy, model, **changes))
     after = outcome(copy)
     assert {name: after[name] for name in before} == before
 
@@ -500,12 +501,12 @@ def test_a_database_of_anything_else_has_another_fingerprint(model, tmp_path):
         replace(base, compress=RTN(bits=[2, 3, 4], group_size=32, symmetric=True)),
     ]
     for number, other in enumerate(others, start=1):
-        run(replace(other, folder=tmp_path / f"run{number}"))
+        run_job(replace(other, folder=tmp_path / f"run{number}"))
         assert len(fingerprints()) == number
 
 
 def test_the_same_settings_give_the_same_bytes(whole, model, tmp_path):
-    run(job(tmp_path, model))
+    run_job(job(tmp_path, model))
     assert outcome(tmp_path) == outcome(whole)
 
 
@@ -514,7 +515,7 @@ def test_another_number_of_threads_changes_fitness_by_rounding_only(whole, model
     torch.set_num_threads(3 if threads != 3 else 2)
     try:
         asked = [json.loads(line) for line in (whole / "run" / "search.jsonl").read_text().splitlines()[1:]]
-        run(replace(job(tmp_path, model), folder=tmp_path / "again"))
+        run_job(replace(job(tmp_path, model), folder=tmp_path / "again"))
     finally:
         torch.set_num_threads(threads)
     again = [json.loads(line) for line in (tmp_path / "again" / "search.jsonl").read_text().splitlines()[1:]]
@@ -533,4 +534,4 @@ def test_the_fitness_on_record_is_that_of_the_profile(whole, model, monkeypatch)
     """A finished run answers from its files: were they wrong, nothing would notice."""
     monkeypatch.setattr(Evaluator, "evaluate", None)
     found = json.loads((whole / "run" / "profile.json").read_text())
-    assert run(job(whole, model)) == tuple(unit["level"] for unit in found["units"])
+    assert run_job(job(whole, model)) == tuple(unit["level"] for unit in found["units"])

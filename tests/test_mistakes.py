@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from evopress.config import CONFIG_FOLDER, ConfigError, build, suggestions
-from evopress.pipeline import run
+from evopress.pipeline import run_job
 from evopress.runtime.files import lock_folder
 from tests.tiny_models import VOCABULARY, tokenizer
 
@@ -202,7 +202,7 @@ def message_of(overrides: list[str], folder: Path) -> str:
             if not any(override.startswith("outputs=") for override in overrides):
                 cfg.outputs = str(folder / "outputs")
             job = build(cfg, folder / "run")
-        run(job)
+        run_job(job)
     except HydraException as error:
         return "\n".join([str(error), *suggestions(overrides)])
     except (ConfigError, ValueError, OSError) as error:

@@ -8,10 +8,10 @@ from itertools import pairwise
 import pytest
 
 from evopress.compressors.drop import Drop
-from evopress.pipeline import run
+from evopress.pipeline import run_job
 from evopress.search.baselines.owl import Owl
-from evopress.search.evolution import Stage
 from evopress.search.guided import Guided
+from evopress.search.selection import Stage
 from evopress.search.swaps import Swaps
 from evopress.space.budget import Budget
 from tests.test_pipeline import job, model_folders
@@ -37,7 +37,7 @@ def read(path):
 
 def test_every_target_is_met_from_one_database_and_is_tried_what_its_neighbour_found(tmp_path, model_folders):
     front = job(tmp_path / "run", tmp_path, model_folders("llama"), search=GUIDED, targets=(2.5, 3.5, 3.0))
-    run(front)
+    run_job(front)
     points = read(tmp_path / "run" / "front.csv")
     assert [float(point["target"]) for point in points] == [3.5, 3.0, 2.5]
     assert [float(point["achieved"]) for point in points] == [3.5, 3.0, 2.5]
@@ -63,7 +63,7 @@ def test_every_target_is_met_from_one_database_and_is_tried_what_its_neighbour_f
 def test_a_front_that_was_cut_off_goes_on_to_the_same_bytes(tmp_path, model_folders):
     drops = dict(compress=Drop(), budget=Budget(metric="drop", target=1 / 3), search=SWAPS, targets=(1 / 3, 2 / 3))
     front = job(tmp_path / "run", tmp_path, model_folders("llama"), **drops)
-    run(front)
+    run_job(front)
     names = ["front.csv", *(f"{target}drop/search.jsonl" for target in (1 / 3, 2 / 3))]
     expected = {name: (tmp_path / "run" / name).read_bytes() for name in names}
     last = tmp_path / "run" / f"{2 / 3}drop"
@@ -71,7 +71,7 @@ def test_a_front_that_was_cut_off_goes_on_to_the_same_bytes(tmp_path, model_fold
     (last / "search.jsonl").write_bytes(b"".join(lines[:3]))
     (last / "profile.json").unlink()
     (tmp_path / "run" / "front.csv").unlink()
-    run(front)
+    run_job(front)
     assert {name: (tmp_path / "run" / name).read_bytes() for name in names} == expected
     assert [point["kl_additive"] for point in read(tmp_path / "run" / "front.csv")] == ["", ""]
 
@@ -87,5 +87,5 @@ def test_a_front_that_was_cut_off_goes_on_to_the_same_bytes(tmp_path, model_fold
 def test_what_a_search_cannot_do_is_an_error_before_the_database(changes, message, tmp_path, model_folders):
     settings = {"search": GUIDED, "targets": (3.0,), **changes}
     with pytest.raises(ValueError, match=message):
-        run(job(tmp_path / "run", tmp_path, model_folders("llama"), **settings))
+        run_job(job(tmp_path / "run", tmp_path, model_folders("llama"), **settings))
     assert not list(tmp_path.glob("databases/*/*"))

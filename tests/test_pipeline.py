@@ -12,16 +12,17 @@ from evopress.compressors.gptq import GPTQ
 from evopress.compressors.rtn import RTN
 from evopress.compressors.sparsegpt import SparseGPT
 from evopress.data.settings import Data
+from evopress.evaluation.eval_settings import Eval
 from evopress.evaluation.evaluator import Evaluator, EvaluatorSettings
-from evopress.evaluation.lm_eval_tasks import Eval
 from evopress.inspection.profiles import inspect_profile
 from evopress.models.source import ModelSource
-from evopress.pipeline import Job, run
+from evopress.pipeline import Job, run_job
 from evopress.runtime.tracking import Tracker
 from evopress.search.baselines.additive import Additive
-from evopress.search.evolution import Evolution, Stage
+from evopress.search.evolution import Evolution
 from evopress.search.guided import Guided
 from evopress.search.refinement import Refinement
+from evopress.search.selection import Stage
 from evopress.space.budget import Budget
 from evopress.space.settings import SpaceSettings
 from tests.tiny_models import FAMILIES, save_tiny
@@ -77,7 +78,7 @@ def results(folder: Path) -> dict:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_goes_through_the_whole_job(family, tmp_path, model_folders):
-    run(job(tmp_path / "run", tmp_path, model_folders(family)))
+    run_job(job(tmp_path / "run", tmp_path, model_folders(family)))
     found = results(tmp_path / "run")
     assert found["budget"] == {"metric": "bits", "target": 3.0, "achieved": 3.0}
     assert found["dense"]["kl"]["pydoc"] == pytest.approx(0, abs=1e-6)
@@ -101,7 +102,7 @@ def test_every_family_goes_through_the_whole_job(family, tmp_path, model_folders
     ids=lambda value: str(value)[:24],
 )
 def test_every_budget_is_met_exactly_or_as_nearly_as_levels_allow(compress, budget, tmp_path, model_folders):
-    run(job(tmp_path / "run", tmp_path, model_folders("llama"), compress=compress, budget=budget))
+    run_job(job(tmp_path / "run", tmp_path, model_folders("llama"), compress=compress, budget=budget))
     found = results(tmp_path / "run")
     if budget.metric == "size":
         assert 124_000 < found["budget"]["achieved"] <= 125_000
@@ -129,7 +130,7 @@ def test_levels_and_drops_together_meet_the_budget_and_are_told_everywhere(
         compress=compress, budget=budget, space=space, search=replace(SEARCH, maximize=True)
     )  # the worst drops
     folder = tmp_path / "run"
-    profile = run(job(folder, tmp_path, model_folders("llama"), **settings))
+    profile = run_job(job(folder, tmp_path, model_folders("llama"), **settings))
     found, told = results(folder), json.loads((folder / "profile.json").read_text())
     dropped = [unit["unit"] for unit in told["units"] if unit["label"] == "dropped" and "proj" not in unit["unit"]]
     assert dropped
@@ -149,7 +150,7 @@ def test_levels_and_drops_together_meet_the_budget_and_are_told_everywhere(
     lines = [line.rpartition(": ") for line in (folder / "profile.txt").read_text().splitlines()]
     assert {name for name, _, value in lines if name in dropped and value == "1"} == set(dropped)
     assert "dropped" in (folder / "report.html").read_text() and not inspect_profile(folder / "profile.json").damages
-    again = run(job(tmp_path / "again", tmp_path, model_folders("llama"), **settings))
+    again = run_job(job(tmp_path / "again", tmp_path, model_folders("llama"), **settings))
     assert again == profile
 
 
@@ -169,7 +170,7 @@ def test_a_guided_search_of_levels_and_drops_goes_through_the_whole_job(drops, t
     settings = dict(search=guided, space=SpaceSettings(trade="any", drops=drops))
     settings["budget"] = Budget(metric="size", target="105KB")
     found = [
-        run(job(tmp_path / name, tmp_path, model_folders("llama"), stages=stages, **settings))
+        run_job(job(tmp_path / name, tmp_path, model_folders("llama"), stages=stages, **settings))
         for name, stages in (("a", ("plan", "database", "search", "evaluate")), ("b", ("database", "search")))
     ]
     assert found[0] == found[1]
@@ -181,7 +182,7 @@ def test_a_guided_search_of_levels_and_drops_goes_through_the_whole_job(drops, t
 )
 def test_layer_errors_count_a_drop_as_all_of_its_layers_at_zero(compress, tmp_path, model_folders):
     settings = dict(compress=compress, search=Additive(errors="layer", tokens=32), space=JOINT)
-    profile = run(
+    profile = run_job(
         job(
             tmp_path / "run", tmp_path, model_folders("llama"), budget=Budget(metric="size", target="100KB"), **settings
         )
@@ -200,24 +201,24 @@ def test_many_budgets_start_from_the_drops_of_their_neighbour(tmp_path, model_fo
         stages=[Stage(survivors=1, tokens=32)],
     )
     settings = dict(search=search, space=JOINT, targets=(3.0, 2.0, 1.0))
-    run(job(tmp_path / "run", tmp_path, model_folders("llama"), **settings))
+    run_job(job(tmp_path / "run", tmp_path, model_folders("llama"), **settings))
     rows = (tmp_path / "run" / "front.csv").read_text().splitlines()
     achieved = [float(row.split(",")[1]) for row in rows[1:]]
     assert all(0.9 * target < found <= target for target, found in zip((3, 2, 1), achieved, strict=True))
 
 
 def test_a_job_without_search_stops_after_the_database(tmp_path, model_folders):
-    assert run(job(tmp_path / "run", tmp_path, model_folders("llama"), stages=("database",))) is None
+    assert run_job(job(tmp_path / "run", tmp_path, model_folders("llama"), stages=("database",))) is None
     assert list(tmp_path.glob("databases/tiny/*/manifest.json"))
     assert not (tmp_path / "run" / "profile.json").exists()
 
 
 def test_another_budget_builds_no_second_database(tmp_path, model_folders):
     model = model_folders("llama")
-    run(job(tmp_path / "a", tmp_path, model))
+    run_job(job(tmp_path / "a", tmp_path, model))
     (manifest,) = tmp_path.glob("databases/tiny/*/manifest.json")
     written = manifest.stat().st_mtime_ns
-    run(job(tmp_path / "b", tmp_path, model, budget=Budget(metric="bits", target=2.5)))
+    run_job(job(tmp_path / "b", tmp_path, model, budget=Budget(metric="bits", target=2.5)))
     assert list(tmp_path.glob("databases/tiny/*/manifest.json")) == [manifest]
     assert manifest.stat().st_mtime_ns == written
 
@@ -230,7 +231,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("evaluations", [1, 4])
 def test_a_killed_run_resumes_to_the_same_bytes(evaluations, space, tmp_path, model_folders, monkeypatch):
     model = model_folders("llama")
-    run(job(tmp_path / "whole", tmp_path / "outputs", model, space=space))
+    run_job(job(tmp_path / "whole", tmp_path / "outputs", model, space=space))
     left = iter(range(evaluations))
     evaluate = Evaluator.evaluate
 
@@ -242,15 +243,15 @@ def test_a_killed_run_resumes_to_the_same_bytes(evaluations, space, tmp_path, mo
     with monkeypatch.context() as patch:
         patch.setattr(Evaluator, "evaluate", dying)
         with pytest.raises(Killed):
-            run(job(tmp_path / "killed", tmp_path / "outputs2", model, space=space))
-    run(job(tmp_path / "killed", tmp_path / "outputs2", model, space=space))
+            run_job(job(tmp_path / "killed", tmp_path / "outputs2", model, space=space))
+    run_job(job(tmp_path / "killed", tmp_path / "outputs2", model, space=space))
     for name in ("search.jsonl", "profile.json", "profile.txt"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_a_killed_database_build_resumes_to_the_same_bytes(tmp_path, model_folders, monkeypatch):
     model = model_folders("llama")
-    run(job(tmp_path / "a", tmp_path / "whole", model, stages=("database",)))
+    run_job(job(tmp_path / "a", tmp_path / "whole", model, stages=("database",)))
     compress, left = GPTQ.compress, iter(range(6))  # four groups to a block
 
     def dying(self, group):
@@ -261,10 +262,10 @@ def test_a_killed_database_build_resumes_to_the_same_bytes(tmp_path, model_folde
     with monkeypatch.context() as patch:
         patch.setattr(GPTQ, "compress", dying)
         with pytest.raises(Killed):
-            run(job(tmp_path / "b", tmp_path / "killed", model, stages=("database",)))
+            run_job(job(tmp_path / "b", tmp_path / "killed", model, stages=("database",)))
     (folder,) = (tmp_path / "killed" / "databases" / "tiny").iterdir()
     assert [path.name for path in sorted(folder.glob("*.safetensors"))] == ["block-000.safetensors"]
-    run(job(tmp_path / "b", tmp_path / "killed", model, stages=("database",)))
+    run_job(job(tmp_path / "b", tmp_path / "killed", model, stages=("database",)))
     (whole,) = (tmp_path / "whole" / "databases" / "tiny").iterdir()
     assert folder.name == whole.name
     for path in whole.iterdir():
@@ -273,27 +274,27 @@ def test_a_killed_database_build_resumes_to_the_same_bytes(tmp_path, model_folde
 
 def test_a_finished_run_is_not_searched_again(tmp_path, model_folders, monkeypatch):
     model = model_folders("llama")
-    run(job(tmp_path / "run", tmp_path, model))
+    run_job(job(tmp_path / "run", tmp_path, model))
     written = (tmp_path / "run" / "results.json").read_bytes()
     monkeypatch.setattr(Evaluator, "evaluate", None)
     monkeypatch.setattr("evopress.pipeline.measure_candidates", None)
-    run(job(tmp_path / "run", tmp_path, model))
+    run_job(job(tmp_path / "run", tmp_path, model))
     assert (tmp_path / "run" / "results.json").read_bytes() == written
 
 
 def test_another_evaluation_of_a_finished_search_is_made(tmp_path, model_folders, monkeypatch):
     model = model_folders("llama")
-    run(job(tmp_path / "run", tmp_path, model))
+    run_job(job(tmp_path / "run", tmp_path, model))
     monkeypatch.setattr(Evaluator, "evaluate", None)
-    run(job(tmp_path / "run", tmp_path, model, eval=Eval(datasets=["pydoc"])))
+    run_job(job(tmp_path / "run", tmp_path, model, eval=Eval(datasets=["pydoc"])))
     assert results(tmp_path / "run")["done"]["eval"]["datasets"] == ["pydoc"]
 
 
 def test_a_run_directory_of_other_settings_is_refused(tmp_path, model_folders):
     model = model_folders("llama")
-    run(job(tmp_path / "run", tmp_path, model))
+    run_job(job(tmp_path / "run", tmp_path, model))
     with pytest.raises(ValueError, match=r"other settings \(seed\)"):
-        run(job(tmp_path / "run", tmp_path, model, seed=1))
+        run_job(job(tmp_path / "run", tmp_path, model, seed=1))
 
 
 @pytest.mark.parametrize(
@@ -309,16 +310,16 @@ def test_a_run_directory_of_other_settings_is_refused(tmp_path, model_folders):
 )
 def test_settings_that_do_not_fit_are_refused_before_anything_is_loaded(changes, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        run(job(tmp_path / "run", tmp_path, tmp_path / "no-such-model", **changes))
+        run_job(job(tmp_path / "run", tmp_path, tmp_path / "no-such-model", **changes))
 
 
 def test_a_budget_out_of_reach_is_refused_before_the_database_is_built(tmp_path, model_folders):
     with pytest.raises(ValueError, match="most compressed profile"):
-        run(job(tmp_path / "run", tmp_path, model_folders("llama"), budget=Budget(metric="size", target="10KB")))
+        run_job(job(tmp_path / "run", tmp_path, model_folders("llama"), budget=Budget(metric="size", target="10KB")))
     assert not (tmp_path / "databases").exists()
 
 
 def test_the_profile_text_names_every_layer_once(tmp_path, model_folders):
-    profile = run(job(tmp_path / "run", tmp_path, model_folders("llama")))
+    profile = run_job(job(tmp_path / "run", tmp_path, model_folders("llama")))
     names = [line.rpartition(":")[0] for line in (tmp_path / "run" / "profile.txt").read_text().splitlines()]
     assert len(names) == len(set(names)) == len(profile)

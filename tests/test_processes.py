@@ -14,7 +14,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from evopress.config import CONFIG_FOLDER, build
-from evopress.pipeline import run
+from evopress.pipeline import run_job
 from evopress.runtime import distributed
 
 PROJECT = Path(__file__).parents[1]
@@ -86,7 +86,7 @@ def run_alone(folder: Path, *arguments: str) -> None:
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        run(build(cfg, folder / "run"))
+        run_job(build(cfg, folder / "run"))
     finally:
         torch.set_num_threads(num_threads)
 

@@ -78,13 +78,13 @@ def test_an_interrupt_that_a_library_makes_an_error_of_its_own_still_is_one(tmp_
 import os, signal
 import evopress.pipeline, evopress.run
 
-def run(job):
+def interrupted(job):
     try:
         os.kill(os.getpid(), signal.SIGINT)
     except KeyboardInterrupt as error:
         raise ValueError("a library's own words") from error
 
-evopress.pipeline.run = run
+evopress.pipeline.run_job = interrupted
 evopress.run.main()
 """
     command = [sys.executable, "-c", program, f"hydra.run.dir={tmp_path}/run"]
@@ -93,12 +93,15 @@ evopress.run.main()
     assert f"resume={tmp_path}/run" in done.stdout
 
 
-@pytest.mark.parametrize("place", ["load_model", "build", "search"])
-def test_an_interrupt_that_a_library_swallows_ends_the_run_at_the_next_step(place, tmp_path):
+@pytest.mark.parametrize(
+    ("module", "function"),
+    [("preparation", "load_model"), ("preparation", "build_database"), ("pipeline", "run_search")],
+)
+def test_an_interrupt_that_a_library_swallows_ends_the_run_at_the_next_step(module, function, tmp_path):
     program = f"""
 import os, signal
-import evopress.pipeline, evopress.run
-real = evopress.pipeline.{place}
+import evopress.{module}, evopress.run
+real = evopress.{module}.{function}
 
 def swallowing(*args, **kwargs):
     try:
@@ -107,7 +110,7 @@ def swallowing(*args, **kwargs):
         pass
     return real(*args, **kwargs)
 
-evopress.pipeline.{place} = swallowing
+evopress.{module}.{function} = swallowing
 evopress.run.main()
 """
     command = [sys.executable, "-c", program, f"outputs={tmp_path}", f"hydra.run.dir={tmp_path}/run"]

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from evopress.config import CONFIG_FOLDER, build
 from evopress.data.splits import load_splits
 from evopress.models.loading import load_model
-from evopress.pipeline import prepare
+from evopress.preparation import prepare_context
 from evopress.search.encoding import decode
 from evopress.space.units import Profile
 
@@ -81,7 +81,7 @@ def main() -> None:
         configs = {run: compose("config", overrides=overrides[run]) for run in args.runs}
     job = build(configs[args.runs[0]], args.runs[0])
     lm = load_model(job.model, job.outputs / "cache")
-    context = prepare(job, lm, load_splits(job.data, lm.tokenizer, job.outputs / "cache"))
+    context = prepare_context(job, lm, load_splits(job.data, lm.tokenizer, job.outputs / "cache"))
     rows: list[tuple[Path, Found]] = [
         (run, found) for run in args.runs for found in dict.fromkeys(standing(run, mark) for mark in args.at) if found
     ]

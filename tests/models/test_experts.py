@@ -20,8 +20,8 @@ from evopress.models.experts import Experts
 from evopress.models.language_model import LanguageModel
 from evopress.models.loading import wrap_model
 from evopress.pipeline import run_job
-from evopress.search.evolution import Stage
 from evopress.search.guided import Guided
+from evopress.search.selection import Stage
 from evopress.space.apply import applied
 from evopress.space.build import layer_space
 from evopress.space.settings import SpaceSettings

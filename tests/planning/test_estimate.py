@@ -10,18 +10,19 @@ from evopress.compressors.drop import Drop
 from evopress.compressors.gptq import GPTQ
 from evopress.compressors.sparsegpt import SparseGPT
 from evopress.data.settings import Data
+from evopress.evaluation.eval_settings import Eval
 from evopress.evaluation.evaluator import EvaluatorSettings
-from evopress.evaluation.lm_eval_tasks import Eval
 from evopress.models.loading import load_model, load_structure
 from evopress.models.source import ModelSource
-from evopress.pipeline import Job, run
+from evopress.pipeline import Job, run_job
 from evopress.planning.render import advice, estimate_text
 from evopress.planning.stages import estimate_resources
 from evopress.runtime.tracking import Tracker
 from evopress.search.baselines.uniform import Uniform
-from evopress.search.evolution import Evolution, Stage
+from evopress.search.evolution import Evolution
 from evopress.search.guided import Guided
 from evopress.search.refinement import Refinement
+from evopress.search.selection import Stage
 from evopress.space.budget import Budget
 from evopress.space.settings import SpaceSettings
 from tests.tiny_models import FAMILIES, config, save_tiny
@@ -74,7 +75,7 @@ def test_an_estimate_reads_no_weights(tmp_path):
 def test_the_database_is_as_large_as_estimated(compress, budget, tmp_path):
     save_tiny("llama", tmp_path / "model")
     settings = job(tmp_path, tmp_path / "model", compress=compress, budget=budget, stages=("database",))
-    run(settings)
+    run_job(settings)
     blocks = [load_file(path) for path in tmp_path.glob("databases/tiny/*/block-*.safetensors")]
     assert estimate_resources(settings).database_bytes == sum(
         tensor.nbytes for block in blocks for tensor in block.values()
@@ -100,7 +101,7 @@ def test_the_search_takes_the_estimated_tokens(search, tmp_path):
         def log(self, metrics, *, step):
             logged.append(metrics["search/token_equivalents"])
 
-    run(replace(settings, tracker=Recorder(), stages=("database", "search")))
+    run_job(replace(settings, tracker=Recorder(), stages=("database", "search")))
     assert estimated.tokens == pytest.approx(logged[-1], rel=0.2)  # random fitness leads to other mutants
 
 
@@ -112,7 +113,7 @@ def test_the_searches_of_all_targets_are_estimated(tmp_path):
     settings = job(tmp_path, tmp_path / "model", search=search, targets=(3.0, 2.5))
     estimated = next(stage for stage in estimate_resources(settings).stages if stage.name == "search")
     alone = next(stage for stage in estimate_resources(replace(settings, targets=())).stages if stage.name == "search")
-    run(settings)
+    run_job(settings)
     with open(tmp_path / "run" / "front.csv", newline="") as file:
         spent = sum(float(row["token_equivalents"]) for row in csv.DictReader(file))
     assert estimated.tokens == pytest.approx(spent, rel=0.2)
@@ -148,7 +149,7 @@ def test_the_plan_stage_logs_the_estimate_and_loads_nothing(tmp_path, caplog):
     config("llama").save_pretrained(tmp_path / "model")
     settings = job(tmp_path, tmp_path / "model", stages=("plan",))
     with caplog.at_level("INFO"):
-        assert run(settings) is None
+        assert run_job(settings) is None
     for stage in ("database", "search", "evaluate"):
         assert f"\n{stage} " in caplog.text
     assert not (tmp_path / "run").exists()

@@ -12,18 +12,19 @@ from evopress.compressors.drop import Drop
 from evopress.compressors.gptq import GPTQ
 from evopress.compressors.sparsegpt import SparseGPT
 from evopress.data.settings import Data
+from evopress.evaluation.eval_settings import Eval
 from evopress.evaluation.evaluator import Evaluator, EvaluatorSettings
-from evopress.evaluation.lm_eval_tasks import Eval
 from evopress.models.source import ModelSource
-from evopress.pipeline import Job, run
+from evopress.pipeline import Job, run_job
 from evopress.runtime.tracking import Tracker
 from evopress.search.base import Batch, Table
+from evopress.search.caps import caps_on_random_units, tightened_caps
 from evopress.search.encoding import encode, question_key
-from evopress.search.evolution import Stage
 from evopress.search.guided import Guided
-from evopress.search.moves import evenly_spaced_profile
-from evopress.search.proposals import brought, proposed, spent, thawed, towards
+from evopress.search.proposals import best_by_scores, fit_to_caps, spend_slack
 from evopress.search.refinement import Refinement
+from evopress.search.selection import Stage
+from evopress.search.start_profiles import evenly_spaced_profile
 from evopress.space.budget import Budget
 from evopress.space.settings import SpaceSettings
 from evopress.space.units import Profile, Space
@@ -96,14 +97,14 @@ def test_the_cap_comes_down_to_the_budget_in_equal_steps():
     caps, profile = budget.caps(space), space.uniform(0)
     costs = []
     for steps in (3, 2, 1):
-        (cap,) = towards(space, caps, profile, steps)
-        profile = brought(space, (cap,), profile, [[0.0, 1.0, 2.5]] * 10)
+        (cap,) = tightened_caps(space, caps, profile, num_steps=steps)
+        profile = fit_to_caps(space, (cap,), profile, scores=[[0.0, 1.0, 2.5]] * 10)
         costs.append((cap.max_cost, space.cost(profile)))
     start = space.cost(space.uniform(0))
     target = caps[0].max_cost
     assert costs[-1] == (target, target)
     assert [cap for cap, _ in costs] == [start - (start - target) * step // 3 for step in (1, 2, 3)]
-    assert towards(space, caps, profile, 5) == caps
+    assert tightened_caps(space, caps, profile, num_steps=5) == caps
 
 
 @pytest.mark.parametrize(
@@ -215,8 +216,8 @@ def test_only_thawed_units_move(seed):
     space, rng = bit_space([8] * 12), Random(seed)
     profile = evenly_spaced_profile(space, BITS3)
     scores = [[rng.uniform(-1, 1) if level != 1 else 0.0 for level in range(3)] for _ in range(12)]
-    caps = thawed(space, BITS3.caps(space), profile, 0.4, rng)
-    child = proposed(space, caps, profile, scores)
+    caps = caps_on_random_units(space, BITS3.caps(space), profile, share=0.4, rng=rng)
+    child = best_by_scores(space, caps, profile, scores=scores)
     assert BITS3.holds(space, child)
     assert all(child[i] == profile[i] for i in set(range(12)) - set(caps[0].members))
 
@@ -224,7 +225,11 @@ def test_only_thawed_units_move(seed):
 def test_what_is_left_over_goes_where_it_scores_best():
     space = bit_space([8, 8, 16])
     caps = Budget(metric="bits", target=2.5).caps(space)
-    assert spent(space, caps, (2, 2, 2), [[-9.0, -3.0, 0.0], [-2.0, -1.0, 0.0], [-5.0, -4.0, 0.0]]) == (0, 2, 2)
+    assert spend_slack(space, caps, (2, 2, 2), scores=[[-9.0, -3.0, 0.0], [-2.0, -1.0, 0.0], [-5.0, -4.0, 0.0]]) == (
+        0,
+        2,
+        2,
+    )
 
 
 def test_a_question_about_a_profile_is_known_by_it():
@@ -236,7 +241,7 @@ def test_a_question_about_a_profile_is_known_by_it():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"stages": [Stage(survivors=2, tokens=8)]}, "let it keep 1"),
+        ({"stages": [Stage(survivors=2, tokens=8)]}, "set its survivors to 1"),
         ({"dampings": []}, "at least 1"),
         ({"dampings": [-1.0]}, "greater than 0"),
         ({"free_share": 1.5}, "less than or equal to 1"),
@@ -254,7 +259,7 @@ def test_settings_that_cannot_work_are_refused(changes, message):
         ({"start": (0,) * 3}, "search.start is not of this model and database: the profile has 3 entries"),
         ({"start": (9,) * 4}, "search.start .* has levels 0 to 2, not 9"),
         ({"others": [(1,) * 4, (1,) * 5, (1,) * 4]}, "search.others .* 5 entries"),
-        ({"start": (0,) * 4, "rounds": 0}, "search.start is beyond the budget, .* search.rounds=1"),
+        ({"start": (0,) * 4, "rounds": 0}, "search.start exceeds the budget, .* set search.rounds to 1"),
     ],
 )
 def test_given_profiles_that_cannot_be_used_are_refused(changes, message):
@@ -302,7 +307,7 @@ def job(folder, outputs, model, **changes) -> Job:
     ids=lambda value: str(value)[:24],
 )
 def test_every_kind_of_budget_on_a_model(compress, budget, tmp_path, model):
-    run(job(tmp_path / "run", tmp_path, model, compress=compress, budget=budget))
+    run_job(job(tmp_path / "run", tmp_path, model, compress=compress, budget=budget))
     achieved = json.loads((tmp_path / "run" / "profile.json").read_text())["achieved"]
     if budget.metric == "size":
         assert 124_000 < achieved <= 125_000
@@ -315,7 +320,7 @@ class Killed(BaseException):
 
 
 def test_a_killed_search_resumes_to_the_same_bytes(tmp_path, model, monkeypatch):
-    run(job(tmp_path / "whole", tmp_path / "outputs", model))
+    run_job(job(tmp_path / "whole", tmp_path / "outputs", model))
     left, evaluate = iter(range(2)), Evaluator.evaluate
 
     def dying(self, *args):
@@ -326,9 +331,9 @@ def test_a_killed_search_resumes_to_the_same_bytes(tmp_path, model, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(Evaluator, "evaluate", dying)
         with pytest.raises(Killed):
-            run(job(tmp_path / "killed", tmp_path / "outputs", model))
+            run_job(job(tmp_path / "killed", tmp_path / "outputs", model))
     assert len((tmp_path / "killed" / "search.jsonl").read_text().splitlines()) == 1 + 5  # killed after the third table
-    run(job(tmp_path / "killed", tmp_path / "outputs", model))
+    run_job(job(tmp_path / "killed", tmp_path / "outputs", model))
     for name in ("search.jsonl", "profile.json"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
@@ -343,7 +348,7 @@ def test_profiles_of_other_budgets_are_brought_to_this_one_and_spend_it(sizes, t
     space, budget, rng = bit_space(sizes, (4, 3, 2)), Budget(metric="bits", target=target), Random(seed)
     profile = tuple(rng.randrange(3) for _ in sizes)
     scores = [[rng.uniform(-1, 1) for _ in unit.levels] for unit in space.units]
-    found = brought(space, budget.caps(space), profile, scores)
+    found = fit_to_caps(space, budget.caps(space), profile, scores=scores)
     assert budget.holds(space, found)
     assert no_raise_fits(space, budget, found)
 
@@ -351,13 +356,13 @@ def test_profiles_of_other_budgets_are_brought_to_this_one_and_spend_it(sizes, t
 def test_what_is_brought_down_is_what_costs_least():
     space = bit_space([8] * 3, (4, 3, 2))
     scores = [[0.0, 1.0, 5.0], [0.0, 0.5, 5.0], [0.0, 3.0, 6.0]]
-    assert brought(space, Budget(metric="bits", target=3.67).caps(space), (0, 0, 0), scores) == (0, 1, 0)
+    assert fit_to_caps(space, Budget(metric="bits", target=3.67).caps(space), (0, 0, 0), scores=scores) == (0, 1, 0)
 
 
 def test_others_join_the_last_comparison_of_the_rounds():
     space, weights = bit_space([8] * 8), [9.0, 8.0, 7.0, 6.0, 0.4, 0.3, 0.2, 0.1]
     one, other = (2, 2, 1, 2, 1, 0, 0, 0), (2, 1, 2, 1, 0, 2, 0, 0)
-    method = guided(rounds=2, generations=0, others=[other]).beside([(0,) * 8, one], 1.0)  # the user's own stay
+    method = guided(rounds=2, generations=0, others=[other]).warm_started([(0,) * 8, one], 1.0)  # the user's own stay
     _, questions = play(method, space, BITS3, linear_fitness(weights), table=flat_table(space, weights))
     first, last = (question.profiles for question in questions if isinstance(question, Batch))
     assert not {one, other} & set(first)
@@ -370,5 +375,5 @@ def test_others_join_the_last_comparison_of_the_rounds():
 )
 def test_the_smaller_a_budget_of_many_the_more_follows_its_rounds(own, fronts):
     method = guided(generations=own, refinements=own, refinement=REFINEMENT)
-    parts = [method.beside([], number / 6) for number in range(1, 7)]
+    parts = [method.warm_started([], number / 6) for number in range(1, 7)]
     assert [part.generations for part in parts] == [part.refinements for part in parts] == fronts

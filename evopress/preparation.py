@@ -1,0 +1,114 @@
+"""Everything that a search needs: the model, its tokens, the space of profiles, the database and the evaluator."""
+
+import logging
+from dataclasses import asdict, replace
+from functools import partial
+from math import isfinite
+from random import Random
+
+from torch import Tensor
+
+from evopress.compressors.base import Compressor
+from evopress.compressors.drop import Drop
+from evopress.data.splits import Splits, load_splits, load_test_windows
+from evopress.database.build import build_database, expected_blocks
+from evopress.database.cache import DecodedLevels
+from evopress.database.manifest import fingerprint
+from evopress.database.store import Database
+from evopress.evaluation.context import EvaluationContext
+from evopress.evaluation.evaluator import Evaluator, EvaluatorSettings
+from evopress.export import check as check_export
+from evopress.export import fixed_bytes
+from evopress.job import Job, name_of
+from evopress.models.language_model import LanguageModel
+from evopress.models.loading import load_model
+from evopress.models.source import ModelSource
+from evopress.runtime import distributed
+from evopress.search.start_profiles import evenly_spaced_profile
+from evopress.space.build import drop_space, layer_space
+from evopress.space.units import Space
+from evopress.targets import jobs_by_target
+
+log = logging.getLogger(__name__)
+
+NUM_CHECK_WINDOWS = 4
+"""Validation windows on which the dense model is checked."""
+
+
+def load_inputs(job: Job) -> tuple[LanguageModel, Splits]:
+    """Load the model and the tokens, and check the dense model. Raises ValueError if any of them is unusable."""
+    cache = job.outputs / "cache"
+    if isinstance(job.model, LanguageModel):
+        lm = job.model
+    else:
+        lm = distributed.first_then_others(partial(load_model, job.model, cache))
+    splits = distributed.from_first(partial(load_splits, job.data, lm.tokenizer, cache))
+    if "evaluate" in job.stages:  # a data set that cannot be loaded should fail now, not after the search
+        for source in job.eval.datasets:
+            distributed.from_first(partial(load_test_windows, source, job.data, lm.tokenizer, cache))
+    limit = job.model.max_perplexity if isinstance(job.model, ModelSource) else None
+    check_dense(lm, splits.validation[:NUM_CHECK_WINDOWS], job.evaluator, limit or lm.vocab_size)
+    return lm, splits
+
+
+def check_dense(lm: LanguageModel, tokens: Tensor, settings: EvaluatorSettings, max_perplexity: float) -> None:
+    """Log the perplexity of the dense model. Raises ValueError if it is not below `max_perplexity`."""
+    (dense,) = Evaluator(lm, Space(()), None, settings).measure([None], tokens)
+    log.info("dense perplexity %.2f on %d validation tokens", dense.perplexity, tokens.numel())
+    if not (isfinite(dense.perplexity) and dense.perplexity < max_perplexity):
+        raise ValueError(
+            f"the dense model has perplexity {dense.perplexity:.4g} on data.source, which is not below "
+            f"{max_perplexity:g} (by default that of a uniform guess): check model.path, model.dtype and data.source, "
+            f"or raise model.max_perplexity for a model that is not trained"
+        )
+
+
+def prepare_context(job: Job, lm: LanguageModel, splits: Splits) -> EvaluationContext:
+    """Build the space of the job, complete its database, and set up the evaluator."""
+    check_export(job.export, job.compress, job.space, dtype=lm.dtype)
+    identity = {"model": lm.identity, "dtype": str(lm.dtype), "search_tokens": splits.hashes["search"]}
+    if isinstance(job.compress, Drop):
+        space = drop_space(lm, job.compress, job.space)
+        evaluator = Evaluator(lm, space, None, job.evaluator)
+        return EvaluationContext(lm, splits, space, evaluator, None, identity | {"compress": asdict(job.compress)})
+    compressor = job.compress.for_hidden_size(lm.hidden_size)
+    space = layer_space(lm, compressor, job.space)
+    if job.budget.metric == "size":
+        space = replace(space.with_costs_in_bytes(), fixed_bytes=fixed_bytes(job.export, lm, space))
+    check_searches(job, space)
+    database = open_database(job, compressor, lm, splits)
+    settings = job.evaluator
+    build_database(
+        lm,
+        compressor,
+        splits.calibration,
+        database,
+        batch_tokens=settings.batch_tokens,
+        states_gb=settings.states_gb,
+    )
+    weights = DecodedLevels(database, limit_bytes=int(settings.cache_gb * 1e9), dtype=lm.dtype, device=lm.device)
+    evaluator = Evaluator(lm, space, weights, settings)
+    identity["database"] = fingerprint(database.identity)
+    return EvaluationContext(lm, splits, space, evaluator, database, identity)
+
+
+def check_searches(job: Job, space: Space) -> None:
+    """Run every search up to its first question, so that an unsuitable one fails before the database is built.
+
+    Raises ValueError if a search does not fit the space, or a budget is out of reach.
+    """
+    for target_job in jobs_by_target(job, space) if job.targets else [job]:
+        evenly_spaced_profile(space, target_job.budget)
+        next(target_job.search.run(space, target_job.budget, Random(target_job.seed)), None)
+
+
+def open_database(job: Job, compressor: Compressor, lm: LanguageModel, splits: Splits) -> Database:
+    """The database of everything that its levels depend on; new, partly built or complete."""
+    name = name_of(compressor)
+    identity = {
+        "model": lm.identity,
+        "dtype": str(lm.dtype),
+        "calibration": splits.hashes["calibration"],
+        "compressor": {"name": name, **asdict(compressor)},  # type: ignore[call-overload]
+    }
+    return Database.open(job.outputs / "databases" / job.model.name, name, identity, expected_blocks(lm, compressor))
