@@ -120,8 +120,8 @@ def _kinds() -> dict[str, tuple[type, ...]]:
     from evopress.compressors.base import Compressor
     from evopress.compressors.drop import Drop
     from evopress.data.settings import Data
+    from evopress.evaluation.eval_settings import Eval
     from evopress.evaluation.evaluator import EvaluatorSettings
-    from evopress.evaluation.lm_eval_tasks import Eval
     from evopress.export import Export
     from evopress.models.source import ModelSource
     from evopress.runtime.tracking import Tracker

@@ -7,8 +7,9 @@ from pathlib import Path
 from evopress.compressors.base import Compressor
 from evopress.compressors.drop import Drop
 from evopress.data.settings import Data
+from evopress.evaluation.eval_checks import check_eval
+from evopress.evaluation.eval_settings import Eval
 from evopress.evaluation.evaluator import EvaluatorSettings
-from evopress.evaluation.lm_eval_tasks import Eval, check_tasks
 from evopress.export import Export
 from evopress.export import check as check_export
 from evopress.models.language_model import LanguageModel
@@ -63,7 +64,7 @@ class Job:
         for target in self.targets or (self.budget.target,):
             replace(self.budget, target=target).check(self.compress.metric, (low, high))
         check_export(self.export, self.compress, self.space)
-        check_tasks(self.eval)
+        check_eval(self.eval)
 
 
 def name_of(part: object) -> str:

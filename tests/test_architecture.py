@@ -18,7 +18,7 @@ ALLOWED: dict[str, str] = {
     "compressors": "runtime weights space",
     "database": "runtime weights models space compressors",
     "search": "runtime space",
-    "evaluation": "runtime data weights models space compressors database search",
+    "evaluation": "runtime data models space database search",
     "export": "runtime weights models space compressors database",
     "report": "runtime space search",
     "inspection": "runtime space database report",

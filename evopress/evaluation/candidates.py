@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from evopress.evaluation.context import EvaluationContext
-from evopress.evaluation.lm_eval_tasks import Eval, run_tasks
+from evopress.evaluation.eval_settings import Eval
+from evopress.evaluation.lm_eval_tasks import run_tasks
 from evopress.evaluation.metrics import NO_DIVERGENCE, Divergence
 from evopress.runtime import distributed
 from evopress.runtime.progress import progress
-from evopress.search.moves import evenly_spaced_profile
+from evopress.search.start_profiles import evenly_spaced_profile
 from evopress.space.apply import applied
 from evopress.space.budget import Budget, Metric
 from evopress.space.build import dense_bytes

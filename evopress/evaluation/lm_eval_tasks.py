@@ -1,100 +1,68 @@
-"""Tasks of lm-evaluation-harness on a model in memory."""
+"""Runs tasks of lm-evaluation-harness on a model in memory. The harness is imported when used: it takes seconds."""
 
 import contextlib
-import difflib
 import logging
-from collections.abc import Iterator
-from dataclasses import field
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from evopress.data.sources import check_source
-from evopress.runtime.config_class import config_class
+from evopress.evaluation.eval_settings import Eval
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
-log = logging.getLogger(__name__)
+SEEDS = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), 0)
+
+Scores = dict[str, float]
+"""The scores of one task by the name of the metric: "acc", "acc_norm", "acc_stderr", …"""
 
 
-@config_class
-class Eval:
-    """What is measured at the end besides the test text.
-
-    `datasets` are more texts for perplexity and KL (sources as in `data.source`). `tasks` are those of
-    lm-evaluation-harness, or of YAML files in `include_path`; `limit` takes the first examples only. Such a YAML file
-    may name Python functions and templates, which lm-eval runs: point `include_path` at tasks that you trust.
-    """
-
-    datasets: list[str] = field(default_factory=list)
-    tasks: list[str] = field(default_factory=list)
-    include_path: str | None = None
-    num_fewshot: int | None = Field(default=None, ge=0)
-    limit: int | None = Field(default=None, gt=0)
-    batch_size: int = Field(default=8, gt=0)
-
-
-def check_tasks(settings: Eval) -> None:
-    """Raises ValueError for data sets and tasks that do not exist; loads no model and no data."""
-    for source in settings.datasets:
-        check_source(source, "eval.datasets")
-    if settings.include_path is not None and not Path(settings.include_path).is_dir():
-        raise ValueError(f"eval.include_path is {settings.include_path!r}, which is not a folder")
-    if not settings.tasks:
-        return
-    known = _manager(settings).all_tasks
-    for task in settings.tasks:
-        if task not in known:
-            close = ", ".join(difflib.get_close_matches(task, known, n=3)) or "none is close"
-            raise ValueError(
-                f"eval.tasks names {task!r}, which lm-eval does not have ({close}): see `lm-eval ls tasks`"
-            )
-
-
-def run_tasks(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: Eval
-) -> dict[str, dict[str, float]]:
-    """Scores by task and metric name ("acc", "acc_norm", "acc_stderr", …)."""
-    from lm_eval import simple_evaluate  # takes seconds
+def run_tasks(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: Eval) -> dict[str, Scores]:
+    """The scores of the model on each task."""
+    from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size)
-    # Data files that a local task names are relative to the folder of its YAML.
-    with contextlib.chdir(settings.include_path or "."), _quiet():
-        found = simple_evaluate(
-            model=harness,
+    harness_model = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size)
+    with _inside(settings.include_path), _quiet():
+        results = simple_evaluate(
+            model=harness_model,
             tasks=list(settings.tasks),
             num_fewshot=settings.num_fewshot,
             limit=settings.limit,
-            task_manager=_manager(settings),
+            task_manager=task_manager(settings),
             bootstrap_iters=0,
-            random_seed=0,
-            numpy_random_seed=0,
-            torch_random_seed=0,
-            fewshot_random_seed=0,
+            **SEEDS,
         )
-    return {
-        task: {key.partition(",")[0]: float(value) for key, value in scores.items() if isinstance(value, int | float)}
-        for task, scores in found["results"].items()
-    }
+    return {task: _numbers(entry) for task, entry in results["results"].items()}
 
 
-def _manager(settings: Eval) -> "TaskManager":
+def task_manager(settings: Eval) -> "TaskManager":
+    """The tasks that lm-eval can run. Its own thousands of tasks are read only if `include_path` lacks one."""
     from lm_eval.tasks import TaskManager
 
     if settings.include_path is None:
         return TaskManager()
-    include = str(Path(settings.include_path).resolve())
-    own = TaskManager(include_path=include, include_defaults=False)  # saves reading lm-eval's thousands of tasks
-    return own if set(settings.tasks) <= set(own.all_tasks) else TaskManager(include_path=include)
+    folder = str(Path(settings.include_path).resolve())
+    local_tasks = TaskManager(include_path=folder, include_defaults=False)
+    is_complete = set(settings.tasks) <= set(local_tasks.all_tasks)
+    return local_tasks if is_complete else TaskManager(include_path=folder)
+
+
+def _numbers(entry: Mapping[str, object]) -> Scores:
+    """The metrics in the results of a task, whose keys are such as "acc,none"."""
+    return {key.partition(",")[0]: float(value) for key, value in entry.items() if isinstance(value, int | float)}
+
+
+def _inside(include_path: str | None) -> contextlib.AbstractContextManager[None]:
+    """While open, the folder of local tasks is the working directory: their data files are relative to it."""
+    return contextlib.chdir(include_path or ".")
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """lm-eval tells much; warnings and errors still come through."""
+    """While open, lm-eval and datasets log warnings and errors only."""
     loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval", "datasets")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

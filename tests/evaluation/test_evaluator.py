@@ -14,7 +14,7 @@ from evopress.database.cache import DecodedLevels
 from evopress.evaluation.evaluator import Evaluator, EvaluatorSettings
 from evopress.models.language_model import LanguageModel
 from evopress.models.loading import wrap_model
-from evopress.search.moves import dropped
+from evopress.search.drops import dropped
 from evopress.space.apply import applied
 from evopress.space.build import drop_space, layer_space
 from evopress.space.settings import SpaceSettings

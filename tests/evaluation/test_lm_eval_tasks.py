@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from evopress.evaluation.lm_eval_tasks import Eval, check_tasks, run_tasks
+from evopress.evaluation.eval_checks import check_eval
+from evopress.evaluation.eval_settings import Eval
+from evopress.evaluation.lm_eval_tasks import run_tasks
 from tests.tiny_models import tiny
 
 TASK = """
@@ -72,15 +74,15 @@ def test_a_local_task_runs_offline_and_agrees_with_plain_scoring(tasks):
 def test_an_unknown_task_is_refused_with_the_nearest_name(tasks):
     folder, _ = tasks
     with pytest.raises(ValueError, match=r"'pair'.*pairs"):
-        check_tasks(Eval(tasks=["pair"], include_path=str(folder)))
-    check_tasks(Eval(tasks=["pairs"], include_path=str(folder)))
+        check_eval(Eval(tasks=["pair"], include_path=str(folder)))
+    check_eval(Eval(tasks=["pairs"], include_path=str(folder)))
 
 
 def test_a_folder_of_tasks_that_is_not_there_is_refused():
     with pytest.raises(ValueError, match=r"eval.include_path is 'nowhere', which is not a folder"):
-        check_tasks(Eval(include_path="nowhere"))
+        check_eval(Eval(include_path="nowhere"))
 
 
 def test_no_tasks_need_no_harness(monkeypatch):
-    monkeypatch.setattr("evopress.evaluation.lm_eval_tasks._manager", None)
-    check_tasks(Eval(include_path=str(Path.cwd())))
+    monkeypatch.setattr("evopress.evaluation.eval_checks.task_manager", None)
+    check_eval(Eval(include_path=str(Path.cwd())))
