@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from hydra import compose, initialize_config_dir
 from transformers import LlamaConfig, MistralConfig, PretrainedConfig
 
-from evopress.config import CONFIG_FOLDER, build
+from evopress.config import CONFIG_FOLDER, build_job
 from evopress.planning.estimate import ResourceEstimate
 from evopress.planning.stages import estimate_resources
 
@@ -51,7 +51,7 @@ def estimate(folder: Path, search: str, *, offload: bool) -> ResourceEstimate:
         f"search={search}",
     ]
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        return estimate_resources(build(compose("config", overrides), folder))
+        return estimate_resources(build_job(compose("config", overrides), folder))
 
 
 def rows_of(model: str, search: str, resident: ResourceEstimate, offloaded: ResourceEstimate) -> list[dict]:
