@@ -1,6 +1,6 @@
 """Collects what `measure.sh` measured: one row per study and method, mean and spread over seeds.
 
-python experiments/compare/collect.py        # adds what outputs/studies holds to results.json beside this file
+python experiments/compare/collect.py        # adds what outputs/studies holds to results.json next to this file
 """
 
 import json
@@ -18,18 +18,18 @@ STUDIES = HERE.parents[1] / "outputs" / "studies"
 def records() -> Iterator[dict[str, object]]:
     """One record per run."""
     for path in sorted(STUDIES.glob("*/*/*/results.json")):
-        found = json.loads(path.read_text())
-        (data_set,) = found["searched"]["kl"]
+        results = json.loads(path.read_text())
+        (data_set,) = results["searched"]["kl"]
         yield {
             "study": path.parts[-4],
             "method": path.parts[-3],
-            "seed": found["seed"],
-            "achieved": found["budget"]["achieved"],
-            "token_equivalents": found["tokens"]["search"],
-            "seconds": found["seconds"]["search"],
-            "kl": found["searched"]["kl"][data_set],
-            "perplexity": found["searched"]["perplexity"][data_set],
-            "kl_uniform": found["uniform"]["kl"][data_set],
+            "seed": results["seed"],
+            "achieved": results["budget"]["achieved"],
+            "token_equivalents": results["tokens"]["search"],
+            "seconds": results["seconds"]["search"],
+            "kl": results["searched"]["kl"][data_set],
+            "perplexity": results["searched"]["perplexity"][data_set],
+            "kl_uniform": results["uniform"]["kl"][data_set],
         }
 
 

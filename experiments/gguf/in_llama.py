@@ -50,8 +50,8 @@ def compare(text: str, num_windows: int, dense: str, files: list[str]) -> None:
             kls[path].append(float((p * (log_p - log_q)).sum(-1).mean()))
             losses[path].append(-float(log_q[np.arange(WINDOW - 1), window[1:]].mean()))
         print(f"window {number + 1} of {num_windows}", file=sys.stderr)
-    found = {path: figures(path, kls[path], losses[path], kls[files[0]]) for path in models}
-    print(json.dumps(found, indent=1))
+    results = {path: figures(path, kls[path], losses[path], kls[files[0]]) for path in models}
+    print(json.dumps(results, indent=1))
 
 
 def open_model(path: str) -> llama_cpp.Llama:

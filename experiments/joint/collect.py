@@ -1,6 +1,6 @@
 """Collects what `measure.sh` measured: one row per budget and method, mean and spread over seeds.
 
-python experiments/joint/collect.py        # adds what outputs/studies/joint holds to results.json beside this file
+python experiments/joint/collect.py        # adds what outputs/studies/joint holds to results.json next to this file
 """
 
 import json
@@ -18,23 +18,23 @@ STUDY = HERE.parents[1] / "outputs" / "studies" / "joint"
 def records() -> Iterator[dict[str, object]]:
     """One record per run."""
     for path in sorted(STUDY.glob("*/*/results.json")):
-        found = json.loads(path.read_text())
-        if "done" not in found:
+        results = json.loads(path.read_text())
+        if "done" not in results:
             continue
         units = json.loads((path.parent / "profile.json").read_text())["units"]
-        (data_set,) = found["searched"]["kl"]
+        (data_set,) = results["searched"]["kl"]
         space, _, search = path.parent.name.rpartition("-")[0].partition("-")
         yield {
             "task": path.parts[-3],
             "space": space,
             "search": search,
-            "seed": found["seed"],
-            "token_equivalents": round(found["tokens"]["search"]),
-            "seconds": found["seconds"]["search"],
-            "kl_unseen": found["searched"]["kl"][data_set],
-            "perplexity_unseen": found["searched"]["perplexity"][data_set],
-            "kl_uniform": found["uniform"]["kl"][data_set],
-            "cost": found["searched"]["size_bytes"],
+            "seed": results["seed"],
+            "token_equivalents": round(results["tokens"]["search"]),
+            "seconds": results["seconds"]["search"],
+            "kl_unseen": results["searched"]["kl"][data_set],
+            "perplexity_unseen": results["searched"]["perplexity"][data_set],
+            "kl_uniform": results["uniform"]["kl"][data_set],
+            "cost": results["searched"]["size_bytes"],
             "dropped": [unit["unit"] for unit in units if unit["label"] == "dropped" and "inside" not in unit],
         }
 

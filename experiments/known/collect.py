@@ -43,7 +43,10 @@ def measured() -> Figures:
 def table(results: dict) -> str:
     """Markdown: the latest run of each type, next to the known figures."""
     latest = {run["dtype"]: run["measured"] for run in sorted(results["runs"], key=lambda run: run["date"])}
-    lines = ["| | perplexity | KL | in float32: perplexity | KL | known: perplexity | KL |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| | perplexity | KL | in float32: perplexity | KL | known: perplexity | KL |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for name, title in ROWS.items():
         columns = [latest["bfloat16"][name], latest["float32"][name], results["known"][name]]
         cells = [f"{value:.4g}" for column in columns for value in (column["perplexity"], column["kl"])]

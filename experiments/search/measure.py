@@ -15,7 +15,7 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from evopress.config import CONFIG_FOLDER, build
+from evopress.config import CONFIG_FOLDER, build_job
 from evopress.data.splits import load_splits
 from evopress.models.loading import load_model
 from evopress.preparation import prepare_context
@@ -79,7 +79,7 @@ def main() -> None:
     overrides = {run: overrides_of(run) for run in args.runs}
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         configs = {run: compose("config", overrides=overrides[run]) for run in args.runs}
-    job = build(configs[args.runs[0]], args.runs[0])
+    job = build_job(configs[args.runs[0]], args.runs[0])
     lm = load_model(job.model, job.outputs / "cache")
     context = prepare_context(job, lm, load_splits(job.data, lm.tokenizer, job.outputs / "cache"))
     rows: list[tuple[Path, Found]] = [

@@ -1,4 +1,4 @@
-"""The table and the plot of the README beside this file, from `results.json`.
+"""Prints the table of the README and draws its plot, from `results.json`.
 
 python experiments/search/show.py
 """
@@ -27,7 +27,7 @@ Record = dict
 
 
 def name_of(record: Record) -> str:
-    """The option that the command picked; `generations` is the guided search with these in place of refinements."""
+    """The search that the command picked; `generations` is the guided search with generations instead of refinements."""
     picked = [str(o).removeprefix("search=") for o in record["overrides"] if str(o).startswith("search=")]
     if "search.generations=6" in record["overrides"]:
         return "generations"
@@ -35,17 +35,17 @@ def name_of(record: Record) -> str:
 
 
 def grouped(records: list[Record]) -> dict[tuple[str, str, int], list[Record]]:
-    """A record of each seed, where they stand at about the same cost, by task, search and cost in steps of a fifth."""
-    found: dict[tuple[str, str, int], list[Record]] = defaultdict(list)
+    """Records of different seeds at about the same cost (within a fifth), by task, search and the lowest cost."""
+    groups: dict[tuple[str, str, int], list[Record]] = defaultdict(list)
     for record in sorted(records, key=lambda r: float(r["token_equivalents"])):
         cost, kind = float(record["token_equivalents"]), (str(record["task"]), name_of(record))
         near = [
             key
-            for key, members in found.items()
+            for key, members in groups.items()
             if key[:2] == kind and cost < 1.2 * key[2] and record["seed"] not in [m["seed"] for m in members]
         ]
-        found[near[-1] if near else (*kind, round(cost))].append(record)
-    return found
+        groups[near[-1] if near else (*kind, round(cost))].append(record)
+    return groups
 
 
 def table(records: list[Record]) -> str:
@@ -60,9 +60,9 @@ def table(records: list[Record]) -> str:
                 continue
             kl = [float(r["kl_unseen"]) for r in members]
             spread = f" ± {stdev(kl):.3f}" if len(kl) > 1 else ""
-            own = [float(r["kl_search"]) for r in members if r["kl_search"] is not None]
+            search_kl = [float(r["kl_search"]) for r in members if r["kl_search"] is not None]
             tokens, seconds = (fmean(float(r[key]) for r in members) for key in ("token_equivalents", "seconds"))
-            searched = f"{fmean(own):.3f}" if own else ""
+            searched = f"{fmean(search_kl):.3f}" if search_kl else ""
             cells = (task, name, len(kl), f"{tokens:,.0f}", f"{seconds:.0f}", f"{fmean(kl):.3f}{spread}", searched)
             lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
@@ -72,10 +72,10 @@ def plot(records: list[Record]) -> Figure:
     figure, labelled = Figure(figsize=(10, 6.8), layout="constrained"), {}
     for axes, task in zip(figure.subplots(2, 2).flat, TASKS, strict=True):
         for name, colour in COLOURS.items():
-            own = [r for r in records if r["task"] == task and name_of(r) == name]
-            if not own:
+            runs = [r for r in records if r["task"] == task and name_of(r) == name]
+            if not runs:
                 continue
-            tokens, kl = ([record[key] for record in own] for key in ("token_equivalents", "kl_unseen"))
+            tokens, kl = ([record[key] for record in runs] for key in ("token_equivalents", "kl_unseen"))
             (labelled[name],) = axes.plot(tokens, kl, "o", color=colour, ms=5, alpha=0.8)
         axes.set_title(task)
         axes.set_xscale("log")
