@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from evopress.job import Job
-from evopress.search.moves import evenly_spaced_profile
+from evopress.search.start_profiles import evenly_spaced_profile
 from evopress.space.units import Profile, Space
 
 
@@ -19,6 +19,6 @@ def jobs_by_target(job: Job, space: Space, start_profiles: Callable[[], list[Pro
     budgets = [replace(job.budget, target=target) for target in dict.fromkeys(job.targets)]
     costs = {budget: space.cost(evenly_spaced_profile(space, budget)) for budget in budgets}
     for number, budget in enumerate(sorted(budgets, key=lambda budget: -costs[budget])):
-        search = job.search.beside(start_profiles(), (number + 1) / len(budgets))
+        search = job.search.warm_started(start_profiles(), (number + 1) / len(budgets))
         folder = job.folder / f"{budget.target}{budget.metric}"
         yield replace(job, budget=budget, search=search, folder=folder, seed=job.seed + number, targets=())

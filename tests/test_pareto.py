@@ -1,4 +1,4 @@
-"""Several budgets in one run: one database, each search starting from its neighbour, all the points side by side."""
+"""Several budgets in one run: one database, and each search starts from the result for the next larger budget."""
 
 import csv
 import json
@@ -35,7 +35,7 @@ def read(path):
         return list(csv.DictReader(file))
 
 
-def test_every_target_is_met_from_one_database_and_is_tried_what_its_neighbour_found(tmp_path, model_folders):
+def test_every_target_uses_one_database_and_starts_from_the_profile_of_the_larger_target(tmp_path, model_folders):
     front = job(tmp_path / "run", tmp_path, model_folders("llama"), search=GUIDED, targets=(2.5, 3.5, 3.0))
     run_job(front)
     points = read(tmp_path / "run" / "front.csv")
@@ -50,17 +50,17 @@ def test_every_target_is_met_from_one_database_and_is_tried_what_its_neighbour_f
     archive = read(tmp_path / "run" / "archive.csv")
     assert {row["target"] for row in archive} == {"3.5", "3.0", "2.5"}
     costs = {target: [int(row["cost"]) for row in archive if row["target"] == target] for target in ("3.0", "2.5")}
-    assert len(set(costs["3.0"])) == 1  # others of the neighbour are brought to this budget
+    assert len(set(costs["3.0"])) == 1  # profiles of the larger budget are lowered to this one
     assert costs["2.5"][-1] * 3.0 == costs["3.0"][-1] * 2.5
     smaller = json.loads((tmp_path / "run" / "3.0bits" / "profile.json").read_text())["settings"]["search"]
-    best, *others = smaller["others"]
+    best, *runners_up = smaller["others"]
     last = [[int(level) for level in row["levels"]] for row in archive if row["target"] == "3.5"][-4:]
-    assert others and best in last and all(other in last for other in others)
+    assert runners_up and best in last and all(profile in last for profile in runners_up)
     assert (tmp_path / "run" / "front.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "run" / "comparison.html").stat().st_size > 1000
 
 
-def test_a_front_that_was_cut_off_goes_on_to_the_same_bytes(tmp_path, model_folders):
+def test_an_interrupted_front_resumes_to_the_same_bytes(tmp_path, model_folders):
     drops = dict(compress=Drop(), budget=Budget(metric="drop", target=1 / 3), search=SWAPS, targets=(1 / 3, 2 / 3))
     front = job(tmp_path / "run", tmp_path, model_folders("llama"), **drops)
     run_job(front)
@@ -84,7 +84,7 @@ def test_a_front_that_was_cut_off_goes_on_to_the_same_bytes(tmp_path, model_fold
         ({"search": Owl(multiples=[5.0], spreads=[0.1], tokens=32), "targets": ()}, "search=owl allots sparsity"),
     ],
 )
-def test_what_a_search_cannot_do_is_an_error_before_the_database(changes, message, tmp_path, model_folders):
+def test_settings_that_a_search_refuses_are_an_error_before_the_database_is_built(changes, message, tmp_path, model_folders):
     settings = {"search": GUIDED, "targets": (3.0,), **changes}
     with pytest.raises(ValueError, match=message):
         run_job(job(tmp_path / "run", tmp_path, model_folders("llama"), **settings))

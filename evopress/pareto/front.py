@@ -24,7 +24,7 @@ from evopress.report.style import LIGHT, render
 from evopress.runtime import distributed
 from evopress.runtime.files import write_atomically
 from evopress.runtime.json_files import read_json
-from evopress.search.baselines.additive import knapsack
+from evopress.search.knapsack import solve_knapsack
 from evopress.search.log import read_evaluations
 from evopress.space.budget import Budget
 from evopress.space.units import Profile
@@ -99,5 +99,5 @@ def _additive_kl(context: EvaluationContext, budget: Budget) -> float | None:
     if context.database is None:
         return None
     errors = layer_errors(context.space, context.database)
-    profile = knapsack(context.space, budget.caps(context.space), errors)
+    profile = solve_knapsack(context.space, budget.caps(context.space), errors)
     return context.evaluator.measure([profile], context.splits.test)[0].mean_kl

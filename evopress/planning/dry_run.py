@@ -9,7 +9,7 @@ from evopress.data.windows import minibatch_shape
 from evopress.evaluation.switch_effects import token_equivalents
 from evopress.job import Job
 from evopress.search.base import Answer, Batch, Question, Table
-from evopress.search.moves import evenly_spaced_profile
+from evopress.search.start_profiles import evenly_spaced_profile
 from evopress.space.units import Profile, Space
 from evopress.targets import jobs_by_target
 

@@ -1,26 +1,25 @@
 """The contract of a search: a generator that asks questions and is sent their answers."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from math import isfinite, isnan
 from random import Random
-from typing import Literal, cast
+from typing import Literal, TypeVar, cast
 
 from evopress.space.budget import Budget
 from evopress.space.units import Profile, Space
 
 Fitness = Literal["kl", "perplexity", "topk_kl"]
-"""What profiles are compared by: a divergence from the dense model, or perplexity."""
+"""How profiles are compared: by a divergence from the dense model, or by perplexity."""
 
 
 @dataclass(frozen=True)
 class Batch:
     """Asks for the fitness of `profiles`, lower is better, all on the same `num_tokens` fresh search tokens.
 
-    `label` says where the search stands ("generation 3/50, stage 1/2"). `fitness` overrides the run's own for methods
-    that are defined by another. With `excerpt`, so many tokens of a window stand for it: more texts for the same cost.
-    The answer is one float per profile.
+    `label` is the progress of the search, for people ("generation 3/50, stage 1/2"). `fitness` overrides the fitness of
+    the run, for methods that are defined by a certain one. With `excerpt`, only that many tokens of each window are
+    used, so the same cost covers more texts. The answer is one float per profile.
     """
 
     profiles: tuple[Profile, ...]
@@ -32,21 +31,23 @@ class Batch:
 
 TableKind = Literal["layer_error", "outliers", "cosine", "relative_change", "switch_effects"]
 
+Rows = list[list[float]]
+
 
 @dataclass(frozen=True)
 class Table:
-    """Asks for measurements other than the fitness of profiles: of the dense model, of the levels, or around `profile`.
+    """Asks for measurements other than fitness: of the dense model, of the levels, or of switches from `profile`.
 
     - `layer_error`: [unit][level], the share of a layer's output energy that the level loses; summed over tied layers.
-    - `outliers`: [block][i], the share of |w|·‖x‖ in the block above `arguments[i]` times their mean.
-    - `cosine`: [unit][i], the similarity of the residual stream before the unit and after `arguments[i]` units, itself
-      included; 0 where there are not so many.
-    - `relative_change`: [unit][i], ‖after − before‖ / ‖after‖ of the same two; infinite where there are not so many.
-    - `switch_effects`: [switch][2], a row for each level of each unit in turn: how the KL would change to first and to
-      second order if the unit alone left `profile` for that level; 0 for drops, and inside what is dropped.
-      `arguments[0]` is the number of draws.
+    - `outliers`: [block][i], the share of the scores |w|·‖x‖ in the block that exceed `arguments[i]` times their mean.
+    - `cosine`: [unit][i], the cosine similarity of the residual stream before the unit and after `arguments[i]` units,
+      counting this one; 0 if fewer units remain.
+    - `relative_change`: [unit][i], ‖after − before‖ / ‖after‖ of the same two streams; infinite if fewer units remain.
+    - `switch_effects`: [switch][2], with one row for each level of each unit in turn: the first- and second-order
+      change of the KL if only this unit went from its level in `profile` to that level. 0 for drops and for units
+      inside a dropped one. `arguments[0]` is the number of random draws.
 
-    `excerpt` is that of `Batch`.
+    `excerpt` means the same as in `Batch`.
     """
 
     kind: TableKind
@@ -56,54 +57,34 @@ class Table:
     excerpt: int | None = None
 
 
+T = TypeVar("T")
+
 Question = Batch | Table
-Answer = list[float] | list[list[float]]
-SearchRun = Generator[Question, Answer, Profile]
+Answer = list[float] | Rows
+SearchStep = Generator[Question, Answer, T]
+"""A part of a search: it yields questions, is sent their answers, and returns a T."""
+SearchRun = SearchStep[Profile]
 
 
-def fitness_of(batch: Batch) -> Generator[Question, Answer, list[float]]:
+def fitness_of(batch: Batch) -> SearchStep[list[float]]:
     """`fitness = yield from fitness_of(Batch(…))` asks for fitness."""
     answer = yield batch
     return cast(list[float], answer)
 
 
-def best_first(profiles: Sequence[Profile], fitness: Sequence[float], sign: float = 1.0) -> list[Profile]:
-    """In order of `sign` · fitness; of equals the earlier first, and NaN last."""
-    order = sorted(range(len(profiles)), key=lambda i: (isnan(fitness[i]), sign * fitness[i]))
-    return [profiles[i] for i in order]
-
-
-def check_numbers(fitness: Sequence[float]) -> None:
-    """Raises ValueError when no fitness is finite, so that there is nothing to choose by."""
-    if not any(map(isfinite, fitness)):
-        raise ValueError(
-            f"the fitness of all {len(fitness)} candidates is NaN or infinite, so none can be chosen: set "
-            f"model.dtype=float32, or leave the most compressed levels out of the compressor's settings"
-        )
-
-
-def check_given(space: Space, key: str, profiles: Iterable[Profile]) -> None:
-    """Raises ValueError, naming the key, for a profile from the settings that is of another space."""
-    for profile in profiles:
-        try:
-            space.check(profile)
-        except ValueError as error:
-            raise ValueError(f"{key} is not of this model and database: {error}") from error
-
-
-def rows_of(table: Table) -> Generator[Question, Answer, list[list[float]]]:
+def rows_of(table: Table) -> SearchStep[Rows]:
     """`rows = yield from rows_of(Table(…))` asks for a table."""
     answer = yield table
-    return cast(list[list[float]], answer)
+    return cast(Rows, answer)
 
 
 class Search(ABC):
     """Picks one level per unit within a budget. Pure Python: it sees no model and no tensor.
 
     A subclass is a frozen, keyword-only pydantic dataclass. Everything random comes from `rng`, so the same seed and
-    the same answers give the same profile; a killed search is resumed by replaying its answers.
+    the same answers give the same profile. A killed search is resumed by replaying its answers.
 
-    A worked example, best of two::
+    An example that returns the better of two profiles::
 
         def run(self, space, budget, rng):
             profiles = (space.uniform(0), space.uniform(1))
@@ -116,13 +97,13 @@ class Search(ABC):
         """A generator that yields questions, is sent their answers, and returns the profile it chose."""
 
     def num_questions(self, space: Space, budget: Budget) -> int | None:
-        """How many questions `run` will ask, for the progress display; None when not known."""
+        """The number of questions that `run` will ask, for the progress display; None if unknown."""
         return None
 
-    def beside(self, found: Sequence[Profile], place: float) -> "Search":
-        """The search to run for one of many budgets; itself if it has no use for what was `found` for a neighbour.
+    def warm_started(self, profiles: Sequence[Profile], position: float) -> "Search":
+        """The search to run for one of several budgets, given the results for the next larger budget.
 
-        That is the best profile, then what came close to it there; none of them need hold the budget here. For the
-        first of the budgets it is empty. `place`, above 0, is 1 for the smallest budget.
+        `profiles` has the best profile there first, then close ones. They may exceed this budget. For the largest
+        budget there are none. `position`, in (0, 1], is 1 for the smallest budget. The default ignores both.
         """
         return self

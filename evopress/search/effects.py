@@ -1,44 +1,54 @@
-"""Tables of what every single switch away from a profile would do, to first and to second order."""
+"""Tables of predicted switch effects: how the KL changes when one unit alone leaves a profile."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from evopress.search.base import Answer, Question, Table, rows_of
-from evopress.search.proposals import Scores
+from evopress.search.base import SearchStep, Table, rows_of
+from evopress.search.knapsack import LevelScores
 from evopress.space.units import Profile, Space
 
 
 @dataclass(frozen=True)
+class TableSettings:
+    """`draws` is the number of random vectors per token for the curvature; `excerpt` means the same as in `Table`."""
+
+    num_tokens: int
+    draws: int
+    excerpt: int | None
+
+
+@dataclass(frozen=True)
 class Effects:
-    """[unit][level]: predicted change of the KL when the unit alone leaves `profile`, to first and to second order."""
+    """[unit][level]: the predicted change of the KL when the unit alone leaves `profile`, to first and second order."""
 
     profile: Profile
-    first: Scores
-    second: Scores
+    first: LevelScores
+    second: LevelScores
 
 
-def effects_at(
-    space: Space, profile: Profile, num_tokens: int, draws: int, excerpt: int | None
-) -> Generator[Question, Answer, Effects]:
-    """Asks for the table of all switches at `profile`."""
-    rows = yield from rows_of(Table("switch_effects", num_tokens, (float(draws),), profile, excerpt))
-    flat = iter(rows)
-    by_unit = [[next(flat) for _ in unit.levels] for unit in space.units]
+def predict_effects(space: Space, profile: Profile, settings: TableSettings) -> SearchStep[Effects]:
+    """Asks for the effects of all switches from `profile`."""
+    table = Table("switch_effects", settings.num_tokens, (float(settings.draws),), profile, settings.excerpt)
+    rows = iter((yield from rows_of(table)))
+    by_unit = [[next(rows) for _ in unit.levels] for unit in space.units]
     first, second = ([[row[order] for row in unit] for unit in by_unit] for order in (0, 1))
     return Effects(profile, first, second)
 
 
-def averaged(space: Space, tables: list[Effects]) -> Effects:
-    """Every effect the mean over the tables in which its unit left the same level as in the last one."""
+def mean_effects(space: Space, tables: Sequence[Effects]) -> Effects:
+    """The effects at the profile of the last table, averaged over the tables.
+
+    For each unit, only the tables in which it leaves the same level as in the last one count.
+    """
     last = tables[-1]
 
-    def is_alike(table: Effects, unit: int) -> bool:
-        gone = space.is_inside_dropped(unit, last.profile), space.is_inside_dropped(unit, table.profile)
-        return table.profile[unit] == last.profile[unit] and (table is last or not any(gone))
+    def counts(table: Effects, unit: int) -> bool:
+        is_inside_dropped = (space.is_inside_dropped(unit, profile) for profile in (last.profile, table.profile))
+        return table.profile[unit] == last.profile[unit] and (table is last or not any(is_inside_dropped))
 
-    def mean(rows: Callable[[Effects], Scores]) -> Scores:
-        alike = ([rows(table)[unit] for table in tables if is_alike(table, unit)] for unit in range(len(space)))
-        return [[fmean(values) for values in zip(*of_unit, strict=True)] for of_unit in alike]
+    def mean(order: Callable[[Effects], LevelScores]) -> LevelScores:
+        by_unit = ([order(table)[unit] for table in tables if counts(table, unit)] for unit in range(len(space)))
+        return [[fmean(values) for values in zip(*rows, strict=True)] for rows in by_unit]
 
     return Effects(last.profile, mean(lambda table: table.first), mean(lambda table: table.second))

@@ -11,39 +11,32 @@ Source: arXiv 2410.14649, Algorithms 1 and 2::
             keep the survivors_i fittest
         parent ← the survivor
 
-We differ in two ways that leave this default unchanged: `population` parents may live on (the last stage then keeps
-that many), and `maximize` looks for the worst profile, as the paper does to show how far profiles differ.
+There are two additions, which are off by default. With `population` > 1, several parents survive each generation. With
+`maximize`, the search looks for the worst profile, as the paper does to show how much profiles differ.
 """
 
-from collections.abc import Generator
 from itertools import pairwise
 from random import Random
 
 from pydantic import Field, model_validator
 
 from evopress.runtime.config_class import config_class
-from evopress.search.base import Answer, Batch, Question, Search, SearchRun, best_first, check_numbers, fitness_of
-from evopress.search.moves import distinct, mutants, random_profile, uniform_profile
+from evopress.search.base import Batch, Search, SearchRun, SearchStep, fitness_of
+from evopress.search.mutation import distinct_profiles, mutants
+from evopress.search.selection import Stage, best_first, check_any_finite, select_survivors
+from evopress.search.start_profiles import random_profile, uniform_profile
 from evopress.space.budget import Budget
 from evopress.space.units import Profile, Space
 
 
 @config_class
-class Stage:
-    """One step of the selection: how many candidates survive it, and on how many tokens they are compared."""
-
-    survivors: int = Field(gt=0)
-    tokens: int = Field(gt=0)
-
-
-@config_class
 class Evolution(Search):
-    """The paper's search. `generations: null` takes k(n−k)/1.5, the paper's number for dropping k of n sub-blocks.
+    """The paper's search. `generations: null` means k(n−k)/1.5, the paper's number for dropping k of n sub-blocks.
 
-    Raises ValueError for null where nothing is dropped.
+    Raises ValueError for null if nothing is dropped.
 
-    `initial_candidates` random start profiles are compared on `initial_tokens` where the uniform profile does not
-    exist or does not spend the budget.
+    The search starts from the uniform profile. If that does not exist or does not spend the budget,
+    `initial_candidates` random profiles are compared on `initial_tokens`.
     """
 
     generations: int | None = Field(ge=0)
@@ -70,45 +63,42 @@ class Evolution(Search):
         return self
 
     def num_questions(self, space: Space, budget: Budget) -> int:
-        starts = 0 if uniform_profile(space, budget) else 1
-        return starts + self._num_generations(space, budget) * len(self.stages)
+        num_initial = 0 if uniform_profile(space, budget) else 1
+        return num_initial + self._num_generations(space, budget) * len(self.stages)
 
     def run(self, space: Space, budget: Budget, rng: Random) -> SearchRun:
         caps = budget.caps(space)
-        parents = yield from self._initial(space, budget, rng)
+        parents = yield from self._initial_parents(space, budget, rng)
         num_generations = self._num_generations(space, budget)
         for generation in range(1, num_generations + 1):
-            candidates = mutants(space, caps, parents, self.offspring, rng, self.max_switches)
-            if not candidates:
+            offspring = mutants(space, caps, parents, count=self.offspring, rng=rng, max_switches=self.max_switches)
+            if not offspring:
                 break  # the budget leaves no other profile
-            for number, stage in enumerate(self.stages, start=1):
-                if number == len(self.stages):
-                    candidates = parents + candidates
-                label = f"generation {generation}/{num_generations}, stage {number}/{len(self.stages)}"
-                fitness = yield from fitness_of(Batch(tuple(candidates), stage.tokens, label))
-                if number == len(self.stages):
-                    check_numbers(fitness)
-                candidates = self._fittest(candidates, fitness, stage.survivors)
-            parents = candidates
+            label = f"generation {generation}/{num_generations}"
+            parents = yield from select_survivors(
+                parents, offspring, stages=self.stages, label=label, sign=self._sign()
+            )
         return parents[0]
 
-    def _initial(self, space: Space, budget: Budget, rng: Random) -> Generator[Question, Answer, list[Profile]]:
+    def _initial_parents(self, space: Space, budget: Budget, rng: Random) -> SearchStep[list[Profile]]:
         uniform = uniform_profile(space, budget)
         if uniform:
             return [uniform]
-        candidates = distinct(lambda: random_profile(space, budget, rng), self.initial_candidates, exclude=set())
+        candidates = distinct_profiles(
+            lambda: random_profile(space, budget, rng), self.initial_candidates, exclude=set()
+        )
         fitness = yield from fitness_of(Batch(tuple(candidates), self.initial_tokens, "initial candidates"))
-        check_numbers(fitness)
-        return self._fittest(candidates, fitness, self.population)
+        check_any_finite(fitness)
+        return best_first(candidates, fitness, self._sign())[: self.population]
 
-    def _fittest(self, candidates: list[Profile], fitness: list[float], survivors: int) -> list[Profile]:
-        return best_first(candidates, fitness, sign=-1.0 if self.maximize else 1.0)[:survivors]
+    def _sign(self) -> float:
+        return -1.0 if self.maximize else 1.0
 
     def _num_generations(self, space: Space, budget: Budget) -> int:
         if self.generations is not None:
             return self.generations
         if budget.metric != "drop":
             raise ValueError("search.generations=null is a number for drops only: set search.generations")
-        units = len(space) // len(space.trade_groups)
-        dropped = budget.achieved(space, random_profile(space, budget, Random(0))) * units
-        return round(dropped * (units - dropped) / 1.5)
+        num_units = len(space) // len(space.trade_groups)
+        num_dropped = budget.achieved(space, random_profile(space, budget, Random(0))) * num_units
+        return round(num_dropped * (num_units - num_dropped) / 1.5)

@@ -21,8 +21,8 @@ from evopress.data.splits import load_splits
 from evopress.evaluation.evaluator import Evaluator, EvaluatorSettings
 from evopress.models.loading import load_model
 from evopress.models.source import ModelSource
-from evopress.search.baselines.scores import drop
-from evopress.search.moves import random_profile
+from evopress.search.baselines.scores import with_dropped
+from evopress.search.start_profiles import random_profile
 from evopress.space.budget import Budget
 from evopress.space.build import drop_space
 from evopress.space.units import Profile
@@ -48,7 +48,7 @@ class Measured:
 def rank_correlation(measured: Measured, share: float, rng: Random) -> dict[str, float]:
     """Between Σ KL of single drops and the KL of random profiles with `share` of the units dropped."""
     space = measured.evaluator.space
-    singles = measured.kl([drop(space, (unit,)) for unit in range(len(space))])
+    singles = measured.kl([with_dropped(space, (unit,)) for unit in range(len(space))])
     profiles = [random_profile(space, Budget(metric="drop", target=share), rng) for _ in range(PROFILES)]
     sums = [sum(kl for kl, level in zip(singles, profile, strict=True) if level) for profile in profiles]
     true = measured.kl(profiles)

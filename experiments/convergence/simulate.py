@@ -14,7 +14,8 @@ from random import Random
 from statistics import mean, stdev
 
 from evopress.search.base import Batch
-from evopress.search.evolution import Evolution, Stage
+from evopress.search.evolution import Evolution
+from evopress.search.selection import Stage
 from evopress.space.budget import Budget
 from evopress.space.units import Level, Profile, Space, Unit
 

@@ -28,7 +28,7 @@ from evopress.evaluation.metrics import FinalStates, divergences
 from evopress.evaluation.switch_effects import switch_effects, token_equivalents
 from evopress.models.language_model import LanguageModel
 from evopress.models.loading import load_model
-from evopress.search.moves import evenly_spaced_profile
+from evopress.search.start_profiles import evenly_spaced_profile
 from evopress.space.budget import Budget
 from evopress.space.build import drop_space, layer_space
 from evopress.space.settings import SpaceSettings

@@ -22,7 +22,8 @@ from evopress.search.base import Answer, Batch, Question
 from evopress.search.driver import AnsweredQuestion, Answerer, SearchTask, minibatch_rng, run_search
 from evopress.search.evolution import Evolution
 from evopress.search.log import SearchLog
-from evopress.search.moves import mutants, random_profile, uniform_profile
+from evopress.search.mutation import mutants
+from evopress.search.start_profiles import random_profile, uniform_profile
 from evopress.space.budget import Budget
 from evopress.space.units import Profile, Space
 from experiments.speed.timing import RUNS, ratio
@@ -77,7 +78,7 @@ def sparsegpt_solve(compressor: SparseGPT, group: LayerGroup) -> dict[str, float
 def offspring(space: Space, budget: Budget, count: int) -> list[Profile]:
     """Mutants of the uniform profile, or of a random one where there is none."""
     parent = uniform_profile(space, budget) or random_profile(space, budget, Random(0))
-    return mutants(space, budget.caps(space), [parent], count, Random(0), max_switches=3)
+    return mutants(space, budget.caps(space), [parent], count=count, rng=Random(0), max_switches=3)
 
 
 def evaluation(evaluator: Evaluator, profiles: list[Profile], tokens: Tensor) -> dict[str, object]:

@@ -8,12 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evopress.search.base import Batch, Table
-from evopress.search.baselines.additive import Additive, error_table, knapsack, switches
+from evopress.search.baselines.additive import Additive, error_table
 from evopress.search.baselines.brute_force import BruteForce
 from evopress.search.baselines.greedy import Greedy
-from evopress.search.baselines.owl import Owl, fitted, sparsities
+from evopress.search.baselines.owl import Owl, block_sparsities, nearest_profile
 from evopress.search.baselines.scores import Scores
-from evopress.search.given import Given
+from evopress.search.fixed_profile import FixedProfile
+from evopress.search.knapsack import solve_knapsack
+from evopress.search.switches import all_switched
 from evopress.space.budget import Budget
 from evopress.space.profile_files import to_json, to_text
 from evopress.space.units import Space
@@ -37,7 +39,7 @@ def test_knapsack_equals_enumeration(sizes, errors, target):
     def total(profile):
         return sum(table[i][level] for i, level in enumerate(profile))
 
-    found = knapsack(space, caps, table)
+    found = solve_knapsack(space, caps, table)
     assert caps[0].slack(space, found) >= 0
     assert total(found) == pytest.approx(min(map(total, feasible)))
 
@@ -45,16 +47,16 @@ def test_knapsack_equals_enumeration(sizes, errors, target):
 def test_knapsack_with_coarse_costs_still_holds_the_budget():
     space = bit_space([10007, 20011, 30013, 99991])
     caps = BITS3.caps(space)
-    assert caps[0].slack(space, knapsack(space, caps, [[0.0, 1.0, 2.0]] * 4)) >= 0
+    assert caps[0].slack(space, solve_knapsack(space, caps, [[0.0, 1.0, 2.0]] * 4)) >= 0
 
 
 def test_single_switches_change_one_unit_and_give_the_error_table():
     space = bit_space([8, 8])
     start = (1, 1)
-    profiles = switches(space, start)
+    profiles = all_switched(space, start)
     assert sorted(profiles) == [(0, 1), (1, 0), (1, 2), (2, 1)]
     fitness = linear_fitness([3.0, 5.0])
-    table = error_table(space, start, fitness(start), {p: fitness(p) for p in profiles})
+    table = error_table(space, start, base=fitness(start), fitness={p: fitness(p) for p in profiles})
     assert table == [[-3.0, 0.0, 3.0], [-5.0, 0.0, 5.0]]
 
 
@@ -173,16 +175,16 @@ def test_brute_force_is_the_minimum_and_refuses_too_many():
 
 
 def test_owl_gives_outlier_blocks_more_weights_around_the_target():
-    wanted = sparsities([0.1, 0.3, 0.2], target=0.5, spread=0.1)
+    wanted = block_sparsities([0.1, 0.3, 0.2], target=0.5, spread=0.1)
     assert wanted == pytest.approx([0.6, 0.4, 0.5])
-    assert sparsities([0.2, 0.2], target=0.5, spread=0.1) == [0.5, 0.5]
+    assert block_sparsities([0.2, 0.2], target=0.5, spread=0.1) == [0.5, 0.5]
 
 
 @given(st.lists(st.floats(0.35, 0.65), min_size=4, max_size=4))
 def test_owl_profiles_meet_the_budget_exactly(wanted):
     space = sparse_space(4)
     (cap,) = HALF.caps(space)
-    assert cap.slack(space, fitted(space, cap, wanted)) == 0
+    assert cap.slack(space, nearest_profile(space, cap, wanted)) == 0
 
 
 def test_owl_returns_the_fittest_of_its_settings():
@@ -204,9 +206,9 @@ def test_a_given_profile_is_read_in_every_form_and_checked(tmp_path):
     space, profile = bit_space([8, 8, 8]), (0, 1, 2)
     for name, text in (("p.json", to_json(space, profile)), ("p.txt", to_text(space, profile))):
         (tmp_path / name).write_text(text)
-        assert play(Given(path=str(tmp_path / name)), space, BITS3, lambda p: 0.0)[0] == profile
+        assert play(FixedProfile(path=str(tmp_path / name)), space, BITS3, lambda p: 0.0)[0] == profile
     (tmp_path / "over.txt").write_text(to_text(space, (0, 0, 2)))
     with pytest.raises(ValueError, match=r"3.33333 bits, above budget.target=3"):
-        play(Given(path=str(tmp_path / "over.txt")), space, BITS3, lambda p: 0.0)
+        play(FixedProfile(path=str(tmp_path / "over.txt")), space, BITS3, lambda p: 0.0)
     with pytest.raises(ValueError, match="is not a file"):
-        play(Given(path=str(tmp_path / "none")), space, BITS3, lambda p: 0.0)
+        play(FixedProfile(path=str(tmp_path / "none")), space, BITS3, lambda p: 0.0)

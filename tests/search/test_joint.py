@@ -6,34 +6,29 @@ from math import inf
 from random import Random
 
 import pytest
-from evopress.report.choices import choices_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evopress.compressors.rtn import RTN
+from evopress.report.choices import choices_of
 from evopress.search.base import Batch, Table
-from evopress.search.baselines.additive import Additive, error_table, knapsack, switches
+from evopress.search.baselines.additive import Additive, error_table
 from evopress.search.baselines.greedy import Greedy
 from evopress.search.baselines.random import Random as RandomSearch
-from evopress.search.evolution import Evolution, Stage
+from evopress.search.drops import dropped, measure_drop_effects, restored
+from evopress.search.evolution import Evolution
 from evopress.search.guided import Guided
-from evopress.search.joint import drop_effects
-from evopress.search.moves import (
-    dropped,
-    evenly_spaced_profile,
-    mutants,
-    mutate,
-    random_profile,
-    restored,
-    switch_drops,
-    uniform_profile,
-)
+from evopress.search.knapsack import solve_knapsack
+from evopress.search.mutation import mutants, mutate, switch_drops
 from evopress.search.refinement import Refinement
+from evopress.search.selection import Stage
+from evopress.search.start_profiles import evenly_spaced_profile, random_profile, uniform_profile
+from evopress.search.switches import all_switched
 from evopress.space.apply import BlockChoice, choices_by_block
 from evopress.space.budget import Budget, Cap
 from evopress.space.build import layer_space
-from evopress.space.settings import SpaceSettings
 from evopress.space.profile_files import from_json, from_text, to_json, to_text
+from evopress.space.settings import SpaceSettings
 from evopress.space.units import Profile, Space
 from tests.spaces import BITS3, joint_space, play
 from tests.tiny_models import NUM_BLOCKS, tiny
@@ -89,7 +84,7 @@ def test_mutants_hold_the_budget_and_drops_spend_it(target, seed):
     (cap,) = caps = budget.caps(LARGE)
     profile = random_profile(LARGE, budget, rng)
     for _ in range(20):
-        switched = switch_drops(LARGE, caps, profile, rng)
+        switched = switch_drops(LARGE, caps, profile, rng=rng)
         if switched is None:  # with all else at its lowest, nothing can be restored
             assert target < 2
             continue
@@ -97,14 +92,16 @@ def test_mutants_hold_the_budget_and_drops_spend_it(target, seed):
         raisable = [i for i in LARGE.tradable_units(switched, cap.members) if switched[i] > 0]
         gains = [LARGE.units[i].levels[switched[i] - 1].cost - LARGE.level(i, switched).cost for i in raisable]
         assert 0 <= cap.slack(LARGE, switched) < min(gains, default=10**9)
-        profile = mutate(LARGE, caps, switched, rng, max_switches=3) or switched
+        profile = mutate(LARGE, caps, switched, rng=rng, max_switches=3) or switched
         assert cap.slack(LARGE, profile) >= 0 and profile == LARGE.normalized(profile)
 
 
 def test_mutants_drop_restore_and_let_two_change_places():
     rng, caps = Random(0), BITS3.caps(LARGE)
     parent = dropped(LARGE, LARGE.uniform(1), 4)
-    seen = {tuple(dropped_in(LARGE, child)) for child in mutants(LARGE, caps, [parent], 200, rng, max_switches=3)}
+    seen = {
+        tuple(dropped_in(LARGE, child)) for child in mutants(LARGE, caps, [parent], count=200, rng=rng, max_switches=3)
+    }
     everything = set(LARGE.children)
     assert {(4,), ()} <= seen
     assert {pair for pair in seen if len(pair) == 2} == {tuple(sorted((4, i))) for i in everything - {4}}
@@ -137,7 +134,7 @@ def test_knapsack_equals_enumeration_of_levels_and_drops(errors, drops, target):
     def total(profile):
         return sum(table[i][level] for i, level in enumerate(profile) if not space.is_inside_dropped(i, profile))
 
-    found = knapsack(space, caps, table)
+    found = solve_knapsack(space, caps, table)
     assert cap.slack(space, found) >= 0 and found == space.normalized(found)
     feasible = [profile for profile in all_profiles(space) if cap.slack(space, profile) >= 0]
     assert total(found) == pytest.approx(min(map(total, feasible)))
@@ -149,18 +146,18 @@ def test_knapsack_keeps_what_may_not_be_dropped_and_what_is_outside_the_cap():
     )
     errors = [[0.0, 0.0] if unit.layers else [0.0, -1.0][: len(unit.levels)] for unit in space.units]
     (cap,) = Budget(metric="bits", target=2).caps(space)
-    found = knapsack(space, (cap,), errors)
+    found = solve_knapsack(space, (cap,), errors)
     assert [found[i] for i in space.children] == [0] + [1] * (2 * NUM_BLOCKS - 1)
     layers = tuple(space.tradable_units(space.uniform(0), cap.members))
-    assert knapsack(space, (Cap(layers, cap.max_cost),), errors) == space.uniform(1)
+    assert solve_knapsack(space, (Cap(layers, cap.max_cost),), errors) == space.uniform(1)
 
 
 def test_single_switches_of_a_joint_profile_are_all_other_models_one_step_away():
     start = dropped(SMALL, SMALL.uniform(1), 3)
-    found = switches(SMALL, start)
+    found = all_switched(SMALL, start)
     assert len(found) == len(set(found)) == 2 + 3 * (1 + 2 * 2) - 1
     assert all(profile == SMALL.normalized(profile) for profile in found)
-    table = error_table(SMALL, start, 1.0, dict.fromkeys(found, 3.0))
+    table = error_table(SMALL, start, base=1.0, fitness=dict.fromkeys(found, 3.0))
     assert table[0] == [0.0, 2.0] and table[3] == [2.0, 0.0] and table[4] == [0.0, 0.0, 0.0]
 
 
@@ -237,7 +234,7 @@ def test_every_search_of_levels_finds_that_two_sub_blocks_are_of_no_use(method, 
 
 def test_effects_of_drops_are_measured_where_the_search_stands():
     profile = dropped(LARGE, LARGE.uniform(1), 4)
-    asking = drop_effects(LARGE, profile, 8)
+    asking = measure_drop_effects(LARGE, profile, 8)
     batch = next(asking)
     assert isinstance(batch, Batch) and batch.num_tokens == 8 and len(set(batch.profiles)) == 13
     assert batch.fitness == "kl"  # whatever the run's own: tables of levels are in KL

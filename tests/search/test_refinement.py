@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from evopress.search.base import Batch, Question, Table
-from evopress.search.effects import Effects, averaged
+from evopress.search.effects import Effects, mean_effects
+from evopress.search.estimates import Measurement, estimate_changes, promising_switches
 from evopress.search.guided import Guided
-from evopress.search.refinement import Measured, Refinement, estimated, promising
+from evopress.search.refinement import Refinement
 from evopress.space.budget import Budget
 from evopress.space.units import Profile
 from tests.spaces import BITS3, bit_space, linear_fitness, play
@@ -82,9 +83,9 @@ def test_of_each_direction_the_best_share_per_cost_is_measured():
     first = [[-1.0, 0.0, -9.0], [-3.0, 0.0, -9.0], [-4.0, 0.0, -9.0], [-1.0, 0.0, -9.0]]  # of downs it does not count
     second = [[0.0, 0.0, down] for down in (4.0, 3.0, 5.0, 7.0)]
     caps = BITS3.caps(space)
-    estimates = estimated(space, caps, Effects(profile, first, second), [])
-    assert promising(space, caps, estimates, 0.25) == [(1, 0), (2, 2)]
-    assert promising(space, caps, estimates, 0.5) == [(1, 0), (1, 2), (2, 0), (2, 2)]
+    estimates = estimate_changes(space, caps, Effects(profile, first, second), measurements=[])
+    assert promising_switches(space, caps, estimates, share=0.25) == [(1, 0), (2, 2)]
+    assert promising_switches(space, caps, estimates, share=0.5) == [(1, 0), (1, 2), (2, 0), (2, 2)]
 
 
 def test_what_is_measured_counts_by_its_number_and_the_fitted_table_once():
@@ -93,19 +94,19 @@ def test_what_is_measured_counts_by_its_number_and_the_fitted_table_once():
     second = [[-float(unit + 1), 0.0, 1.0] for unit in range(6)]
     effects = Effects(profile, [[0.0] * 3] * 6, second)
     exact = {(unit, 0): -3.0 * (unit + 1) for unit in range(5)}
-    known = [Measured(profile, exact)]
-    estimates = estimated(space, BITS3.caps(space), effects, known)
-    assert estimates.gains == pytest.approx({**exact, (5, 0): -18.0, **{(unit, 2): 1.0 for unit in range(6)}})
+    known = [Measurement(profile, exact)]
+    estimates = estimate_changes(space, BITS3.caps(space), effects, measurements=known)
+    assert estimates.changes == pytest.approx({**exact, (5, 0): -18.0, **{(unit, 2): 1.0 for unit in range(6)}})
     assert estimates.measured == set(exact)
     assert estimates.noise == pytest.approx(0)
-    symmetric = [Measured(profile, {s: gain + off for s, gain in exact.items()}) for off in (0.6, -0.6, 0.0)]
-    odd = [*symmetric, Measured(profile, {(5, 0): -18.0 + 4}), Measured((1,) * 5 + (2,), {(5, 0): 99.0})]
-    of_odd = estimated(space, BITS3.caps(space), effects, odd)
+    symmetric = [Measurement(profile, {s: gain + off for s, gain in exact.items()}) for off in (0.6, -0.6, 0.0)]
+    odd = [*symmetric, Measurement(profile, {(5, 0): -18.0 + 4}), Measurement((1,) * 5 + (2,), {(5, 0): 99.0})]
+    of_odd = estimate_changes(space, BITS3.caps(space), effects, measurements=odd)
     slope = sum(-(u + 1) * value for (u, _), value in {**exact, (5, 0): -14.0}.items()) / sum(
         (u + 1) ** 2 for u in range(6)
     )
-    assert of_odd.gains[5, 0] == pytest.approx((-14 - 6 * slope) / 2)
-    assert of_odd.gains[0, 0] == pytest.approx((3 * -3.0 - slope) / 4)
+    assert of_odd.changes[5, 0] == pytest.approx((-14 - 6 * slope) / 2)
+    assert of_odd.changes[0, 0] == pytest.approx((3 * -3.0 - slope) / 4)
 
 
 def test_a_switch_that_was_measured_to_harm_makes_room_for_the_next():
@@ -162,7 +163,7 @@ def test_effects_are_averaged_over_tables_in_which_a_unit_left_the_same_level():
     space = bit_space([8, 8])
     old = Effects((1, 0), [[2.0, 0.0, 4.0], [0.0, 1.0, 1.0]], [[1.0, 0.0, 3.0], [0.0, 5.0, 5.0]])
     new = Effects((1, 1), [[4.0, 0.0, 8.0], [3.0, 0.0, 2.0]], [[3.0, 0.0, 5.0], [7.0, 0.0, 6.0]])
-    mean = averaged(space, [old, new])
+    mean = mean_effects(space, [old, new])
     assert mean.first == [[3.0, 0.0, 6.0], [3.0, 0.0, 2.0]]
     assert mean.second == [[2.0, 0.0, 4.0], [7.0, 0.0, 6.0]]
 

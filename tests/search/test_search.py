@@ -14,16 +14,11 @@ from evopress.search.baselines.random import Random as RandomSearch
 from evopress.search.baselines.uniform import Uniform
 from evopress.search.driver import SearchTask, run_search
 from evopress.search.encoding import decode, encode
-from evopress.search.evolution import Evolution, Stage
+from evopress.search.evolution import Evolution
 from evopress.search.log import SearchLog
-from evopress.search.moves import (
-    evenly_spaced_profile,
-    mutants,
-    mutate,
-    num_switches,
-    random_profile,
-    uniform_profile,
-)
+from evopress.search.mutation import mutants, mutate, num_switches
+from evopress.search.selection import Stage
+from evopress.search.start_profiles import evenly_spaced_profile, random_profile, uniform_profile
 from evopress.space.budget import Budget
 from evopress.space.units import Profile, Space
 from tests.spaces import BITS3, bit_space, drop_space, linear_fitness, play, sparse_space
@@ -51,7 +46,7 @@ def test_random_profiles_and_their_mutants_hold_the_budget(sizes, bits, target, 
     space, budget, rng = bit_space(sizes, bits, trade), Budget(metric="bits", target=target), Random(seed)
     parent = random_profile(space, budget, rng)
     assert budget.holds(space, parent)
-    for child in mutants(space, budget.caps(space), [parent], 4, rng, max_switches=3):
+    for child in mutants(space, budget.caps(space), [parent], count=4, rng=rng, max_switches=3):
         assert budget.holds(space, child)
         assert child != parent
 
@@ -60,7 +55,7 @@ def test_random_profiles_and_their_mutants_hold_the_budget(sizes, bits, target, 
 def test_a_switch_between_units_of_equal_size_keeps_the_cost(sizes, seed):
     space, rng = bit_space(sizes), Random(seed)
     parent = space.uniform(1)
-    child = mutate(space, BITS3.caps(space), parent, rng, max_switches=3)
+    child = mutate(space, BITS3.caps(space), parent, rng=rng, max_switches=3)
     if child is not None:
         assert space.cost(child) == space.cost(parent)
         assert sum(abs(new - old) for new, old in zip(child, parent, strict=True)) <= 6
@@ -76,14 +71,14 @@ def test_number_of_switches_is_the_smaller_of_two_draws():
 def test_mutants_are_distinct_and_none_is_the_parent():
     space = bit_space([8] * 6)
     parent = space.uniform(1)
-    children = mutants(space, BITS3.caps(space), [parent], 20, Random(0), 3)
+    children = mutants(space, BITS3.caps(space), [parent], count=20, rng=Random(0), max_switches=3)
     assert len(set(children)) == len(children) == 20
     assert parent not in children
 
 
 def test_a_small_neighbourhood_gives_fewer_mutants_and_ends():
     space = bit_space([8, 8])
-    children = mutants(space, BITS3.caps(space), [space.uniform(1)], 50, Random(0), 3)
+    children = mutants(space, BITS3.caps(space), [space.uniform(1)], count=50, rng=Random(0), max_switches=3)
     assert sorted(children) == [(0, 2), (2, 0)]
 
 
@@ -129,7 +124,7 @@ def test_drop_profiles_drop_as_many_attentions_as_mlps():
     for seed in range(20):
         rng = Random(seed)
         parent = random_profile(space, budget, rng)
-        for profile in [parent, *mutants(space, budget.caps(space), [parent], 8, rng, 3)]:
+        for profile in [parent, *mutants(space, budget.caps(space), [parent], count=8, rng=rng, max_switches=3)]:
             assert [sum(profile[i] for i in members) for members in space.trade_groups.values()] == [3, 3]
 
 

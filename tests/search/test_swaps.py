@@ -7,8 +7,8 @@ from random import Random
 import pytest
 
 from evopress.search.base import Batch
-from evopress.search.moves import random_profile
-from evopress.search.swaps import Swaps, cheapest, path
+from evopress.search.start_profiles import random_profile
+from evopress.search.swaps import Swaps, fit_drops_to_caps, path_of_swaps
 from evopress.space.budget import Budget
 from evopress.space.units import Profile
 from tests.spaces import BITS3, bit_space, drop_space, linear_fitness, play
@@ -58,7 +58,7 @@ def test_every_profile_of_a_comparison_holds_the_budget_and_spends_it(seed):
 
 def test_a_swap_that_is_not_fitter_is_not_made():
     space = drop_space(6)
-    start = cheapest(space, DROP.caps(space), space.uniform(0), dict.fromkeys(range(12), 0.0))
+    start = fit_drops_to_caps(space, DROP.caps(space), space.uniform(0), effects=dict.fromkeys(range(12), 0.0))
     best, _ = play(SWAPS, space, DROP, lambda profile: 0.5 * (sum(profile) == 4 and profile != start))
     assert best == start
 
@@ -67,9 +67,9 @@ def test_units_whose_effect_is_not_a_number_are_dropped_last_and_not_swapped():
     space = drop_space(4)
     effects = {0: nan, 1: 0.3, 2: 0.2, 3: 0.1, 4: 0.4, 5: nan, 6: 0.5, 7: 0.6}
     caps = Budget(metric="drop", target=0.75).caps(space)
-    profile = cheapest(space, caps, space.uniform(0), effects)
+    profile = fit_drops_to_caps(space, caps, space.uniform(0), effects=effects)
     assert profile == (0, 1, 1, 1, 1, 0, 1, 1)
-    assert path(caps, profile, effects) == []
+    assert path_of_swaps(caps, profile, effects) == []
 
 
 @pytest.mark.parametrize("target", [0.125, 0.5])
@@ -77,7 +77,7 @@ def test_a_start_from_another_budget_is_brought_to_this_one(target):
     space, budget = drop_space(8), Budget(metric="drop", target=target)
     start = random_profile(space, DROP, Random(0))
     weights = [float(i) for i in range(16)]
-    search = SWAPS.beside([start], 0.5)
+    search = SWAPS.warm_started([start], 0.5)
     best, asked = play(search, space, budget, linear_fitness(weights))
     assert asked[0].profiles[0] == start
     assert [cap.slack(space, best) for cap in budget.caps(space)] == [0, 0]

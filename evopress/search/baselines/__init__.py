@@ -1,1 +1,1 @@
-"""Published searches to compare with."""
+"""Published searches, for comparison. They import the contract and the tools of the search room."""

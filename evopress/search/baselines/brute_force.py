@@ -1,4 +1,4 @@
-"""Every profile that spends the budget, for spaces small enough: the answer that other searches can be held against."""
+"""Every profile that spends the budget, for small spaces: the exact answer to compare other searches with."""
 
 from collections.abc import Iterator
 from itertools import combinations, product
@@ -8,15 +8,16 @@ from random import Random
 from pydantic import Field
 
 from evopress.runtime.config_class import config_class
-from evopress.search.base import Batch, Search, SearchRun, best_first, check_numbers, fitness_of
-from evopress.search.moves import out_of_reach
+from evopress.search.base import Batch, Search, SearchRun, fitness_of
+from evopress.search.selection import best_first, check_any_finite
+from evopress.search.start_profiles import out_of_reach_message
 from evopress.space.budget import Budget, Cap
 from evopress.space.units import Profile, Space
 
 
 @config_class
 class BruteForce(Search):
-    """Evaluates all drop masks on `tokens`. Refuses (ValueError) more than `max_profiles`."""
+    """Evaluates all drop masks on `tokens`. Raises ValueError if there are more than `max_profiles`."""
 
     tokens: int = Field(gt=0)
     max_profiles: int = Field(default=10_000, gt=0)
@@ -30,7 +31,7 @@ class BruteForce(Search):
         caps = budget.caps(space)
         number = prod(comb(len(_droppable(space, cap)), -cap.slack(space, space.uniform(0))) for cap in caps)
         if not number:
-            raise ValueError(out_of_reach(space, budget))
+            raise ValueError(out_of_reach_message(space, budget))
         if number > self.max_profiles:
             raise ValueError(
                 f"there are {number} masks, more than search.max_profiles={self.max_profiles}: raise it, use "
@@ -38,17 +39,19 @@ class BruteForce(Search):
             )
         profiles = list(_masks(space, caps))
         fitness = yield from fitness_of(Batch(tuple(profiles), self.tokens, f"all {number} masks"))
-        check_numbers(fitness)
+        check_any_finite(fitness)
         return best_first(profiles, fitness)[0]
 
 
 def _droppable(space: Space, cap: Cap) -> list[int]:
+    """The members of `cap` that may be dropped."""
     return [index for index in cap.members if len(space.units[index].levels) > 1]
 
 
 def _masks(space: Space, caps: tuple[Cap, ...]) -> Iterator[Profile]:
+    """All profiles that drop exactly as many units under each cap as it requires."""
     dense = space.uniform(0)
     choices = [combinations(_droppable(space, cap), -cap.slack(space, dense)) for cap in caps]
     for dropped in product(*choices):
-        members = {index for group in dropped for index in group}
-        yield tuple(int(index in members) for index in range(len(space)))
+        units = {index for group in dropped for index in group}
+        yield tuple(int(index in units) for index in range(len(space)))

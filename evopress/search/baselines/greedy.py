@@ -6,10 +6,11 @@ from random import Random
 from pydantic import Field
 
 from evopress.runtime.config_class import config_class
-from evopress.search.base import Batch, Search, SearchRun, check_numbers, fitness_of
-from evopress.search.baselines.additive import switched
-from evopress.search.moves import out_of_reach
-from evopress.search.proposals import spent
+from evopress.search.base import Batch, Search, SearchRun, fitness_of
+from evopress.search.proposals import spend_slack
+from evopress.search.selection import check_any_finite
+from evopress.search.start_profiles import out_of_reach_message
+from evopress.search.switches import switched
 from evopress.space.budget import Budget
 from evopress.space.units import Profile, Space
 
@@ -18,8 +19,8 @@ from evopress.space.units import Profile, Space
 class Greedy(Search):
     """Each step tries every unit one level lower on `tokens`, and lowers the best `per_step` of them.
 
-    Only units under a cap that is still broken are tried. `per_step` above 1 saves evaluations where units are many.
-    What the last step saved too much is spent where, by its figures, it hurt most per cost.
+    Only units under a cap that is still broken are tried. With many units, `per_step` above 1 saves evaluations. If the
+    last step saves more than needed, the slack is spent on the units whose last step hurt most per cost.
     """
 
     tokens: int = Field(gt=0)
@@ -29,30 +30,35 @@ class Greedy(Search):
         caps = budget.caps(space)
         profile = space.uniform(0)
         step = 0
-        harm: dict[int, float] = {}
-        while any(cap.slack(space, profile) < 0 for cap in caps):
+        loss_per_cost: dict[int, float] = {}
+        while broken := [cap for cap in caps if cap.slack(space, profile) < 0]:
             step += 1
-            broken = [i for cap in caps if cap.slack(space, profile) < 0 for i in cap.members]
-            lowerable = [i for i in broken if profile[i] < len(space.units[i].levels) - 1]
-            lowerable = [i for i in lowerable if space.cost(_lowered(space, profile, i)) < space.cost(profile)]
+            members = [i for cap in broken for i in cap.members]
+            lowerable = [i for i in members if _saves_by_lowering(space, profile, i)]
             if not lowerable:
-                raise ValueError(out_of_reach(space, budget))
-            tried = [_lowered(space, profile, i) for i in lowerable]
-            fitness = yield from fitness_of(Batch((profile, *tried), self.tokens, f"step {step}"))
-            check_numbers(fitness[1:])
+                raise ValueError(out_of_reach_message(space, budget))
+            lowered = [_lowered(space, profile, i) for i in lowerable]
+            fitness = yield from fitness_of(Batch((profile, *lowered), self.tokens, f"step {step}"))
+            check_any_finite(fitness[1:])
             base = fitness[0] if isfinite(fitness[0]) else 0.0
-            scores = [
-                (found - base) / (space.cost(profile) - space.cost(lowered))
-                for found, lowered in zip(fitness[1:], tried, strict=True)
-            ]
-            harm = dict(zip(lowerable, scores, strict=True))
-            order = sorted(range(len(tried)), key=lambda j: (isnan(scores[j]), scores[j]))
-            for j in order[: self.per_step]:
-                if any(lowerable[j] in cap.members and cap.slack(space, profile) < 0 for cap in caps):
-                    profile = _lowered(space, profile, lowerable[j])
-        gains = [[-harm.get(i, 0.0) * level.cost for level in unit.levels] for i, unit in enumerate(space.units)]
-        return spent(space, caps, profile, gains)
+            loss_per_cost = {
+                unit: (value - base) / (space.cost(profile) - space.cost(other))
+                for unit, value, other in zip(lowerable, fitness[1:], lowered, strict=True)
+            }
+            best = sorted(lowerable, key=lambda i: (isnan(loss_per_cost[i]), loss_per_cost[i]))
+            for unit in best[: self.per_step]:
+                if any(unit in cap.members and cap.slack(space, profile) < 0 for cap in caps):
+                    profile = _lowered(space, profile, unit)
+        scores = [[-loss_per_cost.get(i, 0.0) * level.cost for level in u.levels] for i, u in enumerate(space.units)]
+        return spend_slack(space, caps, profile, scores=scores)
 
 
 def _lowered(space: Space, profile: Profile, index: int) -> Profile:
     return switched(space, profile, index, profile[index] + 1)
+
+
+def _saves_by_lowering(space: Space, profile: Profile, index: int) -> bool:
+    """Whether the unit can go a level down, and costs less there."""
+    if profile[index] >= len(space.units[index].levels) - 1:
+        return False
+    return space.cost(_lowered(space, profile, index)) < space.cost(profile)

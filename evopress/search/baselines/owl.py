@@ -1,7 +1,8 @@
 """OWL: blocks with more outliers keep more weights.
 
-Source: arXiv 2310.05175. The outlier ratio D_b of a block is the share of its scores |w|·‖x‖ above M times their mean;
-the share of weights kept is 1 − target + λ-scaled D_b, spread over a range of 2λ and shifted so that its mean is right.
+Source: arXiv 2310.05175. The outlier ratio D_b of a block is the share of its scores |w|·‖x‖ above M times their mean.
+The share of weights that a block keeps is 1 − target + D_b, with the D_b scaled to a range of 2λ and shifted to a mean
+of 0.
 """
 
 from random import Random
@@ -9,7 +10,9 @@ from random import Random
 from pydantic import Field
 
 from evopress.runtime.config_class import config_class
-from evopress.search.base import Batch, Search, SearchRun, Table, best_first, check_numbers, fitness_of, rows_of
+from evopress.search.base import Batch, Search, SearchRun, Table, fitness_of, rows_of
+from evopress.search.repair import cost_of_raising
+from evopress.search.selection import best_first, check_any_finite
 from evopress.space.budget import Budget, Cap
 from evopress.space.units import Profile, Space
 
@@ -18,7 +21,7 @@ from evopress.space.units import Profile, Space
 class Owl(Search):
     """Every pair of `multiples` (M) and `spreads` (λ) makes one profile; the fittest on `tokens` is returned.
 
-    The sparsity of a block is rounded to levels that its layers have, and then to the exact budget.
+    The sparsities of a block are rounded to levels that its layers have, and then adjusted to the exact budget.
     """
 
     multiples: list[float] = Field(min_length=1)
@@ -30,20 +33,20 @@ class Owl(Search):
 
     def run(self, space: Space, budget: Budget, rng: Random) -> SearchRun:
         if budget.metric != "sparsity":
-            raise ValueError("search=owl allots sparsity: use it with budget=sparsity50 or the like")
+            raise ValueError("search=owl assigns sparsities: use it with budget=sparsity50 or the like")
         ratios = yield from rows_of(Table("outliers", self.tokens, tuple(self.multiples)))
         (cap,) = budget.caps(space)
         profiles = dict.fromkeys(
-            fitted(space, cap, sparsities([row[i] for row in ratios], float(budget.target), spread))
+            nearest_profile(space, cap, block_sparsities([row[i] for row in ratios], float(budget.target), spread))
             for i in range(len(self.multiples))
             for spread in self.spreads
         )
         fitness = yield from fitness_of(Batch(tuple(profiles), self.tokens, f"{len(profiles)} settings"))
-        check_numbers(fitness)
+        check_any_finite(fitness)
         return best_first(list(profiles), fitness)[0]
 
 
-def sparsities(ratios: list[float], target: float, spread: float) -> list[float]:
+def block_sparsities(ratios: list[float], target: float, spread: float) -> list[float]:
     """Sparsity of each block from its outlier ratio; their mean is `target`, their range 2·`spread`."""
     low, high = min(ratios), max(ratios)
     if high == low:
@@ -53,36 +56,34 @@ def sparsities(ratios: list[float], target: float, spread: float) -> list[float]
     return [target - (kept - mean) for kept in scaled]
 
 
-def fitted(space: Space, cap: Cap, wanted: list[float]) -> Profile:
-    """The levels nearest to the `wanted` sparsity per block, then the least steps that meet the cap exactly.
+def nearest_profile(space: Space, cap: Cap, sparsities: list[float]) -> Profile:
+    """The levels nearest to the sparsity of each block, adjusted step by step until they spend the cap.
 
-    Nothing is dropped that may be.
+    Nothing is dropped.
     """
-    target = [wanted[unit.blocks[0]] for unit in space.units]
+    target = [sparsities[unit.blocks[0]] for unit in space.units]
     levels = [
         0
         if i in space.children
-        else min(range(len(unit.levels)), key=lambda level: abs(unit.levels[level].value - share))
-        for i, (unit, share) in enumerate(zip(space.units, target, strict=True))
+        else min(range(len(unit.levels)), key=lambda level: abs(unit.levels[level].value - sparsity))
+        for i, (unit, sparsity) in enumerate(zip(space.units, target, strict=True))
     ]
-    slack = cap.slack(space, tuple(levels))
+    slack = cap.slack(space, levels)
     while slack < 0:
-        index = min(_movable(space, levels, 1), key=lambda i: space.units[i].levels[levels[i] + 1].value - target[i])
-        slack += space.units[index].levels[levels[index]].cost - space.units[index].levels[levels[index] + 1].cost
+        lowerable = _movable(space, levels, 1)
+        index = min(lowerable, key=lambda i: space.units[i].levels[levels[i] + 1].value - target[i])
+        slack += cost_of_raising(space, index, levels[index] + 1)
         levels[index] += 1
     while True:
-        raisable = [
-            i
-            for i in _movable(space, levels, -1)
-            if space.units[i].levels[levels[i] - 1].cost - space.units[i].levels[levels[i]].cost <= slack
-        ]
+        raisable = [i for i in _movable(space, levels, -1) if cost_of_raising(space, i, levels[i]) <= slack]
         if not raisable:
             return tuple(levels)
         index = min(raisable, key=lambda i: target[i] - space.units[i].levels[levels[i] - 1].value)
-        slack -= space.units[index].levels[levels[index] - 1].cost - space.units[index].levels[levels[index]].cost
+        slack -= cost_of_raising(space, index, levels[index])
         levels[index] -= 1
 
 
 def _movable(space: Space, levels: list[int], step: int) -> list[int]:
-    traders = space.tradable_units(levels, range(len(space)))
-    return [i for i in traders if 0 <= levels[i] + step < len(space.units[i].levels)]
+    """The units that have a level `step` levels further down."""
+    tradable = space.tradable_units(levels, range(len(space)))
+    return [i for i in tradable if 0 <= levels[i] + step < len(space.units[i].levels)]

@@ -1,12 +1,14 @@
-"""Best of N random profiles, the baseline that needs no idea."""
+"""Best of N random profiles, the simplest baseline."""
 
-from random import Random as Generator
+from random import Random as RandomGenerator
 
 from pydantic import Field
 
 from evopress.runtime.config_class import config_class
-from evopress.search.base import Batch, Search, SearchRun, best_first, check_numbers, fitness_of
-from evopress.search.moves import distinct, mutate, random_profile, uniform_profile
+from evopress.search.base import Batch, Search, SearchRun, fitness_of
+from evopress.search.mutation import distinct_profiles, mutate
+from evopress.search.selection import best_first, check_any_finite
+from evopress.search.start_profiles import random_profile, uniform_profile
 from evopress.space.budget import Budget
 from evopress.space.units import Profile, Space
 
@@ -15,7 +17,7 @@ from evopress.space.units import Profile, Space
 class Random(Search):
     """`candidates` random profiles that spend the budget, compared on one minibatch of `tokens`.
 
-    Where the uniform profile spends the budget, random profiles are `walk` mutations away from it.
+    If the uniform profile spends the budget, a random profile is the result of `walk` mutations of it.
     """
 
     candidates: int = Field(gt=0)
@@ -25,17 +27,17 @@ class Random(Search):
     def num_questions(self, space: Space, budget: Budget) -> int:
         return 1
 
-    def run(self, space: Space, budget: Budget, rng: Generator) -> SearchRun:
-        candidates = distinct(lambda: self._draw(space, budget, rng), self.candidates, exclude=set())
+    def run(self, space: Space, budget: Budget, rng: RandomGenerator) -> SearchRun:
+        candidates = distinct_profiles(lambda: self._draw(space, budget, rng), self.candidates, exclude=set())
         fitness = yield from fitness_of(Batch(tuple(candidates), self.tokens, f"{len(candidates)} random profiles"))
-        check_numbers(fitness)
+        check_any_finite(fitness)
         return best_first(candidates, fitness)[0]
 
-    def _draw(self, space: Space, budget: Budget, rng: Generator) -> Profile:
+    def _draw(self, space: Space, budget: Budget, rng: RandomGenerator) -> Profile:
         profile = uniform_profile(space, budget)
         if profile is None:
             return random_profile(space, budget, rng)
         caps = budget.caps(space)
         for _ in range(self.walk):
-            profile = mutate(space, caps, profile, rng, max_switches=1) or profile
+            profile = mutate(space, caps, profile, rng=rng, max_switches=1) or profile
         return profile

@@ -1,14 +1,15 @@
-"""Depth pruning by scores: every unit gets a number once, and the lowest go.
+"""Depth pruning by scores: every unit gets one number, and the units with the lowest numbers are dropped.
 
-The published scorers differ only in the number:
+The published methods differ only in the number:
 
-- `cosine` — ShortGPT (arXiv 2403.03853): how little a block turns the residual stream;
-- `window` — the consecutive blocks that together turn it least (Gromov et al., arXiv 2403.17887);
+- `cosine` — ShortGPT (arXiv 2403.03853): how little a block changes the direction of the residual stream;
+- `window` — Gromov et al. (arXiv 2403.17887): the consecutive blocks that together change its direction least;
 - `relative_change` — weight subcloning (arXiv 2312.09299): ‖out − in‖ / ‖out‖ of a block;
-- `perplexity` — Shortened Llama (arXiv 2402.02834): perplexity with the one block removed;
+- `perplexity` — Shortened Llama (arXiv 2402.02834): perplexity with only this block removed;
 - `kl` — the same with the KL divergence from the dense model.
 """
 
+from collections.abc import Sequence
 from math import inf, isnan
 from random import Random
 from typing import Literal
@@ -16,20 +17,21 @@ from typing import Literal
 from pydantic import Field
 
 from evopress.runtime.config_class import config_class
-from evopress.search.base import Batch, Search, SearchRun, Table, check_numbers, fitness_of, rows_of
-from evopress.search.baselines.additive import knapsack
+from evopress.search.base import Batch, Search, SearchRun, SearchStep, Table, fitness_of, rows_of
+from evopress.search.knapsack import LevelScores, solve_knapsack
+from evopress.search.selection import check_any_finite
 from evopress.space.budget import Budget, Cap
 from evopress.space.units import Profile, Space
 
-Blocks = list[tuple[int, ...]]
-"""Units that stand or fall together: the attention and the MLP of a block."""
+Units = tuple[int, ...]
+"""Indices of units that are kept or dropped together: the attention and the MLP of a block."""
 
 
 @config_class
 class Scores(Search):
     """Drops the units with the lowest scores. With `whole_blocks`, attention and MLP of a block share one score.
 
-    With `excerpt`, so many tokens of a text stand for a whole window. Raises ValueError for a space that is not one of
+    With `excerpt`, only that many tokens of each window are used. Raises ValueError for a space that is not one of
     drops.
     """
 
@@ -44,61 +46,63 @@ class Scores(Search):
     def run(self, space: Space, budget: Budget, rng: Random) -> SearchRun:
         if not space.is_depth_pruning:
             raise ValueError("this search scores what can be dropped: use it with compress=drop")
-        together = blocks(space) if self.whole_blocks else [(index,) for index in range(len(space))]
         if self.score == "window":
-            return (yield from self._window(space, budget, blocks(space)))
-        if self.score == "perplexity" or self.score == "kl":
-            profiles = tuple(drop(space, members) for members in together)
-            batch = Batch(profiles, self.tokens, "single drops", fitness=self.score, excerpt=self.excerpt)
-            scores = yield from fitness_of(batch)
-        else:
-            distance = float(len(together[0]))
-            table = yield from rows_of(Table(self.score, self.tokens, (distance,), excerpt=self.excerpt))
-            sign = -1.0 if self.score == "cosine" else 1.0
-            scores = [sign * table[members[0]][0] for members in together]
-        check_numbers(scores)
-        errors = [[0.0, 0.0] for _ in space.units]
-        for members, score in zip(together, scores, strict=True):
-            for index in members:
-                errors[index][1] = score
-        return _lowest(space, budget.caps(space), errors)
+            return (yield from self._best_window(space, budget))
+        together = units_by_block(space) if self.whole_blocks else [(index,) for index in range(len(space))]
+        scores = yield from self._scores(space, together)
+        check_any_finite(scores)
+        score_of = {unit: score for units, score in zip(together, scores, strict=True) for unit in units}
+        return _lowest(space, budget.caps(space), [score_of[unit] for unit in range(len(space))])
 
-    def _window(self, space: Space, budget: Budget, together: Blocks) -> SearchRun:
+    def _scores(self, space: Space, together: Sequence[Units]) -> SearchStep[list[float]]:
+        """One score for each group of units that are dropped together."""
+        if self.score == "perplexity" or self.score == "kl":
+            profiles = tuple(with_dropped(space, units) for units in together)
+            batch = Batch(profiles, self.tokens, "single drops", fitness=self.score, excerpt=self.excerpt)
+            return (yield from fitness_of(batch))
+        assert self.score != "window"
+        distance = float(len(together[0]))
+        table = yield from rows_of(Table(self.score, self.tokens, (distance,), excerpt=self.excerpt))
+        sign = -1.0 if self.score == "cosine" else 1.0
+        return [sign * table[units[0]][0] for units in together]
+
+    def _best_window(self, space: Space, budget: Budget) -> SearchRun:
         length = -min(cap.slack(space, space.uniform(0)) for cap in budget.caps(space))
         if not length:
             return space.uniform(0)
-        windows = [sum(together[first : first + length], ()) for first in range(len(together) - length + 1)]
-        windows = [members for members in windows if all(len(space.units[i].levels) > 1 for i in members)]
+        by_block = units_by_block(space)
+        windows = [sum(by_block[first : first + length], ()) for first in range(len(by_block) - length + 1)]
+        windows = [units for units in windows if all(len(space.units[i].levels) > 1 for i in units)]
         if not windows:
             raise ValueError(
                 f"of no {length} consecutive blocks all may be dropped: lower budget.target, or keep less by "
                 f"compress.keep_*"
             )
-        distance = float(length * len(together[0]))
+        distance = float(length * len(by_block[0]))
         table = yield from rows_of(Table("cosine", self.tokens, (distance,), excerpt=self.excerpt))
-        scores = {members: table[members[0]][0] for members in windows}
-        check_numbers(list(scores.values()))
-        return drop(space, max(windows, key=lambda members: -inf if isnan(scores[members]) else scores[members]))
+        scores = {units: table[units[0]][0] for units in windows}
+        check_any_finite(list(scores.values()))
+        return with_dropped(space, max(windows, key=lambda units: -inf if isnan(scores[units]) else scores[units]))
 
 
-def blocks(space: Space) -> Blocks:
+def units_by_block(space: Space) -> list[Units]:
     """Indices of the units in each decoder block (or pair of blocks), in order."""
-    found: dict[tuple[int, ...], list[int]] = {}
+    by_blocks: dict[tuple[int, ...], list[int]] = {}
     for index, unit in enumerate(space.units):
-        found.setdefault(unit.blocks, []).append(index)
-    return [tuple(members) for members in found.values()]
+        by_blocks.setdefault(unit.blocks, []).append(index)
+    return [tuple(units) for units in by_blocks.values()]
 
 
-def drop(space: Space, members: tuple[int, ...]) -> Profile:
-    """Everything kept but `members`."""
-    return tuple(int(index in members and len(unit.levels) > 1) for index, unit in enumerate(space.units))
+def with_dropped(space: Space, units: Units) -> Profile:
+    """The profile that drops these units, as far as they may be dropped, and keeps everything else."""
+    return tuple(int(index in units and len(unit.levels) > 1) for index, unit in enumerate(space.units))
 
 
-def _lowest(space: Space, caps: tuple[Cap, ...], errors: list[list[float]]) -> Profile:
-    """Drop exactly as much as the caps ask for, of what scores lowest."""
-    lowest = min(min(row) for row in errors)
-    shifted = [
-        [0.0] if len(u.levels) == 1 else [0.0, row[1] - lowest + 1.0]
-        for u, row in zip(space.units, errors, strict=True)
+def _lowest(space: Space, caps: Sequence[Cap], scores: Sequence[float]) -> Profile:
+    """Drop exactly as much as the caps require, with the lowest sum of scores."""
+    lowest = min(0.0, *scores)
+    errors: LevelScores = [
+        [0.0] if len(unit.levels) == 1 else [0.0, score - lowest + 1.0]
+        for unit, score in zip(space.units, scores, strict=True)
     ]
-    return knapsack(space, caps, shifted)
+    return solve_knapsack(space, caps, errors)

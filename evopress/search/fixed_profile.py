@@ -1,21 +1,21 @@
-"""A profile from a file, so that profiles found elsewhere are evaluated in the same way."""
+"""A profile from a file, so that profiles from elsewhere are evaluated in the same way."""
 
 from pathlib import Path
 from random import Random
 
 from evopress.runtime.config_class import config_class
 from evopress.search.base import Search, SearchRun
-from evopress.search.moves import uniform_profile
+from evopress.search.start_profiles import uniform_profile
 from evopress.space.budget import Budget
 from evopress.space.profile_files import from_json, from_text
 from evopress.space.units import Space
 
 
 @config_class
-class Given(Search):
-    """Reads `path`: this program's `profile.json` or `profile.txt`, or the text files of the paper's authors.
+class FixedProfile(Search):
+    """Reads `path`: a `profile.json` or `profile.txt` of this program, or a text file of the paper's authors.
 
-    Raises ValueError for a file that does not fit the model, or a profile above the budget.
+    Raises ValueError if the file does not fit the model, or if the profile exceeds the budget.
     """
 
     path: str
@@ -26,7 +26,7 @@ class Given(Search):
     def run(self, space: Space, budget: Budget, rng: Random) -> SearchRun:
         file = Path(self.path)
         if not file.is_file():
-            raise ValueError(f"search.path {self.path!r} is not a file: give a profile.json or profile.txt")
+            raise ValueError(f"search.path {self.path!r} is not a file: set it to a profile.json or profile.txt")
         try:
             text = file.read_text(encoding="utf-8")
             zero = uniform_profile(space, budget) if budget.metric == "sparsity" else None
@@ -39,4 +39,4 @@ class Given(Search):
                 f"budget.target={budget.target}: set budget.target to at least that"
             )
         return profile
-        yield
+        yield  # makes this a generator

@@ -1,0 +1,75 @@
+"""Last phase of the guided search: Algorithm 1 with mutants that a table proposes.
+
+::
+
+    repeat generations times:
+        every few generations: table ← effects of all switches from profile
+        offspring ← the table's path if it is of this profile, and mutants: profiles of least summed noisy score with a
+            random share of the units free to move
+        profile ← the survivor of the stages, in the last of which profile joins
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+from evopress.search.base import SearchRun
+from evopress.search.caps import Caps, caps_on_levels, caps_on_random_units
+from evopress.search.effects import Effects, TableSettings, predict_effects
+from evopress.search.mutation import distinct_profiles
+from evopress.search.proposals import best_by_scores, path_from_table, spend_slack
+from evopress.search.scoring import Scoring, level_scores
+from evopress.search.selection import Stage, select_survivors
+from evopress.space.units import Profile, Space
+
+
+@dataclass(frozen=True)
+class Generations:
+    """`num_generations` generations, with a new table after every `generations_per_table`.
+
+    At most a share `free_share` of the units may move in a mutant. `noise` is the standard deviation of the log-normal
+    factors on its scores.
+    """
+
+    num_generations: int
+    generations_per_table: int
+    offspring: int
+    free_share: float
+    noise: float
+    stages: Sequence[Stage]
+    stage_excerpt: int | None
+    table: TableSettings
+    scoring: Scoring
+
+    def run(self, space: Space, caps: Caps, profile: Profile, *, tables: Sequence[Effects], rng: Random) -> SearchRun:
+        """`profile`, which is within the caps, or a better one. Drops stay as they are.
+
+        `tables` are those made on the way to `profile`.
+        """
+        tables = list(tables)
+        for number in range(1, self.num_generations + 1):
+            if (number - 1) % self.generations_per_table == 0:
+                tables.append((yield from predict_effects(space, profile, self.table)))
+            offspring = self._offspring(space, caps, profile, tables=tables, rng=rng)
+            if not offspring:
+                continue  # the budget leaves no other profile
+            label = f"generation {number}/{self.num_generations}"
+            (profile,) = yield from select_survivors(
+                [profile], offspring, stages=self.stages, label=label, excerpt=self.stage_excerpt
+            )
+        return profile
+
+    def _offspring(
+        self, space: Space, caps: Caps, parent: Profile, *, tables: Sequence[Effects], rng: Random
+    ) -> list[Profile]:
+        caps = caps_on_levels(space, caps, parent)
+
+        def mutant() -> Profile:
+            scores = level_scores(space, tables, self.scoring, damping=rng.choice(self.scoring.dampings))
+            noisy = [[rng.lognormvariate(0.0, self.noise) * score for score in unit] for unit in scores]
+            share = self.free_share * rng.random()
+            free = caps_on_random_units(space, caps, parent, share=share, rng=rng)
+            return spend_slack(space, caps, best_by_scores(space, free, parent, scores=noisy), scores=noisy)
+
+        path = path_from_table(space, caps, tables, self.scoring) if tables[-1].profile == parent else []
+        return [*path, *distinct_profiles(mutant, self.offspring - len(path), exclude={parent, *path})]

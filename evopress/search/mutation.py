@@ -1,0 +1,121 @@
+"""Level-switch mutation: random steps to other profiles within the budget."""
+
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from random import Random
+
+from evopress.search.drops import dropped, restored
+from evopress.search.repair import lower_at_random, raise_until_spent
+from evopress.space.budget import Cap
+from evopress.space.units import Profile, Space
+
+MAX_LEVEL_CHANGES = 10
+MIN_SHARE_SPENT = Fraction(4, 5)
+MAX_TRIES = 200
+
+
+def num_switches(rng: Random, most: int) -> int:
+    """min(U₁, U₂) with U uniform on 1 … `most`. Source: arXiv 2410.14649, Algorithm 2."""
+    return min(rng.randint(1, most), rng.randint(1, most))
+
+
+def mutate(space: Space, caps: Sequence[Cap], parent: Profile, *, rng: Random, max_switches: int) -> Profile | None:
+    """Raise random units, and lower others in the same trade groups until the caps hold again.
+
+    If all steps in a group have the same cost, this is the paper's switch: one unit goes a level up and another one
+    down. Otherwise (units of several sizes, or widths 2, 4, 8) more units are lowered. Returns None, a rejected mutant,
+    when more than 10 levels changed or when less than 80 % of the saved cost was spent again.
+
+    If sub-blocks may be dropped, the mutation switches drops instead, with a probability equal to the share of
+    sub-blocks among the units.
+
+    Source: arXiv 2410.14649, Algorithm 2.
+    """
+    if space.children and rng.randrange(len(space)) < len(space.children):
+        return switch_drops(space, caps, parent, rng=rng)
+    levels = list(parent)
+    groups, sizes = list(space.trade_groups.values()), [len(members) for members in space.trade_groups.values()]
+    cap_of = {index: cap for cap in caps for index in cap.members}
+    raised: set[int] = set()
+    lowered: set[int] = set()
+    for _ in range(num_switches(rng, max_switches)):
+        members = space.tradable_units(parent, rng.choices(groups, weights=sizes)[0])
+        raisable = [i for i in members if levels[i] > 0 and i not in lowered]
+        if not raisable:
+            continue
+        up = rng.choice(raisable)
+        levels[up] -= 1
+        raised.add(up)
+        lowerable = [i for i in members if i not in raised]
+        lowered |= lower_at_random(space, cap_of[up], levels, candidates=lowerable, rng=rng)
+    child = tuple(levels)
+    if child == parent or any(cap.slack(space, child) < 0 for cap in caps):
+        return None
+    return child if _is_fair(space, parent, child) else None
+
+
+def switch_drops(space: Space, caps: Sequence[Cap], profile: Profile, *, rng: Random) -> Profile | None:
+    """Drop a kept sub-block, restore a dropped one, or exchange two of one kind; then repair the budget.
+
+    A restored sub-block gets the levels of another one of its kind: the one dropped in exchange, or a random kept one.
+    Then random units are lowered until the caps hold, and raised until the slack is spent. Returns None if that fails.
+
+    The limits of `mutate` do not apply. The cost of one MLP can raise far more than ten small units, and the slack is
+    always spent here.
+    """
+    droppable = [index for index in space.children if len(space.units[index].levels) > 1]
+    if not droppable:
+        return None
+    levels = list(_with_drops_switched(space, profile, droppable, rng=rng))
+    for cap in caps:
+        lower_at_random(space, cap, levels, candidates=space.tradable_units(levels, cap.members), rng=rng)
+    raise_until_spent(space, caps, levels, pick=rng.choice)
+    child = tuple(levels)
+    return None if any(cap.slack(space, child) < 0 for cap in caps) else child
+
+
+def _with_drops_switched(space: Space, profile: Profile, droppable: Sequence[int], *, rng: Random) -> Profile:
+    index = rng.choice(droppable)
+    same_kind = [i for i in droppable if space.units[i].kind == space.units[index].kind and i != index]
+    opposite = [i for i in same_kind if profile[i] != profile[index]]
+    if opposite and rng.random() < 0.5:
+        down, up = sorted((index, rng.choice(opposite)), key=lambda i: profile[i])
+        return dropped(space, restored(space, profile, up, like=down), down)
+    if profile[index]:
+        return restored(space, profile, index, like=rng.choice(opposite) if opposite else None)
+    return dropped(space, profile, index)
+
+
+def mutants(
+    space: Space, caps: Sequence[Cap], parents: Sequence[Profile], *, count: int, rng: Random, max_switches: int
+) -> list[Profile]:
+    """Up to `count` distinct mutants of random parents, none of them a parent; fewer if there are not so many."""
+
+    def draw() -> Profile | None:
+        return mutate(space, caps, rng.choice(parents), rng=rng, max_switches=max_switches)
+
+    return distinct_profiles(draw, count, exclude=set(parents))
+
+
+def distinct_profiles(draw: Callable[[], Profile | None], count: int, *, exclude: set[Profile]) -> list[Profile]:
+    """Up to `count` distinct profiles from `draw`; gives up after 200 draws in a row without a new one."""
+    profiles: dict[Profile, None] = {}
+    tries = 0
+    while len(profiles) < count and tries < MAX_TRIES:
+        profile = draw()
+        tries += 1
+        if profile is not None and profile not in exclude and profile not in profiles:
+            profiles[profile] = None
+            tries = 0
+    return list(profiles)
+
+
+def _is_fair(space: Space, parent: Profile, child: Profile) -> bool:
+    """Whether few enough levels changed and enough of the saved cost was spent again."""
+    changes = [
+        (abs(new - old), unit.levels[new].cost - unit.levels[old].cost)
+        for unit, old, new in zip(space.units, parent, child, strict=True)
+    ]
+    removed = -sum(cost for _, cost in changes if cost < 0)
+    added = sum(cost for _, cost in changes if cost > 0)
+    return sum(steps for steps, _ in changes) <= MAX_LEVEL_CHANGES and added >= MIN_SHARE_SPENT * removed

@@ -1,0 +1,79 @@
+"""First phase of the guided search: rounds of a table and a line search along what it proposes.
+
+::
+
+    repeat rounds times, with the caps tightened in equal steps down to the budget:
+        table ← first- and second-order effects of all switches from profile
+        path ← for each damping: the profile of least summed score
+        profile ← the fittest of path, of profile if it is within the caps, and in the last round of `others`
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from evopress.search.base import Batch, SearchStep, fitness_of
+from evopress.search.caps import Caps, tightened_caps
+from evopress.search.drops import measure_drop_effects
+from evopress.search.effects import Effects, TableSettings, predict_effects
+from evopress.search.proposals import fit_to_caps, path_from_table
+from evopress.search.scoring import Scoring, level_scores
+from evopress.search.selection import best_first, check_any_finite
+from evopress.space.units import Profile, Space
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """`num_rounds` rounds, whose candidates are compared on `line_tokens`."""
+
+    num_rounds: int
+    table: TableSettings
+    scoring: Scoring
+    line_tokens: int
+
+    def run(
+        self, space: Space, caps: Caps, profile: Profile, *, others: Sequence[Profile]
+    ) -> SearchStep[tuple[Profile, list[Effects]]]:
+        """The best profile found from `profile`, which may exceed the caps, and the tables made on the way.
+
+        `others` are lowered to the caps and join the last line search. If they joined earlier, they would win, because
+        they are refined already, and the rounds would not get any further.
+        """
+        tables: list[Effects] = []
+        for number in range(1, self.num_rounds + 1):
+            tables.append((yield from self._effects(space, profile)))
+            steps_left = self.num_rounds + 1 - number
+            candidates = self._candidates(
+                space,
+                tightened_caps(space, caps, profile, num_steps=steps_left),
+                tables,
+                others=others if steps_left == 1 else [],
+            )
+            label = f"round {number}/{self.num_rounds}, line search"
+            batch = Batch(tuple(candidates), self.line_tokens, label, excerpt=self.table.excerpt)
+            fitness = yield from fitness_of(batch)
+            check_any_finite(fitness)
+            profile = best_first(candidates, fitness)[0]
+        return profile, tables
+
+    def _effects(self, space: Space, profile: Profile) -> SearchStep[Effects]:
+        """The predicted effects. If there are levels and drops, those of drops are measured, on half the tokens."""
+        effects = yield from predict_effects(space, profile, self.table)
+        if not space.children:
+            return effects
+        num_tokens = max(1, self.table.num_tokens // 2)
+        measured = yield from measure_drop_effects(space, profile, num_tokens, excerpt=self.table.excerpt)
+        return replace(effects, second=[measured.get(i, row) for i, row in enumerate(effects.second)])
+
+    def _candidates(
+        self, space: Space, caps: Caps, tables: Sequence[Effects], *, others: Sequence[Profile]
+    ) -> list[Profile]:
+        """The last table's own profile, its path, and `others` lowered to the caps; only profiles within the caps."""
+        profile = tables[-1].profile
+        scores = level_scores(space, tables, self.scoring, damping=1.0)
+        lowered = [fit_to_caps(space, caps, other, scores=scores) for other in others]
+
+        def holds(candidate: Profile) -> bool:
+            return all(cap.slack(space, candidate) >= 0 for cap in caps)
+
+        path = path_from_table(space, caps, tables, self.scoring)
+        return list(dict.fromkeys([*filter(holds, [profile]), *path, *filter(holds, lowered)]))

@@ -1,0 +1,143 @@
+"""Profiles to start from: uniform, evenly spaced or random, on the budget.
+
+They keep everything that may be dropped, unless the budget cannot be met by levels alone.
+"""
+
+from collections.abc import Iterable, Sequence
+from random import Random
+
+from evopress.search.repair import (
+    can_be_raised,
+    cost_of_raising,
+    drop_in_order,
+    lower_at_random,
+    raisable_units,
+    raise_until_spent,
+)
+from evopress.space.budget import Budget, Cap
+from evopress.space.units import Profile, Space
+
+
+def uniform_profile(space: Space, budget: Budget) -> Profile | None:
+    """The least compressed uniform profile within the budget, if it spends the budget; else None.
+
+    Uniform means one level for all units. The budget is spent when no unit can go one level up within it. A uniform
+    profile drops nothing, so a budget of drops has one only if its target is zero.
+
+    Raises ValueError when no profile is within the budget.
+    """
+    for level in range(max(len(unit.levels) for unit in space.units)):
+        profile = space.uniform(level)
+        if budget.holds(space, profile):
+            return profile if not raisable_units(space, budget.caps(space), profile) else None
+    if budget.holds(space, _most_compressed(space)):
+        return None
+    raise ValueError(out_of_reach_message(space, budget))
+
+
+def random_profile(space: Space, budget: Budget, rng: Random) -> Profile:
+    """Lower random units of the lowest uniform profile above the budget until all caps hold.
+
+    Source: arXiv 2410.14649, Appendix on fractional targets. Unlike there, the remaining slack is then spent: random
+    units are raised where that fits.
+    """
+    caps = budget.caps(space)
+    levels = list(lowest_uniform_above(space, budget))
+    for cap in caps:
+        lower_at_random(space, cap, levels, candidates=space.tradable_units(levels, cap.members), rng=rng)
+        drop_in_order(space, cap, levels, order=rng.sample(list(space.children), len(space.children)))
+    raisable = raisable_units(space, caps, levels)
+    for unit in rng.sample(raisable, len(raisable)):
+        if can_be_raised(space, caps, levels, unit=unit):
+            levels[unit] -= 1
+    return space.normalized(tuple(levels))
+
+
+def evenly_spaced_profile(space: Space, budget: Budget) -> Profile:
+    """The uniform profile if it spends the budget, else a mixture of two neighbouring levels that does.
+
+    The mixture is the lowest uniform profile above the budget in which some units are one level lower, evenly spaced
+    through the model, until all caps hold. If even the last level is too large, evenly spaced sub-blocks are dropped as
+    well. Nothing here is random. Raises ValueError when no profile is within the budget.
+    """
+    uniform = uniform_profile(space, budget)
+    if uniform:
+        return uniform
+    levels = list(lowest_uniform_above(space, budget))
+    caps = budget.caps(space)
+    for cap in caps:
+        _lower_evenly(space, cap, levels)
+        drop_in_order(space, cap, levels, order=_evenly_spread(list(space.children)))
+    if any(levels[index] for index in space.children):  # a drop saves a lot at once, so there is slack to spend
+        raise_until_spent(space, caps, levels, pick=lambda raisable: _evenly_spread(raisable)[0])
+    return space.normalized(tuple(levels))
+
+
+def lowest_uniform_above(space: Space, budget: Budget) -> Profile:
+    """The most compressed uniform profile that is still above the budget; everything at level 0 if there is none."""
+    uniforms = [space.uniform(level) for level in range(_num_levels(space))]
+    return next((profile for profile in reversed(uniforms) if not budget.holds(space, profile)), uniforms[0])
+
+
+def check_profiles(space: Space, key: str, profiles: Iterable[Profile]) -> None:
+    """Raises ValueError, naming the configuration key, if one of the configured profiles does not fit the space."""
+    for profile in profiles:
+        try:
+            space.check(profile)
+        except ValueError as error:
+            raise ValueError(f"{key} is not of this model and database: {error}") from error
+
+
+def out_of_reach_message(space: Space, budget: Budget) -> str:
+    """The error message for a budget that no profile meets."""
+    smallest = budget.achieved(space, _most_compressed(space))
+    remedy = "raise" if budget.metric in ("bits", "size") else "lower"
+    keep = ", or keep less by compress.keep_*" if budget.metric == "drop" else ""
+    return f"budget.target is {budget} but the most compressed profile has {smallest:g}: {remedy} budget.target{keep}"
+
+
+def _lower_evenly(space: Space, cap: Cap, levels: list[int]) -> None:
+    """Lower units of `cap` in place until it holds, so that the savings grow evenly through the model.
+
+    In model order, a unit is lowered if the savings so far would otherwise fall behind by more than half of what this
+    unit saves. When units have different sizes, that may save too little or too much. Then the smallest others are
+    lowered as well, or the largest that fit are raised again.
+    """
+    savings = {
+        i: cost_of_raising(space, i, levels[i] + 1)
+        for i in space.tradable_units(levels, cap.members)
+        if levels[i] < len(space.units[i].levels) - 1
+    }
+    needed, total = -cap.slack(space, levels), sum(savings.values())
+    passed = saved = 0
+    lowered = set()
+    for i, saving in savings.items():
+        passed += saving
+        if 2 * needed * passed > (2 * saved + saving) * total:
+            lowered.add(i)
+            saved += saving
+    for i in sorted(savings, key=lambda i: savings[i]):
+        if saved < needed and i not in lowered:
+            lowered.add(i)
+            saved += savings[i]
+    for i in sorted(savings, key=lambda i: -savings[i]):
+        if i in lowered and saved - savings[i] >= needed:
+            lowered.remove(i)
+            saved -= savings[i]
+    for i in lowered:
+        levels[i] += 1
+
+
+def _evenly_spread(indices: Sequence[int]) -> list[int]:
+    """The indices in an order in which the first k, for every k, are spread evenly: a golden-ratio sequence."""
+    return [indices[place] for place in sorted(range(len(indices)), key=lambda i: (i + 1) * 0.6180339887498949 % 1)]
+
+
+def _num_levels(space: Space) -> int:
+    return max(len(unit.levels) for unit in space.units)
+
+
+def _most_compressed(space: Space) -> Profile:
+    """Every unit at its last level, and everything dropped that may be dropped."""
+    lowest = space.uniform(_num_levels(space) - 1)
+    return tuple(len(space.units[i].levels) - 1 if i in space.children else level for i, level in enumerate(lowest))
