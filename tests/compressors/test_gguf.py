@@ -64,17 +64,17 @@ def test_a_block_type_has_the_size_that_ggml_gives_it(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_rounding_is_as_close_as_the_reference_quantiser(name):
-    """With a Hessian of one there is nothing to correct. The reference rounds before it rounds the scale."""
+    """With the identity as the Hessian there is nothing to correct. The reference uses scales before rounding them."""
     of = group((24,), 128)
     of = with_hessian(of, torch.eye(128))
     (level,), _ = compressed(GGUF(types=(name,)), of)
     reference = torch.from_numpy(gguf.dequantize(gguf.quantize(of.weights[0].numpy(), kind(name)), kind(name)))
-    ours, theirs = (float((found - of.weights[0]).square().mean()) for found in (level.dense(), reference))
+    ours, theirs = (float((dense - of.weights[0]).square().mean()) for dense in (level.dense(), reference))
     assert ours <= 1.001 * theirs
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_weight_is_on_the_nearest_point_of_its_grid_when_the_hessian_is_one(name):
+def test_every_weight_is_on_the_nearest_point_of_its_grid_when_the_hessian_is_the_identity(name):
     of = with_hessian(group((8,), 64), torch.eye(64))
     (level,), _ = compressed(GGUF(types=(name,)), of)
     block = of.weights[0][:, :BLOCK]
@@ -91,21 +91,21 @@ def test_the_output_error_is_below_that_of_rounding(name):
     (level,), _ = compressed(GGUF(types=(name,)), of)
     (rounded,), _ = compressed(GGUF(types=(name,)), with_hessian(of, torch.eye(128)))
 
-    def error(found: torch.Tensor) -> float:
-        change = found - of.weights[0]
+    def error(dense: torch.Tensor) -> float:
+        change = dense - of.weights[0]
         return float((change @ of.hessian * change).sum() / (of.weights[0] @ of.hessian * of.weights[0]).sum())
 
     assert error(level.dense()) < 0.8 * error(rounded.dense())
 
 
-def test_all_types_at_once_are_each_type_alone():
-    of = group((16, 8), 96)
+def test_all_types_solved_together_equal_each_alone():
+    of = group((16, 8), 96, dtype=torch.float64)
     together = GGUF().compress(of)
     for index, name in enumerate(GGUF().types):
         alone = GGUF(types=(name,)).compress(of)
         for layer in range(2):
             assert torch.equal(together.levels[layer][index].data, alone.levels[layer][0].data)
-            assert together.errors[layer][index] == pytest.approx(alone.errors[layer][0], rel=1e-4)  # float32 sums
+            assert together.errors[layer][index] == pytest.approx(alone.errors[layer][0], rel=1e-4)
 
 
 def test_errors_are_the_share_of_output_energy_lost():
@@ -219,7 +219,7 @@ def ggml(monkeypatch):
 
 
 @pytest.mark.parametrize("name", K_TYPES)
-def test_k_types_are_rounded_by_the_ggml_library_and_weighed_by_the_inputs(name, ggml):
+def test_the_ggml_library_rounds_to_k_types_and_weighs_errors_by_the_inputs(name, ggml):
     of = with_hessian(
         group((24,), 256),
         torch.logspace(0, 2, 256)[torch.randperm(256, generator=torch.Generator().manual_seed(0))].diag(),
@@ -233,8 +233,8 @@ def test_k_types_are_rounded_by_the_ggml_library_and_weighed_by_the_inputs(name,
     again = from_tensors(level.spec(), level.tensors())
     assert torch.equal(again.dense(), level.dense())
 
-    def error(found: torch.Tensor) -> float:
-        return float(((found - of.weights[0]).square() * of.hessian.diagonal()).sum())
+    def error(dense: torch.Tensor) -> float:
+        return float(((dense - of.weights[0]).square() * of.hessian.diagonal()).sum())
 
     (plain,) = compressed(compressor, with_hessian(of, torch.eye(256)))[0]
     assert error(level.dense()) < error(plain.dense())

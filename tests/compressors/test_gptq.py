@@ -121,7 +121,7 @@ def test_errors_are_those_of_the_undamped_hessian(act_order, tokens):
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_levels_tell_the_bytes_that_are_stored(symmetric):
+def test_levels_have_the_bytes_that_are_stored(symmetric):
     for compressor in (GPTQ(group_size=32, symmetric=symmetric), RTN(group_size=32, symmetric=symmetric)):
         layers = group((7, 33), 96)
         solved = compressor.compress(layers)
@@ -163,7 +163,7 @@ def test_inputs_that_are_not_finite_are_an_error():
         GPTQ(group_size=32).compress(layers)
 
 
-def test_inputs_of_the_group_are_left_alone():
+def test_weights_and_hessian_of_the_group_are_not_changed():
     layers = group((4,), 64)
     before = layers.weights[0].clone(), layers.hessian.clone()
     GPTQ(group_size=32, act_order=True).compress(layers)
