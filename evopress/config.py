@@ -1,17 +1,11 @@
-"""From a composed configuration to a job of plain typed values, with errors that name the key."""
+"""From a composed configuration to a job of plain typed values. Every error names the key to change."""
 
-import atexit
 import difflib
-import logging
-import os
 import re
-import shutil
-import tempfile
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
@@ -23,23 +17,22 @@ from pydantic_core import ErrorDetails
 if TYPE_CHECKING:
     from evopress.job import Job
 
-_INSIDE_PACKAGE = Path(__file__).parent / "conf"
-CONFIG_FOLDER = _INSIDE_PACKAGE if _INSIDE_PACKAGE.is_dir() else Path(__file__).parents[1] / "conf"
-"""The YAML files: inside the package where it is installed, next to it in a checkout."""
+_NEXT_TO_PACKAGE = Path(__file__).parents[1] / "conf"
+CONFIG_FOLDER = _NEXT_TO_PACKAGE if _NEXT_TO_PACKAGE.is_dir() else Path(__file__).parent / "conf"
+"""The YAML files: next to the package in a checkout, inside it when installed."""
 
 GROUPS = ("model", "data", "compress", "space", "budget", "search", "evaluator", "eval", "export", "tracking")
 
 
 class ConfigError(Exception):
-    """Something in the configuration that the user can mend; the message says what and how."""
+    """A mistake in the configuration. The message says what is wrong, what would be right, and which key to change."""
 
 
-def build(cfg: DictConfig, folder: Path) -> "Job":
-    """Instantiate every group; `folder` is the run directory. Raises ConfigError."""
-    from evopress.job import Job  # takes seconds, which a misspelled key need not cost
+def build_job(cfg: DictConfig, folder: Path) -> "Job":
+    """Build the class of every group. `folder` is the run directory. Raises ConfigError."""
+    from evopress.job import GROUP_CLASSES, Job  # imports torch, for seconds; errors in keys and --help come before
 
-    kinds = _kinds()
-    parts: dict[str, Any] = {group: _instantiated(cfg, group, kinds[group]) for group in GROUPS}
+    parts: dict[str, Any] = {group: _build_group(cfg, group, GROUP_CLASSES[group]) for group in GROUPS}
     parts["tracker"] = parts.pop("tracking")
     return Job(
         **parts,
@@ -52,57 +45,85 @@ def build(cfg: DictConfig, folder: Path) -> "Job":
     )
 
 
-def with_resume(arguments: list[str]) -> list[str]:
-    """Turn `resume=DIR …` into arguments that take the configuration saved in DIR; other arguments stay as they are."""
-    resumed = [Path(argument.removeprefix("resume=")) for argument in arguments if argument.startswith("resume=")]
-    if not resumed or str(resumed[-1]) in ("", "null"):
-        return arguments
-    saved = resumed[-1].resolve() / ".hydra"
-    if not (saved / "config.yaml").is_file():
-        raise SystemExit(f"resume={resumed[-1]} is not a run directory: it has no .hydra/config.yaml")
-    _refuse_more_than_settings(saved)
-    keep = [f"hydra.run.dir={resumed[-1]}", "hydra.output_subdir=null"]
-    return ["--config-path", str(saved), *arguments, *keep]
+def _integer(cfg: DictConfig, key: str) -> int:
+    if type(cfg[key]) is not int:
+        raise ConfigError(f"{key} is {cfg[key]!r}: it must be an integer")
+    return cfg[key]
 
 
-def _refuse_more_than_settings(saved: Path) -> None:
-    """Hydra would follow further files, and call functions that its own settings name; no run leaves such behind."""
-    content = (saved / "config.yaml").read_text(encoding="utf-8", errors="replace")
+def _build_group(cfg: DictConfig, group: str, classes: tuple[type, ...]) -> object:
     try:
-        keys = yaml.safe_load(content).keys()
-    except (yaml.YAMLError, AttributeError, RecursionError) as error:
-        raise SystemExit(f"{saved}/config.yaml is damaged ({error}): start a new run") from error
-    found = [f"the key {key}" for key in sorted(keys & {"hydra", "defaults"})]
-    found += ["a @package line"] if re.search(r"^\s*#.*@package", content, re.MULTILINE) else []
-    found += [f"the folder {path.name}" for path in saved.iterdir() if path.is_dir()]
-    if found:
-        raise SystemExit(f"{saved} has {found[0]}, which no run leaves behind: it could run code, so it is not resumed")
+        settings = OmegaConf.to_container(cfg[group], resolve=True, throw_on_missing=True)
+        _check_target(group, settings, classes)
+        return instantiate(cfg[group], _convert_="all")
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{error.full_key or group}: {reason}; set it on the command line") from error
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, ValidationError):
+            explanations = [_explain(group, cfg[group], detail) for detail in cause.errors()]
+            raise ConfigError("\n".join(explanations)) from error
+        raise ConfigError(f"{group}: {cause or error}") from error
 
 
-def with_one_voice(arguments: list[str]) -> list[str]:
-    """The arguments as they are in the first of several processes; the others log errors only and keep no folder."""
-    if os.environ.get("RANK", "0") == "0":
-        return arguments
-    logging.disable(logging.WARNING)
-    folder = tempfile.mkdtemp(prefix="evopress-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return [*arguments, f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}", "hydra.output_subdir=null"]
+def _check_target(group: str, settings: object, classes: tuple[type, ...]) -> None:
+    """Raises ConfigError unless `_target_` is a subclass of `classes`: a configuration must not call anything else."""
+    assert isinstance(settings, dict)
+    target = settings.get("_target_")
+    try:
+        target_class = get_class(str(target))
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(f"{group}._target_ is {target!r}, which is not a class that can be imported") from error
+    if not issubclass(target_class, classes):
+        expected = " or ".join(f"{one.__module__}.{one.__name__}" for one in classes)
+        raise ConfigError(f"{group}._target_ is {target!r}, which is no subclass of {expected}")
+    refused = [key for value in settings.values() for key in _hydra_keys(value)]
+    refused += [key for key in settings if re.fullmatch("_.*_", str(key)) and key != "_target_"]
+    if refused:
+        raise ConfigError(f"{group} has the key {refused[0]}: only one _target_ is allowed, at the top of a group")
 
 
-def suggestions(arguments: list[str]) -> list[str]:
-    """A line for each overridden key that does not exist, with the nearest one that does."""
-    overridden = dict(argument.lstrip("+~").split("=", 1) for argument in arguments if "=" in argument)
+def _hydra_keys(value: object) -> list[str]:
+    """Keys at any depth that mean something to Hydra, such as _target_."""
+    if isinstance(value, list):
+        return [key for item in value for key in _hydra_keys(item)]
+    if not isinstance(value, dict):
+        return []
+    keys = [str(key) for key in value if re.fullmatch("_.*_", str(key))]
+    return keys + [key for item in value.values() for key in _hydra_keys(item)]
+
+
+def _explain(group: str, node: DictConfig, detail: ErrorDetails) -> str:
+    """A pydantic error in words, with the full key."""
+    key = ".".join([group, *(str(part) for part in detail["loc"])])
+    if detail["type"] == "unexpected_keyword_argument":
+        known = [field.name for field in fields(get_class(node["_target_"]))]
+        return f"{key} is not a setting; {_did_you_mean(str(detail['loc'][-1]), known)}there are {', '.join(known)}"
+    message = detail["msg"].removeprefix("Value error, ")
+    if not detail["loc"]:
+        return f"{group}: {message}"
+    return f"{key} is {detail['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def suggest_keys(arguments: list[str]) -> list[str]:
+    """A line for each overridden key that does not exist, with the most similar key that does."""
+    overrides = dict(argument.lstrip("+~").split("=", 1) for argument in arguments if "=" in argument)
     choices = [
-        f"{key}={value}" for key, value in overridden.items() if (CONFIG_FOLDER / key / f"{value}.yaml").is_file()
+        f"{key}={value}" for key, value in overrides.items() if (CONFIG_FOLDER / key / f"{value}.yaml").is_file()
     ]
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         known = _keys(compose("config", choices))
     return [
-        f"{key} is not a setting: {f'did you mean {close[0]}? ' if close else ''}--cfg job lists all"
-        for key in overridden
+        f"{key} is not a setting: {_did_you_mean(key, known)}--cfg job lists all"
+        for key in overrides
         if key not in known and not key.startswith("hydra.")
-        for close in [difflib.get_close_matches(key, known, n=1)]
     ]
+
+
+def _did_you_mean(key: str, known: list[str]) -> str:
+    similar = difflib.get_close_matches(key, known, n=1)
+    return f"did you mean {similar[0]}? " if similar else ""
 
 
 def _keys(node: DictConfig, prefix: str = "") -> list[str]:
@@ -113,84 +134,3 @@ def _keys(node: DictConfig, prefix: str = "") -> list[str]:
         if not OmegaConf.is_missing(node, key) and isinstance(node[key], DictConfig):
             keys += _keys(node[key], f"{prefix}{key}.")
     return keys
-
-
-def _kinds() -> dict[str, tuple[type, ...]]:
-    """What the class of each group must be one of."""
-    from evopress.compressors.base import Compressor
-    from evopress.compressors.drop import Drop
-    from evopress.data.settings import Data
-    from evopress.evaluation.eval_settings import Eval
-    from evopress.evaluation.evaluator import EvaluatorSettings
-    from evopress.export import Export
-    from evopress.models.source import ModelSource
-    from evopress.runtime.tracking import Tracker
-    from evopress.search.base import Search
-    from evopress.space.budget import Budget
-    from evopress.space.settings import SpaceSettings
-
-    kinds: list[tuple[type, ...]] = [(ModelSource,), (Data,), (Compressor, Drop), (SpaceSettings,), (Budget,)]
-    kinds += [(Search,), (EvaluatorSettings,), (Eval,), (Export,), (Tracker,)]
-    return dict(zip(GROUPS, kinds, strict=True))
-
-
-def _check_target(group: str, settings: object, kinds: tuple[type, ...]) -> None:
-    """Raises ConfigError for a `_target_` that is not a class of the group's kind: a saved file could name anything."""
-    assert isinstance(settings, dict)
-    target = settings.get("_target_")
-    try:
-        found = get_class(str(target))
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise ConfigError(f"{group}._target_ is {target!r}, which is not a class that can be imported") from error
-    if not issubclass(found, kinds):
-        wanted = " or ".join(f"{kind.__module__}.{kind.__name__}" for kind in kinds)
-        raise ConfigError(f"{group}._target_ is {target!r}, which is no subclass of {wanted}")
-    others = [key for value in settings.values() for key in _special_keys(value)]
-    others += [key for key in settings if re.fullmatch("_.*_", str(key)) and key != "_target_"]
-    if others:
-        raise ConfigError(f"{group} has the key {others[0]}: only one _target_ is allowed, at the top of a group")
-
-
-def _special_keys(value: object) -> list[str]:
-    """Keys such as _target_ at any depth."""
-    if isinstance(value, list):
-        return [key for part in value for key in _special_keys(part)]
-    if not isinstance(value, dict):
-        return []
-    own = [str(key) for key in value if re.fullmatch("_.*_", str(key))]
-    return own + [key for part in value.values() for key in _special_keys(part)]
-
-
-def _instantiated(cfg: DictConfig, group: str, kinds: tuple[type, ...]) -> object:
-    try:
-        settings = OmegaConf.to_container(cfg[group], resolve=True, throw_on_missing=True)
-        _check_target(group, settings, kinds)
-        return instantiate(cfg[group], _convert_="all")
-    except OmegaConfBaseException as error:
-        raise ConfigError(
-            f"{error.full_key or group}: {str(error).splitlines()[0]}; set it on the command line"
-        ) from error
-    except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, ValidationError):
-            raise ConfigError("\n".join(_explained(group, cfg[group], detail) for detail in cause.errors())) from error
-        raise ConfigError(f"{group}: {cause or error}") from error
-
-
-def _explained(group: str, node: DictConfig, detail: ErrorDetails) -> str:
-    """One pydantic complaint in words, with the full key."""
-    key = ".".join([group, *(str(part) for part in detail["loc"])])
-    if detail["type"] == "unexpected_keyword_argument":
-        known = [field.name for field in fields(get_class(node["_target_"]))]
-        close = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1)
-        return f"{key} is not a setting; {f'did you mean {close[0]}? ' if close else ''}there are {', '.join(known)}"
-    message = detail["msg"].removeprefix("Value error, ")
-    if not detail["loc"]:
-        return f"{group}: {message}"
-    return f"{key} is {detail['input']!r}: {message[0].lower()}{message[1:]}"
-
-
-def _integer(cfg: DictConfig, key: str) -> int:
-    if type(cfg[key]) is not int:
-        raise ConfigError(f"{key} is {cfg[key]!r}: it must be an integer")
-    return cfg[key]

@@ -20,15 +20,29 @@ from evopress.space.budget import Budget
 from evopress.space.settings import SpaceSettings
 
 STAGES = ("database", "search", "evaluate")
-"""What a run does. The stage `plan` may stand before them, or alone: it tells what they would take."""
+"""The stages of a run. A further stage, `plan`, may come first or alone: it only says what the others would take."""
+
+GROUP_CLASSES: dict[str, tuple[type, ...]] = {
+    "model": (ModelSource,),
+    "data": (Data,),
+    "compress": (Compressor, Drop),
+    "space": (SpaceSettings,),
+    "budget": (Budget,),
+    "search": (Search,),
+    "evaluator": (EvaluatorSettings,),
+    "eval": (Eval,),
+    "export": (Export,),
+    "tracking": (Tracker,),
+}
+"""The base classes of what each configuration group may build."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Everything a run depends on. `folder` is the run directory, `outputs` holds databases and caches of all runs.
+    """Everything a run depends on. `folder` is the run directory, `outputs` holds the databases and caches of all runs.
 
-    With `targets`, each of them takes the place of the budget's own in turn, in a folder of its own below `folder`.
-    `config` is what trackers are told of the settings. Metrics go to `metrics.jsonl` whatever the tracker.
+    With `targets`, the run searches several budgets: each target replaces that of `budget`, and has a folder below
+    `folder`. `config` is the configuration as trackers show it. Every run writes `metrics.jsonl`, whatever the tracker.
     """
 
     model: ModelSource | LanguageModel
@@ -49,17 +63,17 @@ class Job:
     config: Mapping[str, object] = field(default_factory=dict)
 
     def check(self) -> None:
-        """Raises ValueError for settings that cannot work together, before anything is loaded."""
+        """Raises ValueError if settings do not fit together. Loads nothing."""
         unknown = set(self.stages) - {"plan", *STAGES}
         if unknown:
             raise ValueError(f"stages names {min(unknown)!r}: use some of plan, {', '.join(STAGES)}")
         if isinstance(self.compress, Drop) and self.space.drops != "none":
             raise ValueError(
-                f"space.drops={self.space.drops} is for compressors of layers, and compress=drop drops without it: set "
-                "space.drops=none, or for levels and drops together compress=gptq or the like"
+                f"space.drops={self.space.drops} adds drops to a compressor of layers, and compress=drop needs no such "
+                "addition: set space.drops=none, or compress=gptq or the like for levels and drops together"
             )
         low, high = self.compress.span
-        if self.space.drops != "none":  # with everything dropped no weight is left
+        if self.space.drops != "none":  # everything may be dropped
             low, high = (0.0, high) if self.compress.metric == "bits" else (low, 1.0)
         for target in self.targets or (self.budget.target,):
             replace(self.budget, target=target).check(self.compress.metric, (low, high))
@@ -68,5 +82,5 @@ class Job:
 
 
 def name_of(part: object) -> str:
-    """What a compressor or a search is called in names and results."""
+    """The name of a compressor or a search in file names and results."""
     return type(part).__name__.lower()

@@ -11,7 +11,8 @@ from hydra.errors import CompactHydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from evopress.config import CONFIG_FOLDER, ConfigError, build, suggestions, with_one_voice, with_resume
+from evopress.arguments import expand_resume, quiet_unless_first
+from evopress.config import CONFIG_FOLDER, ConfigError, build_job, suggest_keys
 from evopress.runtime import signals
 
 log = logging.getLogger(__name__)
@@ -19,47 +20,49 @@ log = logging.getLogger(__name__)
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name="config")
 def compress(cfg: DictConfig) -> None:
-    signals.listen()  # main did already, but not in the workers of a sweep's launcher
+    """Run the job of a configuration. Known errors end the process with one message, and code 130 or 2."""
+    signals.listen()  # again, for the worker processes of a sweep's launcher, which do not go through main
     folder = Path(cfg.resume or HydraConfig.get().runtime.output_dir)
     try:
-        from evopress.pipeline import run_job  # takes seconds, which a misspelled key need not cost
+        from evopress.pipeline import run_job  # imports torch and transformers, for seconds; errors in keys come before
         from evopress.runtime import distributed
 
         signals.raise_if_interrupted()
         distributed.join()
         folder = distributed.from_first(lambda: folder)
-        run_job(build(cfg, folder))
+        run_job(build_job(cfg, folder))
     except (Exception, KeyboardInterrupt) as error:
         if signals.was_interrupted():
             log.warning("interrupted; go on with: python -m evopress.run resume=%s", folder)
         elif isinstance(error, OSError):
-            log.error("%s; once that is mended, go on with: python -m evopress.run resume=%s", error, folder)
+            log.error("%s; once that is fixed, go on with: python -m evopress.run resume=%s", error, folder)
         elif isinstance(error, (ConfigError, ValueError)):
             log.error("%s", error)
         else:
             raise
-        log.debug("where it was raised:", exc_info=True)
+        log.debug("the error was raised here:", exc_info=True)
         sys.exit(130 if signals.was_interrupted() else 2)
 
 
 def main() -> None:
+    """The entry point. Ends the process with code 130 after a signal, and with 1 if the configuration is wrong."""
     signals.listen()
-    sys.argv[1:] = with_one_voice(with_resume(sys.argv[1:]))
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here; Hydra would print a traceback of a folder it cannot make
-    logging.raiseExceptions = False  # nor is there one of a log that a full disk does not take
+    sys.argv[1:] = quiet_unless_first(expand_resume(sys.argv[1:]))
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors are raised to here; Hydra would print a traceback for some
+    logging.raiseExceptions = False  # no traceback for a log line that does not fit on a full disk
     try:
         compress()
-    except KeyboardInterrupt:  # before there is anything to go on with
+    except KeyboardInterrupt:  # before there is a run to resume
         sys.exit(130)
     except CompactHydraException as error:  # the configuration could not be composed
         cause = [error.__cause__] if isinstance(error.__cause__, OmegaConfBaseException) else []
-        print(error, *cause, *suggestions(sys.argv[1:]), sep="\n", file=sys.stderr)
+        print(error, *cause, *suggest_keys(sys.argv[1:]), sep="\n", file=sys.stderr)
         sys.exit(1)
     except (OSError, ValueError) as error:
-        reason = error if isinstance(error, OSError) else error.__cause__  # logging wraps it
+        reason = error if isinstance(error, OSError) else error.__cause__  # logging wraps an OSError in a ValueError
         if not isinstance(reason, OSError):
             raise
-        sys.exit(f"the run folder cannot be written ({reason}): set outputs or hydra.run.dir to one that can")
+        sys.exit(f"the run folder cannot be written ({reason}): set outputs or hydra.run.dir to a writable folder")
 
 
 if __name__ == "__main__":

@@ -30,9 +30,10 @@ ALLOWED: dict[str, str] = {
     "planning": "runtime data models space compressors search evaluation job targets",
     "pareto": "runtime data space search evaluation report job targets",
     "pipeline": "runtime space search evaluation export report job preparation saved_profile results planning pareto",
-    "config": "runtime data models space compressors search evaluation export job",
+    "config": "job",
     "api": "runtime data models space compressors search evaluation export job pipeline",
-    "run": "runtime config pipeline",
+    "arguments": "",
+    "run": "runtime arguments config pipeline",
     "__init__": "api export",
 }
 """What each room, or module at the top, may import of the others. A room may always import itself."""

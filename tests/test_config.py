@@ -10,7 +10,7 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 import evopress
-from evopress.config import CONFIG_FOLDER, GROUPS, build, suggestions
+from evopress.config import CONFIG_FOLDER, GROUPS, build_job, suggest_keys
 
 OPTIONS = sorted(
     f"{path.parent.name}={path.stem}"
@@ -50,7 +50,7 @@ def test_every_option_builds_a_job(option, tmp_path):
         source = tmp_path / "text.txt"
         source.write_text("words")
         overrides = [f"data.source={source}"]
-    job = build(composed(option, *overrides), tmp_path)
+    job = build_job(composed(option, *overrides), tmp_path)
     assert job.folder == tmp_path
 
 
@@ -70,14 +70,14 @@ def test_the_search_of_the_paper_has_its_settings():
 
 @pytest.mark.parametrize("experiment", sorted(path.stem for path in CONFIG_FOLDER.glob("experiment/*.yaml")))
 def test_every_experiment_is_a_job_whose_parts_fit(experiment, tmp_path):
-    job = build(composed(f"experiment={experiment}"), tmp_path)
+    job = build_job(composed(f"experiment={experiment}"), tmp_path)
     job.budget.check(job.compress.metric, job.compress.span)
     assert experiment.startswith(job.model.name)
     assert job.eval.datasets == ["wikitext2", "c4"]
 
 
 def test_a_misspelled_key_is_told_with_the_nearest_one():
-    (line,) = suggestions(["model=smollm2", "search.generatons=3", "hydra.run.dir=x"])
+    (line,) = suggest_keys(["model=smollm2", "search.generatons=3", "hydra.run.dir=x"])
     assert "search.generatons is not a setting: did you mean search.generations?" in line
 
 

@@ -5,7 +5,7 @@ import re
 import pytest
 from hydra import compose, initialize_config_dir
 
-from evopress.config import CONFIG_FOLDER, GROUPS, build
+from evopress.config import CONFIG_FOLDER, GROUPS, build_job
 from tests.documents import DOCUMENTS, PAGES, README, ROOT, command_lines, page, table
 
 MENTIONED_FOLDERS = ("/work/", "../shared", "/tmp/", "subagent")
@@ -55,7 +55,7 @@ def test_settings_are_refused_where_the_formats_page_says_so(row, tmp_path):
             cfg = compose("config", [*settings, f"export.formats=[{name}]", f"outputs={tmp_path}"])
         if "budget=size" not in settings and "space=joint" in settings:
             cfg.budget.metric, cfg.budget.target = "size", "90MB"
-        job = build(cfg, tmp_path)
+        job = build_job(cfg, tmp_path)
         if cell.startswith("refused"):
             with pytest.raises(ValueError, match=rf"export.formats=\[{name}\]|transformers cannot read"):
                 job.check()

@@ -18,7 +18,8 @@ from omegaconf import OmegaConf
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from evopress.config import CONFIG_FOLDER, ConfigError, build, with_resume
+from evopress.arguments import expand_resume
+from evopress.config import CONFIG_FOLDER, ConfigError, build_job
 from evopress.data.sources import text_source
 from evopress.database.store import BlockLevels, Database
 from evopress.models.file_checks import INDEX
@@ -278,35 +279,35 @@ def rewrite(run_folder: Path, change) -> None:
 
 
 def test_a_saved_run_is_resumed(run_folder):
-    assert f"hydra.run.dir={run_folder}" in with_resume([f"resume={run_folder}"])
-    assert build(OmegaConf.load(run_folder / ".hydra" / "config.yaml"), run_folder).seed == 0
+    assert f"hydra.run.dir={run_folder}" in expand_resume([f"resume={run_folder}"])
+    assert build_job(OmegaConf.load(run_folder / ".hydra" / "config.yaml"), run_folder).seed == 0
 
 
 @pytest.mark.parametrize("key", ["hydra", "defaults"])
 def test_a_saved_run_that_steers_hydra_is_not_resumed(key, run_folder):
     rewrite(run_folder, lambda content: content.update({key: {"callbacks": {"x": {"_target_": "os.system"}}}}))
-    with pytest.raises(SystemExit, match=f"the key {key}, which no run leaves behind: it could run code"):
-        with_resume([f"resume={run_folder}"])
+    with pytest.raises(SystemExit, match=f"the key {key}, which no run writes: it could run code"):
+        expand_resume([f"resume={run_folder}"])
 
 
 def test_a_saved_run_that_calls_itself_hydras_settings_is_not_resumed(run_folder):
     path = run_folder / ".hydra" / "config.yaml"
     path.write_text("# @package hydra\n" + path.read_text())
-    with pytest.raises(SystemExit, match="a @package line, which no run leaves"):
-        with_resume([f"resume={run_folder}"])
+    with pytest.raises(SystemExit, match="a @package line, which no run writes"):
+        expand_resume([f"resume={run_folder}"])
 
 
 def test_a_saved_run_that_brings_configuration_groups_is_not_resumed(run_folder):
     (run_folder / ".hydra" / "hydra").mkdir()
-    with pytest.raises(SystemExit, match="the folder hydra, which no run leaves"):
-        with_resume([f"resume={run_folder}"])
+    with pytest.raises(SystemExit, match="the folder hydra, which no run writes"):
+        expand_resume([f"resume={run_folder}"])
 
 
 @pytest.mark.parametrize("content", ["", "[1]", "a: [", "!!python/object/apply:os.system [true]"])
 def test_a_damaged_configuration_is_not_resumed(content, run_folder):
     (run_folder / ".hydra" / "config.yaml").write_text(content)
     with pytest.raises(SystemExit, match=r"config\.yaml is damaged"):
-        with_resume([f"resume={run_folder}"])
+        expand_resume([f"resume={run_folder}"])
 
 
 @pytest.mark.parametrize("group", ["compress", "search", "tracking", "model"])
@@ -314,7 +315,7 @@ def test_a_damaged_configuration_is_not_resumed(content, run_folder):
 def test_a_saved_run_cannot_name_what_is_called(group, target, run_folder):
     rewrite(run_folder, lambda content: content[group].update(_target_=target))
     with pytest.raises(ConfigError, match=rf"{group}\._target_ is '{target}', which is no"):
-        build(OmegaConf.load(run_folder / ".hydra" / "config.yaml"), run_folder)
+        build_job(OmegaConf.load(run_folder / ".hydra" / "config.yaml"), run_folder)
 
 
 @pytest.mark.parametrize("key", ["_target_", "_partial_", "_args_"])
@@ -322,7 +323,7 @@ def test_a_saved_run_cannot_hide_a_call_inside_a_setting(key, run_folder, tmp_pa
     call = {key: "builtins.open", "_args_": [str(tmp_path / "canary"), "w"]}
     rewrite(run_folder, lambda content: content["search"].update(stages=[call]))
     with pytest.raises(ConfigError, match="only one _target_ is allowed"):
-        build(OmegaConf.load(run_folder / ".hydra" / "config.yaml"), run_folder)
+        build_job(OmegaConf.load(run_folder / ".hydra" / "config.yaml"), run_folder)
     assert not (tmp_path / "canary").exists()
 
 

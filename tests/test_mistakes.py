@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from evopress.config import CONFIG_FOLDER, ConfigError, build, suggestions
+from evopress.config import CONFIG_FOLDER, ConfigError, build_job, suggest_keys
 from evopress.pipeline import run_job
 from evopress.runtime.files import lock_folder
 from tests.tiny_models import VOCABULARY, tokenizer
@@ -201,10 +201,10 @@ def message_of(overrides: list[str], folder: Path) -> str:
             del cfg["hydra"]
             if not any(override.startswith("outputs=") for override in overrides):
                 cfg.outputs = str(folder / "outputs")
-            job = build(cfg, folder / "run")
+            job = build_job(cfg, folder / "run")
         run_job(job)
     except HydraException as error:
-        return "\n".join([str(error), *suggestions(overrides)])
+        return "\n".join([str(error), *suggest_keys(overrides)])
     except (ConfigError, ValueError, OSError) as error:
         return str(error)
     return "nothing was said"

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from evopress.config import CONFIG_FOLDER, build
+from evopress.config import CONFIG_FOLDER, build_job
 from evopress.pipeline import run_job
 from evopress.runtime import distributed
 
@@ -86,7 +86,7 @@ def run_alone(folder: Path, *arguments: str) -> None:
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        run_job(build(cfg, folder / "run"))
+        run_job(build_job(cfg, folder / "run"))
     finally:
         torch.set_num_threads(num_threads)
 
