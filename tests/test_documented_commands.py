@@ -16,7 +16,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from evopress.config import CONFIG_FOLDER, build
+from evopress.config import CONFIG_FOLDER, build_job
 from evopress.inspection.__main__ import main as inspect
 from evopress.job import Job
 from evopress.pipeline import run_job
@@ -113,7 +113,7 @@ def configuration(words: list[str]) -> DictConfig:
 
 
 def job_of(command: str, desk: Path, run_folder: Path) -> Job:
-    return build(configuration(small(command, desk)), run_folder)
+    return build_job(configuration(small(command, desk)), run_folder)
 
 
 @pytest.fixture
