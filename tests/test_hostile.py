@@ -70,7 +70,7 @@ CODE = {
 @pytest.mark.parametrize("name", CODE)
 def test_a_model_that_brings_code_is_refused_with_the_key_and_the_code_is_not_run(name, model, tmp_path):
     edit(model / name, **CODE[name])
-    with pytest.raises(ValueError, match=r"Python code of its own, which is not run.*model\.trust_remote_code=true"):
+    with pytest.raises(ValueError, match=r"its own Python code, which is not run.*model\.trust_remote_code=true"):
         loaded(model)
     assert not (tmp_path / "canary").exists()
 

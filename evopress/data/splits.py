@@ -115,7 +115,7 @@ def _windows_of(extract: Extract, data: Data, tokenizer: PreTrainedTokenizerBase
             source.documents(data.text_column, extract.source_split),
             tokenizer,
             counts=counts,
-            format=WindowFormat(data.window, bos, divides_documents=source.is_one_text),
+            window_format=WindowFormat(data.window, bos, divides_documents=source.is_one_text),
             source=extract.source,
         )
         write_windows(path, windows)

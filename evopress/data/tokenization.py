@@ -29,7 +29,7 @@ def cut_windows(
     tokenizer: PreTrainedTokenizerBase,
     *,
     counts: Mapping[str, int],
-    format: WindowFormat,
+    window_format: WindowFormat,
     source: str,
 ) -> dict[str, Windows]:
     """Windows int64 (count, length) of each split in turn. No more documents are tokenized than that takes.
@@ -37,8 +37,8 @@ def cut_windows(
     Raises ValueError, naming `source` and the settings, for too few tokens.
     """
     windows: dict[str, Windows] = {}
-    length = format.length - len(format.bos)
-    starts = torch.tensor(format.bos, dtype=torch.int64)
+    length = window_format.length - len(window_format.bos)
+    starts = torch.tensor(window_format.bos, dtype=torch.int64)
     ids: list[int] = []
     for split, count in counts.items():
         while len(ids) < count * length:
@@ -55,7 +55,7 @@ def cut_windows(
             ids += tokenizer(document if not ids else f"\n\n{document}", add_special_tokens=False)["input_ids"]
         body = torch.tensor(ids[: count * length], dtype=torch.int64).view(count, length)
         windows[split] = torch.cat([starts.expand(count, -1), body], 1)
-        ids = ids[count * length :] if format.divides_documents else []
+        ids = ids[count * length :] if window_format.divides_documents else []
     return windows
 
 
