@@ -132,8 +132,8 @@ MISTAKES = [
     ("model=hf model.name=x model.path={folder}", "model.path"),
     ("model=hf model.name=x", "model.path: Missing mandatory value"),
     ("model.package=no_such_package", "model.package is 'no_such_package', which is not installed"),
-    ("model.path=assets/none", "model.path is 'assets/none', which the package evopress does not hold"),
-    ("model.gguf_file=x.gguf", "model.gguf_file is 'x.gguf', which is not in"),
+    ("model.path=assets/none", "model.path is 'assets/none', which does not exist in the package evopress"),
+    ("model.gguf_file=x.gguf", "model.gguf_file is 'x.gguf', which does not exist in"),
     ("model.device=cuda", "model.device is 'cuda' but there is no usable GPU: set model.device=cpu"),
     ("model.max_perplexity=2", "which is not below 2"),
     ("search=profile search.path=/nowhere.txt", "search.path '/nowhere.txt' is not a file"),
@@ -145,9 +145,9 @@ MISTAKES = [
     ("data=text data.source={torn}", "torn.parquet is not a parquet file, or is damaged"),
     ("data=text data.source={surrogate}", "surrogate.jsonl is not Unicode text"),
     # models
-    ("model=hf model.name=x model.path={gpt2}", "its parts are not where one of"),
+    ("model=hf model.name=x model.path={gpt2}", "its parts are not where any of"),
     ("model=hf model.name=x model.path={no_blocks}", "set model.family, for example"),
-    ("model=hf model.name=x model.path={code}", "Python code of its own, which is not run"),
+    ("model=hf model.name=x model.path={code}", "its own Python code, which is not run"),
     ("model=hf model.name=x model.path={code}", "read the code and set model.trust_remote_code=true"),
     ("model=hf model.name=x model.path={pickled}", "cannot be loaded as a causal language model with safetensors"),
     # the machine
