@@ -1,6 +1,6 @@
 """Dynamic, non-uniform compression of large language models by evolutionary search.
 
-`evopress.compress(model, tokenizer, budget=…, folder=…)` does the whole job, `evopress.load(path)` reads a checkpoint.
+`evopress.compress(model, tokenizer, budget=…, folder=…)` runs the whole job; `evopress.load(path)` loads a checkpoint.
 """
 
 from typing import Any
@@ -9,7 +9,7 @@ __all__ = ["compress", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """`compress` and `load` are imported on first use, because transformers takes seconds to import."""
+    """Import `compress` and `load` on first use: they need torch and transformers, which take seconds to import."""
     if name == "compress":
         from evopress.api import compress
 

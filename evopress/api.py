@@ -30,75 +30,6 @@ from evopress.space.budget import Budget
 from evopress.space.settings import SpaceSettings
 from evopress.space.units import Profile
 
-
-@dataclass(frozen=True)
-class Compressed:
-    """What a run found. `results` is `results.json`; `folder` holds all files, checkpoints included."""
-
-    profile: Profile
-    results: Mapping[str, object]
-    folder: Path
-
-
-def compress(
-    model: PreTrainedModel | ModelSource | str,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    *,
-    budget: Budget,
-    folder: str | Path,
-    compressor: Compressor | Drop | None = None,
-    search: Search | None = None,
-    data: Data | None = None,
-    eval: Eval | None = None,
-    export: Export | None = None,
-    tracker: Tracker | None = None,
-    space: SpaceSettings | None = None,
-    seed: int = 0,
-) -> Compressed:
-    """Compress a model in memory, or a hub id, folder or GGUF file (a `ModelSource` says more of it), to a budget.
-
-    A model in memory is frozen and otherwise left as it is, and needs its tokenizer. What is not given is GPTQ,
-    SparseGPT or block drop by the budget's metric, the cheap search of `search=demo`, and the text that comes with
-    Python; all that the configuration's groups build can be given instead.
-    A call with the same `folder` and settings goes on where an earlier one was stopped.
-
-    Raises ValueError for settings that cannot work, and for a folder that belongs to other settings.
-
-    A worked example::
-
-        found = evopress.compress(model, tokenizer, budget=Budget(metric="bits", target=3), folder="outputs/mine")
-        print(found.results["searched"]["kl"], found.results["uniform"]["kl"])
-    """
-    folder = Path(folder)
-    source: ModelSource | LanguageModel
-    if isinstance(model, str):
-        source = ModelSource(name=Path(model).name, path=model)
-    elif isinstance(model, ModelSource):
-        source = model
-    elif tokenizer is None:
-        raise ValueError("a model in memory needs its tokenizer as the second argument")
-    else:
-        source = wrap_model(model, tokenizer, type(model).__name__)
-    profile = run_job(
-        Job(
-            model=source,
-            data=data or DEMO_DATA,
-            compress=compressor or _fitting(budget),
-            space=space or SpaceSettings(),
-            budget=budget,
-            search=search or DEMO_SEARCH,
-            evaluator=EvaluatorSettings(),
-            eval=eval or Eval(),
-            export=export or Export(),
-            tracker=tracker or Tracker(),
-            seed=seed,
-            folder=folder,
-            outputs=folder,
-        )
-    )
-    return Compressed(cast(Profile, profile), read_json(folder / "results.json"), folder)
-
-
 DEMO_DATA = Data(
     source="pydoc",
     window=256,
@@ -107,6 +38,7 @@ DEMO_DATA = Data(
     validation_tokens=4096,
     test_tokens=8192,
 )
+"""The text of `data=pydoc`, which comes with Python."""
 
 DEMO_SEARCH = Guided(
     rounds=2,
@@ -121,9 +53,92 @@ DEMO_SEARCH = Guided(
     down_slope=0.0,
     stages=[Stage(survivors=2, tokens=512), Stage(survivors=1, tokens=1024)],
 )
+"""The inexpensive search of `search=demo`."""
 
 
-def _fitting(budget: Budget) -> Compressor | Drop:
+@dataclass(frozen=True)
+class CompressionResult:
+    """The result of `compress`. `results` is the content of `results.json`; `folder` holds all files of the run."""
+
+    profile: Profile
+    results: Mapping[str, object]
+    folder: Path
+
+
+def compress(  # noqa: PLR0913 - the public entry point has one keyword per part of a job, as the configuration has
+    model: PreTrainedModel | ModelSource | str,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    budget: Budget,
+    folder: str | Path,
+    compressor: Compressor | Drop | None = None,
+    search: Search | None = None,
+    data: Data | None = None,
+    eval: Eval | None = None,
+    export: Export | None = None,
+    tracker: Tracker | None = None,
+    space: SpaceSettings | None = None,
+    seed: int = 0,
+) -> CompressionResult:
+    """Compress a model to a budget. If the call is repeated with the same folder and settings, it resumes.
+
+    Args:
+        model: a transformers model in memory, or a hub id, folder or GGUF file; a `ModelSource` sets more options. A
+            model in memory is frozen, and experts stored as one tensor are unpacked; nothing else in it changes.
+        tokenizer: required for a model in memory.
+        budget: the metric and the target.
+        folder: gets all files, including databases and checkpoints.
+        compressor: default: GPTQ, SparseGPT or block drop, whichever fits the metric of the budget.
+        search: default: the inexpensive search of `search=demo`.
+        data: default: the text that comes with Python, `data=pydoc`.
+        eval: further data sets and tasks; default: none.
+        export: checkpoints to write; default: none.
+        tracker: default: none. Metrics go to `metrics.jsonl` in any case.
+        space: which units may trade levels; default: units of equal size.
+        seed: seed of the search.
+
+    Raises:
+        ValueError: settings do not fit together, or `folder` was used with other settings.
+
+    An example::
+
+        result = evopress.compress(model, tokenizer, budget=Budget(metric="bits", target=3), folder="outputs/mine")
+        print(result.results["searched"]["kl"], result.results["uniform"]["kl"])
+    """
+    folder = Path(folder)
+    profile = run_job(
+        Job(
+            model=_source(model, tokenizer),
+            data=data or DEMO_DATA,
+            compress=compressor or _default_compressor(budget),
+            space=space or SpaceSettings(),
+            budget=budget,
+            search=search or DEMO_SEARCH,
+            evaluator=EvaluatorSettings(),
+            eval=eval or Eval(),
+            export=export or Export(),
+            tracker=tracker or Tracker(),
+            seed=seed,
+            folder=folder,
+            outputs=folder,
+        )
+    )
+    return CompressionResult(cast(Profile, profile), read_json(folder / "results.json"), folder)
+
+
+def _source(
+    model: PreTrainedModel | ModelSource | str, tokenizer: PreTrainedTokenizerBase | None
+) -> ModelSource | LanguageModel:
+    if isinstance(model, str):
+        return ModelSource(name=Path(model).name, path=model)
+    if isinstance(model, ModelSource):
+        return model
+    if tokenizer is None:
+        raise ValueError("a model in memory needs its tokenizer as the second argument")
+    return wrap_model(model, tokenizer, type(model).__name__)
+
+
+def _default_compressor(budget: Budget) -> Compressor | Drop:
     if budget.metric == "sparsity":
         return SparseGPT(base=float(budget.target))
     return Drop() if budget.metric == "drop" else GPTQ()
