@@ -27,7 +27,7 @@ Record = dict
 
 
 def name_of(record: Record) -> str:
-    """The search that the command picked; `generations` is the guided search with generations instead of refinements."""
+    """The search that the command picked; `generations` is guided with those instead of refinements."""
     picked = [str(o).removeprefix("search=") for o in record["overrides"] if str(o).startswith("search=")]
     if "search.generations=6" in record["overrides"]:
         return "generations"
