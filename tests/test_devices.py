@@ -1,7 +1,7 @@
-"""What holds the same code up on a GPU, where waiting for a value costs more than computing it, tested without one.
+"""Where the code would make a GPU wait, tested without a GPU: reading a value takes longer than computing it.
 
-Tensors of the device `meta` have a type and a shape but no values. A look at a value (`bool`, `float`, `tolist`, or a
-shape that depends on one) raises, as do a copy to the CPU and an operation on tensors of two devices.
+Tensors on the device `meta` have a type and a shape but no values. Reading a value (`bool`, `float`, `tolist`, or a
+shape that depends on one) raises an error, as do a copy to the CPU and an operation on tensors of two devices.
 """
 
 from contextlib import contextmanager
@@ -31,17 +31,17 @@ from evopress.weights.integer import QuantizedWeight
 from evopress.weights.sparse import SparseWeight
 from tests.tiny_models import random_model, token_windows, tokenizer
 
-AWAY = torch.device("meta")
+META = torch.device("meta")
 
 
 @pytest.fixture
-def no_look_before_the_first_block(monkeypatch):
-    """Each call of a whole model, transformers looks once whether several texts were packed into one window."""
+def no_packing_check(monkeypatch):
+    """Skip a check by transformers, in each call of a whole model, for texts that are packed into one window."""
     monkeypatch.setattr("transformers.masking_utils.find_packed_sequence_indices", lambda position_ids: None)
 
 
 class PackedInMemory:
-    """A database of packed levels in the memory of the CPU, as they come from a file."""
+    """Replaces a database: packed levels in the memory of the CPU, where those from a file are as well."""
 
     def __init__(self, levels: dict[str, list[CompressedWeight]]):
         self.levels = levels
@@ -50,82 +50,82 @@ class PackedInMemory:
         return self.levels[layer][level]
 
 
-def away(family: str) -> LanguageModel:
-    model = random_model(family).requires_grad_(False).to(AWAY)
+def meta_model(family: str) -> LanguageModel:
+    model = random_model(family).requires_grad_(False).to(META)
     return LanguageModel(model=model, family=detect_family(model, family), name=f"tiny-{family}", tokenizer=tokenizer())
 
 
 def packed_levels(lm: LanguageModel, compressor: RTN) -> dict[str, list[CompressedWeight]]:
-    found: dict[str, list[CompressedWeight]] = {}
+    levels: dict[str, list[CompressedWeight]] = {}
     for block in range(lm.num_blocks):
         for local in (local for group in lm.layer_groups for local in group):
             rows, cols = lm.linear(block, local).weight.shape
             codes, scales = torch.zeros(rows, cols, dtype=torch.uint8), torch.ones(rows, cols // 16).half()
             zeros = torch.zeros(rows, cols // 16, dtype=torch.uint8)
-            found[lm.layer_name(block, local)] = [
+            levels[lm.layer_name(block, local)] = [
                 QuantizedWeight.from_codes(codes, scales, zeros=zeros, bits=bits) for bits in compressor.bits
             ]
-    return found
+    return levels
 
 
-@pytest.mark.usefixtures("no_look_before_the_first_block")
+@pytest.mark.usefixtures("no_packing_check")
 @pytest.mark.parametrize("fitness", ["kl", "topk_kl"])
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "opt"])
-def test_the_first_value_that_an_evaluation_waits_for_is_its_result(family, fitness):
-    lm, compressor = away(family), RTN(bits=(2, 3, 4), group_size=16)
+def test_an_evaluation_reads_no_value_before_its_result(family, fitness):
+    lm, compressor = meta_model(family), RTN(bits=(2, 3, 4), group_size=16)
     database = PackedInMemory(packed_levels(lm, compressor))
     space = layer_space(lm, compressor, SpaceSettings())
-    weights = DecodedLevels(database, limit_bytes=10**9, dtype=lm.dtype, device=AWAY)  # type: ignore[arg-type]
+    weights = DecodedLevels(database, limit_bytes=10**9, dtype=lm.dtype, device=META)  # type: ignore[arg-type]
     evaluator = Evaluator(lm, space, weights, EvaluatorSettings(fitness=fitness))
     profiles = [space.uniform(0), space.uniform(1), (*space.uniform(1)[:-1], 2)]
-    with pytest.raises(RuntimeError, match="meta") as looked:
+    with pytest.raises(RuntimeError, match="meta") as error:
         evaluator.evaluate(profiles, token_windows(2, 20))
-    own = [entry.name for entry in looked.traceback if "evopress" in str(entry.path)]
-    assert own[-1] == "divergences"
+    functions = [entry.name for entry in error.traceback if "evopress" in str(entry.path)]
+    assert functions[-1] == "divergences"
     assert evaluator.block_tokens == 40 * (2 * lm.num_blocks + 1)
-    assert weights.get(0, space.units[0].layers[0], 0).device == AWAY
+    assert weights.get(0, space.units[0].layers[0], 0).device == META
 
 
-@pytest.mark.usefixtures("no_look_before_the_first_block")
-def test_neither_does_one_of_drops():
-    lm = away("llama")
+@pytest.mark.usefixtures("no_packing_check")
+def test_an_evaluation_of_drops_reads_no_value_before_its_result():
+    lm = meta_model("llama")
     evaluator = Evaluator(lm, drop_space(lm, Drop()), None, EvaluatorSettings())
-    with pytest.raises(RuntimeError, match="meta") as looked:
+    with pytest.raises(RuntimeError, match="meta") as error:
         evaluator.evaluate([evaluator.space.uniform(0), evaluator.space.uniform(1)], token_windows(2, 20))
-    assert [entry.name for entry in looked.traceback if "evopress" in str(entry.path)][-1] == "divergences"
+    assert [entry.name for entry in error.traceback if "evopress" in str(entry.path)][-1] == "divergences"
 
 
-def test_levels_are_decoded_on_the_device_they_are_sent_to():
+def test_levels_are_decoded_on_the_device_to_which_they_are_moved():
     kept = torch.ones(6, 20, dtype=torch.bool)
-    weight = SparseWeight.from_dense(torch.ones(6, 20).bfloat16(), kept, num_kept=120).to(AWAY)
+    weight = SparseWeight.from_dense(torch.ones(6, 20).bfloat16(), kept, num_kept=120).to(META)
     dense = weight.dense(torch.bfloat16)
-    assert dense.device == AWAY and dense.shape == (6, 20)
+    assert dense.device == META and dense.shape == (6, 20)
 
 
 @pytest.mark.parametrize("act_order", [False, True])
-def test_a_gptq_sweep_waits_for_nothing(act_order):
-    rows, U = torch.randn(12, 64, device=AWAY), torch.ones(64, 64, device=AWAY).triu()
-    compressor, order = GPTQ(bits=(2, 4), group_size=16), torch.arange(64, device=AWAY)
+def test_a_gptq_sweep_reads_no_value(act_order):
+    rows, U = torch.randn(12, 64, device=META), torch.ones(64, 64, device=META).triu()
+    compressor, order = GPTQ(bits=(2, 4), group_size=16), torch.arange(64, device=META)
     rounded, losses = compressor._solve(rows, (4, 2), U=U, order=order)
-    assert rounded.codes.device == losses.device == AWAY and rounded.codes.shape == (2, 12, 64)
+    assert rounded.codes.device == losses.device == META and rounded.codes.shape == (2, 12, 64)
 
 
-def test_a_sparsegpt_sweep_waits_for_nothing():
-    rows, U = torch.randn(12, 64, device=AWAY), torch.ones(64, 64, device=AWAY).triu()
+def test_a_sparsegpt_sweep_reads_no_value():
+    rows, U = torch.randn(12, 64, device=META), torch.ones(64, 64, device=META).triu()
     levels, losses = SparseGPT(block_size=16)._solve(rows, [(100, 50), (200, 60)], U=U, num_rows=[8, 4])
-    assert levels[1][1][0].shape == (4, 64) and losses[0].device == AWAY
+    assert levels[1][1][0].shape == (4, 64) and losses[0].device == META
     dense, kept = levels[1][1]
     assert SparseWeight.from_dense(dense, kept.bool(), num_kept=256 - 60).values.shape == (196,)
 
 
-def test_a_hessian_waits_for_nothing():
-    running = RunningHessian(500, device=AWAY)
-    running.update(torch.randn(30, 500, device=AWAY).bfloat16())
-    assert running.mean.device == AWAY and running.num_tokens == 30
+def test_a_running_hessian_reads_no_value():
+    running = RunningHessian(500, device=META)
+    running.update(torch.randn(30, 500, device=META).bfloat16())
+    assert running.mean.device == META and running.num_tokens == 30
 
 
-class Waits(TorchDispatchMode):
-    """Counts what would wait for a GPU: single values, results of a size that depends on values, and lists."""
+class ReadCounter(TorchDispatchMode):
+    """Counts what a GPU would wait for: reads of values and lists, and results whose size depends on values."""
 
     def __init__(self):
         super().__init__()
@@ -133,32 +133,32 @@ class Waits(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         masks = [i for i in args[1] if i is not None and i.dtype == torch.bool] if "index." in str(func) else []
-        self.count += bool(masks) or func.overloadpacket in LOOKS
+        self.count += bool(masks) or func.overloadpacket in READS
         return func(*args, **(kwargs or {}))
 
 
 aten = torch.ops.aten
-LOOKS = (aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten.is_nonzero, aten._unique2)
+READS = (aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten.is_nonzero, aten._unique2)
 
 
 @contextmanager
-def counted_waits():
-    waits, tolist = Waits(), torch.Tensor.tolist
+def count_reads():
+    counter, tolist = ReadCounter(), torch.Tensor.tolist
 
     def counted(tensor):
-        waits.count += 1
+        counter.count += 1
         return tolist(tensor)
 
-    with waits, patch.object(torch.Tensor, "tolist", counted):
-        yield waits
+    with counter, patch.object(torch.Tensor, "tolist", counted):
+        yield counter
 
 
-def test_waits_are_seen():
-    looks = [bool, float, lambda x: x.tolist(), torch.Tensor.item, torch.Tensor.nonzero, lambda x: x[x > 0]]
-    for look in looks:
-        with counted_waits() as waits:
-            look(torch.ones(1))
-        assert waits.count >= 1, look
+def test_reads_are_counted():
+    reads = [bool, float, lambda x: x.tolist(), torch.Tensor.item, torch.Tensor.nonzero, lambda x: x[x > 0]]
+    for read in reads:
+        with count_reads() as counter:
+            read(torch.ones(1))
+        assert counter.count >= 1, read
 
 
 @pytest.mark.parametrize(
@@ -173,11 +173,11 @@ def test_waits_are_seen():
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_waits_of_a_group_do_not_grow_with_its_layers(compressor: Compressor, expected: int):
+def test_the_reads_of_a_group_do_not_grow_with_its_layers(compressor: Compressor, expected: int):
     X = torch.randn(200, 64)
     for rows in ((32,), (32, 16, 16)):
         names, weights = tuple(f"layer{i}" for i in range(len(rows))), tuple(torch.randn(count, 64) for count in rows)
         group = LayerGroup(names, weights, X.t() @ X if compressor.needs_hessian else None)
-        with counted_waits() as waits:
+        with count_reads() as counter:
             compressor.compress(group)
-        assert waits.count == expected
+        assert counter.count == expected

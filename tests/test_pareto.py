@@ -84,7 +84,9 @@ def test_an_interrupted_front_resumes_to_the_same_bytes(tmp_path, model_folders)
         ({"search": Owl(multiples=[5.0], spreads=[0.1], tokens=32), "targets": ()}, "search=owl allots sparsity"),
     ],
 )
-def test_settings_that_a_search_refuses_are_an_error_before_the_database_is_built(changes, message, tmp_path, model_folders):
+def test_settings_that_a_search_refuses_are_an_error_before_the_database_is_built(
+    changes, message, tmp_path, model_folders
+):
     settings = {"search": GUIDED, "targets": (3.0,), **changes}
     with pytest.raises(ValueError, match=message):
         run_job(job(tmp_path / "run", tmp_path, model_folders("llama"), **settings))

@@ -1,4 +1,4 @@
-"""The evaluator gives every profile what running it alone as a whole model gives, whatever it shares with others."""
+"""The evaluator measures the same as running each profile alone as a whole model, whatever profiles share."""
 
 from pathlib import Path
 from random import Random
@@ -74,15 +74,16 @@ class Case:
 
 
 def profiles_of(space: Space, count: int, seed: int = 0) -> list[Profile]:
-    """The least and the most compressed one, random ones, and for the last one a twin that differs at the end only."""
+    """The least and the most compressed profile, random ones, and a copy of the last one that differs at the end."""
     rng = Random(seed)
-    found = [space.uniform(0), space.uniform(99)]
-    found += [tuple(rng.randrange(len(unit.levels)) for unit in space.units) for _ in range(count - 3)]
-    return [*found, (*found[-1][:-1], (found[-1][-1] + 1) % len(space.units[-1].levels))]
+    profiles = [space.uniform(0), space.uniform(99)]
+    profiles += [tuple(rng.randrange(len(unit.levels)) for unit in space.units) for _ in range(count - 3)]
+    last = profiles[-1]
+    return [*profiles, (*last[:-1], (last[-1] + 1) % len(space.units[-1].levels))]
 
 
 @pytest.fixture(scope="module")
-def case(tmp_path_factory):
+def cases(tmp_path_factory):
     made: dict[tuple[str, str], Case] = {}
 
     def of(family: str, kind: str) -> Case:
@@ -97,110 +98,110 @@ def case(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", COMPRESSORS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_profile_gets_what_running_it_alone_as_a_whole_model_gives(family, kind, case):
-    found = case(family, kind)
-    profiles = profiles_of(found.space, 5)
+def test_every_profile_measures_as_it_does_alone_in_a_whole_model(family, kind, cases):
+    case = cases(family, kind)
+    profiles = profiles_of(case.space, 5)
     tokens = token_windows(3, 2 * SLIDING_WINDOW + 5)
-    kls, perplexities = plain.kl_and_perplexity(found.lm, found.space, found.levels, profiles, tokens)
+    kls, perplexities = plain.kl_and_perplexity(case.lm, case.space, case.levels, profiles, tokens)
     assert max(kls) > 0.05
     for settings in (LIMITS["ample"], LIMITS["few states, small batches"]):
-        compared = found.evaluator(settings).measure(profiles, tokens)
-        assert [each.mean_kl for each in compared] == pytest.approx(kls, **CLOSE)
-        assert [each.perplexity for each in compared] == pytest.approx(perplexities, **CLOSE)
+        compared = case.evaluator(settings).measure(profiles, tokens)
+        assert [result.mean_kl for result in compared] == pytest.approx(kls, **CLOSE)
+        assert [result.perplexity for result in compared] == pytest.approx(perplexities, **CLOSE)
 
 
 @pytest.mark.parametrize("kind", COMPRESSORS)
-def test_the_plain_path_of_the_benchmark_gives_the_same(kind, case):
-    found, tokens = case("llama", kind), token_windows(3, 20)
-    profiles, evaluator = profiles_of(found.space, 4), found.evaluator()
-    expected = plain.one_at_a_time(found.lm, found.space, evaluator.weights, profiles, tokens)
+def test_the_plain_evaluation_of_the_benchmark_gives_the_same_fitness(kind, cases):
+    case, tokens = cases("llama", kind), token_windows(3, 20)
+    profiles, evaluator = profiles_of(case.space, 4), case.evaluator()
+    expected = plain.one_at_a_time(case.lm, case.space, evaluator.weights, profiles, tokens)
     assert evaluator.evaluate(profiles, tokens) == pytest.approx(expected, **CLOSE)
 
 
 @pytest.mark.parametrize("widths", [(2, 3), (2, 3, 4, 5, 6)])
-def test_the_memory_of_levels_does_not_grow_with_their_number(widths, tmp_path):
+def test_the_memory_for_decoded_levels_does_not_grow_with_their_number(widths, tmp_path):
     limit = EvaluatorSettings(cache_gb=1.5e-4)
-    found = Case(tiny("llama"), RTN(bits=widths, group_size=32), tmp_path)
-    evaluator, held = found.evaluator(limit), []
+    case = Case(tiny("llama"), RTN(bits=widths, group_size=32), tmp_path)
+    evaluator, held = case.evaluator(limit), []
     for seed in range(5):
-        evaluator.evaluate(profiles_of(found.space, 6, seed), token_windows(2, 20))
+        evaluator.evaluate(profiles_of(case.space, 6, seed), token_windows(2, 20))
         held.append(evaluator.weights.kept_bytes)
-    assert sum(weight.dense().nbytes for levels in found.levels.values() for weight in levels) > 4 * 150_000
+    assert sum(weight.dense().nbytes for levels in case.levels.values() for weight in levels) > 4 * 150_000
     assert 100_000 < max(held) <= 150_000
 
 
 @pytest.mark.parametrize("fitness", ["kl", "topk_kl", "perplexity"])
-def test_each_fitness_is_the_plain_one(fitness, case):
-    found = case("llama", "bits")
-    profiles, tokens = profiles_of(found.space, 4), token_windows(2, 20)
-    dense = plain.logits(found.lm.model, tokens)
+def test_each_fitness_equals_its_formula(fitness, cases):
+    case = cases("llama", "bits")
+    profiles, tokens = profiles_of(case.space, 4), token_windows(2, 20)
+    dense = plain.logits(case.lm.model, tokens)
     others = [
-        plain.logits(plain.assembled_model(found.lm, found.space, found.levels, each), tokens) for each in profiles
+        plain.logits(plain.assembled_model(case.lm, case.space, case.levels, profile), tokens) for profile in profiles
     ]
     expected = {
         "kl": lambda other: plain.kl(dense, other).mean(),
         "topk_kl": lambda other: plain.kl(dense, other, top_k=5).mean(),
         "perplexity": lambda other: plain.cross_entropies(other, tokens).mean().exp(),
     }[fitness]
-    values = found.evaluator(EvaluatorSettings(fitness=fitness, top_k=5)).evaluate(profiles, tokens)
+    values = case.evaluator(EvaluatorSettings(fitness=fitness, top_k=5)).evaluate(profiles, tokens)
     assert values == pytest.approx([float(expected(other)) for other in others], **CLOSE)
-    assert found.evaluator(EvaluatorSettings(top_k=5)).evaluate(profiles, tokens, fitness) == values
+    assert case.evaluator(EvaluatorSettings(top_k=5)).evaluate(profiles, tokens, fitness) == values
 
 
 @pytest.mark.parametrize("limits", LIMITS)
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
-def test_a_result_does_not_depend_on_the_company(family, limits, case):
-    found, settings = case(family, "bits"), LIMITS[limits]
-    profiles, tokens = profiles_of(found.space, 5), token_windows(3, 20)
-    together = found.evaluator(settings).evaluate(profiles, tokens)
-    alone = [found.evaluator(settings).evaluate([profile], tokens)[0] for profile in profiles]
-    backwards = found.evaluator(settings).evaluate(profiles[::-1], tokens)[::-1]
+def test_a_fitness_does_not_depend_on_the_other_profiles(family, limits, cases):
+    case, settings = cases(family, "bits"), LIMITS[limits]
+    profiles, tokens = profiles_of(case.space, 5), token_windows(3, 20)
+    together = case.evaluator(settings).evaluate(profiles, tokens)
+    alone = [case.evaluator(settings).evaluate([profile], tokens)[0] for profile in profiles]
+    backwards = case.evaluator(settings).evaluate(profiles[::-1], tokens)[::-1]
     assert together == alone == backwards
 
 
 @pytest.mark.parametrize("limits", LIMITS)
-def test_a_result_does_not_depend_on_what_was_asked_before(limits, case):
-    found, settings = case("gemma3_text", "sparsity"), LIMITS[limits]
-    profiles, tokens = profiles_of(found.space, 6), token_windows(3, 20)
-    fresh = found.evaluator(settings).evaluate(profiles, tokens)
-    used = found.evaluator(settings)
-    used.evaluate(profiles_of(found.space, 7, seed=1), token_windows(4, 20, seed=1))
+def test_a_fitness_does_not_depend_on_earlier_evaluations(limits, cases):
+    case, settings = cases("gemma3_text", "sparsity"), LIMITS[limits]
+    profiles, tokens = profiles_of(case.space, 6), token_windows(3, 20)
+    fresh = case.evaluator(settings).evaluate(profiles, tokens)
+    used = case.evaluator(settings)
+    used.evaluate(profiles_of(case.space, 7, seed=1), token_windows(4, 20, seed=1))
     used.evaluate(profiles[2:4], tokens[1:])
     assert used.evaluate(profiles, tokens) == fresh
     assert used.evaluate(profiles, tokens) == fresh
 
 
-def test_the_mean_of_windows_is_the_result_of_all(case):
-    found = case("qwen3", "bits")
-    (profile,), tokens = profiles_of(found.space, 4)[2:3], token_windows(3, 20)
-    evaluator = found.evaluator()
+def test_the_fitness_is_the_mean_over_windows(cases):
+    case = cases("qwen3", "bits")
+    (profile,), tokens = profiles_of(case.space, 4)[2:3], token_windows(3, 20)
+    evaluator = case.evaluator()
     apart = [evaluator.evaluate([profile], window)[0] for window in tokens.split(1)]
     assert evaluator.evaluate([profile], tokens)[0] == pytest.approx(sum(apart) / 3, **CLOSE)
 
 
 @pytest.mark.parametrize("limits", LIMITS)
-def test_equal_profiles_get_equal_numbers(limits, case):
-    found, settings = case("llama", "bits"), LIMITS[limits]
-    first, second = profiles_of(found.space, 5)[2:4]
-    values = found.evaluator(settings).evaluate([first, second, first, tuple(first)], token_windows(3, 20))
+def test_equal_profiles_get_equal_fitness(limits, cases):
+    case, settings = cases("llama", "bits"), LIMITS[limits]
+    first, second = profiles_of(case.space, 5)[2:4]
+    values = case.evaluator(settings).evaluate([first, second, first, tuple(first)], token_windows(3, 20))
     assert values[0] == values[2] == values[3] != values[1]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_dense_model_is_no_distance_from_itself(family, case):
-    found = case(family, "subblock")
+def test_the_dense_model_has_zero_kl_from_itself(family, cases):
+    case = cases(family, "subblock")
     tokens = token_windows(2, 20)
-    evaluator = found.evaluator()
-    dense, kept = evaluator.measure([None, found.space.uniform(0)], tokens)
+    evaluator = case.evaluator()
+    dense, kept = evaluator.measure([None, case.space.uniform(0)], tokens)
     assert dense.mean_kl == pytest.approx(0, abs=1e-9) and kept.mean_kl == dense.mean_kl
-    expected = plain.cross_entropies(plain.logits(found.lm.model, tokens), tokens)
+    expected = plain.cross_entropies(plain.logits(case.lm.model, tokens), tokens)
     assert dense.cross_entropy == pytest.approx(float(expected.sum()), **CLOSE)
     assert (dense.num_tokens, dense.num_targets) == (40, 38)
 
 
-def block_tokens(found: Case, profiles: list[Profile | None], tokens: torch.Tensor) -> int:
-    """Tokens × blocks that these profiles cost, the teacher being there already."""
-    evaluator = found.evaluator()
+def block_tokens(case: Case, profiles: list[Profile | None], tokens: torch.Tensor) -> int:
+    """Tokens × blocks that these profiles cost once the teacher is cached."""
+    evaluator = case.evaluator()
     evaluator.measure([], tokens)
     evaluator.measure([None], tokens)
     before = evaluator.block_tokens
@@ -208,94 +209,92 @@ def block_tokens(found: Case, profiles: list[Profile | None], tokens: torch.Tens
     return evaluator.block_tokens - before
 
 
-def test_only_blocks_that_run_are_counted(case):
-    found, tokens = case("llama", "block"), token_windows(2, 20)
+def test_dropped_blocks_cost_nothing(cases):
+    case, tokens = cases("llama", "block"), token_windows(2, 20)
     profiles: dict[Profile, int] = {(0, 0, 0): 3, (0, 1, 0): 2, (1, 1, 0): 1, (1, 1, 1): 0}
     for profile, blocks in profiles.items():
-        assert block_tokens(found, [profile], tokens) == 40 * blocks
+        assert block_tokens(case, [profile], tokens) == 40 * blocks
 
 
-def test_half_a_block_counts_as_one(case):
-    found, tokens = case("llama", "subblock"), token_windows(2, 20)
-    assert block_tokens(found, [(1, 0, 0, 1, 0, 0)], tokens) == 40 * 3
+def test_a_block_with_one_dropped_sub_block_costs_a_whole_block(cases):
+    case, tokens = cases("llama", "subblock"), token_windows(2, 20)
+    assert block_tokens(case, [(1, 0, 0, 1, 0, 0)], tokens) == 40 * 3
 
 
-def test_shared_prefixes_are_run_and_counted_once(case):
-    found, tokens = case("llama", "bits"), token_windows(2, 20)
-    first = found.space.uniform(1)
+def test_a_shared_prefix_runs_once(cases):
+    case, tokens = cases("llama", "bits"), token_windows(2, 20)
+    first = case.space.uniform(1)
     last_differs = (*first[:-1], 2)
     first_differs = (2, *first[1:])
-    assert block_tokens(found, [first, first], tokens) == 40 * NUM_BLOCKS
-    assert block_tokens(found, [first, last_differs], tokens) == 40 * (NUM_BLOCKS + 1)
-    assert block_tokens(found, [first, first_differs], tokens) == 40 * 2 * NUM_BLOCKS
+    assert block_tokens(case, [first, first], tokens) == 40 * NUM_BLOCKS
+    assert block_tokens(case, [first, last_differs], tokens) == 40 * (NUM_BLOCKS + 1)
+    assert block_tokens(case, [first, first_differs], tokens) == 40 * 2 * NUM_BLOCKS
 
 
-def test_other_embeddings_run_apart_and_another_head_does_not(case):
-    found, tokens = case("llama", "embedding_and_head"), token_windows(2, 20)
-    first = found.space.uniform(1)
-    assert block_tokens(found, [first, (*first[:-1], 2)], tokens) == 40 * NUM_BLOCKS
-    assert block_tokens(found, [first, (2, *first[1:])], tokens) == 40 * 2 * NUM_BLOCKS
+def test_profiles_share_blocks_if_only_their_heads_differ_but_not_if_their_embeddings_do(cases):
+    case, tokens = cases("llama", "embedding_and_head"), token_windows(2, 20)
+    first = case.space.uniform(1)
+    assert block_tokens(case, [first, (*first[:-1], 2)], tokens) == 40 * NUM_BLOCKS
+    assert block_tokens(case, [first, (2, *first[1:])], tokens) == 40 * 2 * NUM_BLOCKS
 
 
-def test_levels_of_layers_in_what_is_dropped_make_no_other_run(case):
-    found, tokens = case("llama", "joint"), token_windows(2, 20)
-    last = list(found.space.children)[-1]  # an MLP, with the head behind it
-    profile = dropped(found.space, found.space.uniform(1), last)
+def test_levels_inside_a_dropped_sub_block_cause_no_further_run(cases):
+    case, tokens = cases("llama", "joint"), token_windows(2, 20)
+    last = list(case.space.children)[-1]  # an MLP, with the head behind it
+    profile = dropped(case.space, case.space.uniform(1), last)
     other = (*profile[:-2], 2, profile[-1])
-    assert found.space.parents[-2] == last and found.space.normalized(other) == profile
-    assert block_tokens(found, [profile, other], tokens) == 40 * NUM_BLOCKS
-    assert len(set(found.evaluator().evaluate([profile, other], tokens))) == 1
+    assert case.space.parents[-2] == last and case.space.normalized(other) == profile
+    assert block_tokens(case, [profile, other], tokens) == 40 * NUM_BLOCKS
+    assert len(set(case.evaluator().evaluate([profile, other], tokens))) == 1
 
 
 @pytest.mark.parametrize("kind", ["embedding_and_head", "joint"])
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
-def test_an_applied_profile_is_the_one_that_is_evaluated(family, kind, case):
+def test_applying_a_profile_gives_the_model_that_is_evaluated(family, kind, cases):
     """gemma2 has a head tied to the embeddings, and a soft cap."""
-    found, tokens = case(family, kind), token_windows(2, 20)
-    (profile,) = profiles_of(found.space, 4)[2:3]
-    evaluator = found.evaluator()
-    dense = plain.logits(found.lm.model, tokens)
-    with applied(found.lm, found.space, evaluator.weights, profile) as model:
+    case, tokens = cases(family, kind), token_windows(2, 20)
+    (profile,) = profiles_of(case.space, 4)[2:3]
+    evaluator = case.evaluator()
+    dense = plain.logits(case.lm.model, tokens)
+    with applied(case.lm, case.space, evaluator.weights, profile) as model:
         other = plain.logits(model, tokens)
     expected = float(plain.kl(dense, other).mean())
     assert evaluator.evaluate([profile], tokens)[0] == pytest.approx(expected, **CLOSE)
 
 
-def test_profiles_that_part_at_a_drop_run_apart_from_there_on(case):
-    found, tokens = case("llama", "block"), token_windows(2, 20)
-    assert block_tokens(found, [(0, 0, 0), (1, 0, 0)], tokens) == 40 * 5
+def test_profiles_run_apart_from_the_first_drop_in_which_they_differ(cases):
+    case, tokens = cases("llama", "block"), token_windows(2, 20)
+    assert block_tokens(case, [(0, 0, 0), (1, 0, 0)], tokens) == 40 * 5
 
 
-def test_teacher_states_are_kept_between_calls_within_the_limit(case):
-    found, tokens = case("llama", "subblock"), token_windows(3, 20)
-    state_bytes = 20 * found.lm.hidden_size * 4
-    evaluator = found.evaluator(EvaluatorSettings(states_gb=2 * 2 * state_bytes / 1e9))  # half of it is for teachers
-    evaluator.evaluate([found.space.uniform(0)], tokens)
+def test_teacher_states_are_cached_within_the_memory_limit(cases):
+    case, tokens = cases("llama", "subblock"), token_windows(3, 20)
+    state_bytes = 20 * case.lm.hidden_size * 4
+    evaluator = case.evaluator(EvaluatorSettings(states_gb=2 * 2 * state_bytes / 1e9))  # half of it is for the teacher
+    evaluator.evaluate([case.space.uniform(0)], tokens)
     assert evaluator._teacher_cache.size_bytes <= 2 * state_bytes
-    ample = found.evaluator()
-    ample.evaluate([found.space.uniform(0)], tokens)
+    ample = case.evaluator()
+    ample.evaluate([case.space.uniform(0)], tokens)
     before = ample.block_tokens
-    ample.evaluate([found.space.uniform(1)], tokens)
-    assert ample.block_tokens == before  # everything is dropped, and the teacher is remembered
+    ample.evaluate([case.space.uniform(1)], tokens)
+    assert ample.block_tokens == before  # everything is dropped, and the teacher is cached
 
 
-def test_evaluation_leaves_the_model_as_it_was(case):
+def test_evaluation_does_not_change_the_model(cases):
     for kind in ("subblock", "bits", "embedding_and_head"):
-        found = case("opt", kind)
-        before = {name: tensor.clone() for name, tensor in found.lm.model.state_dict().items()}
-        modules = list(found.lm.model.named_modules())
-        found.evaluator().evaluate(profiles_of(found.space, 4), token_windows(2, 20))
-        assert list(found.lm.model.named_modules()) == modules
-        after = found.lm.model.state_dict()
+        case = cases("opt", kind)
+        before = {name: tensor.clone() for name, tensor in case.lm.model.state_dict().items()}
+        modules = list(case.lm.model.named_modules())
+        case.evaluator().evaluate(profiles_of(case.space, 4), token_windows(2, 20))
+        assert list(case.lm.model.named_modules()) == modules
+        after = case.lm.model.state_dict()
         assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_layers_without_a_database_are_refused(case):
-    found = case("llama", "bits")
+def test_layers_need_a_database(cases):
+    case = cases("llama", "bits")
     with pytest.raises(ValueError, match="no database"):
-        Evaluator(found.lm, found.space, None, EvaluatorSettings()).evaluate(
-            [found.space.uniform(0)], token_windows(1, 9)
-        )
+        Evaluator(case.lm, case.space, None, EvaluatorSettings()).evaluate([case.space.uniform(0)], token_windows(1, 9))
 
 
 @pytest.mark.parametrize("change", [{"top_k": 0}, {"states_gb": 0}, {"batch_tokens": -1}, {"fitness": "mse"}])
@@ -305,7 +304,7 @@ def test_settings_out_of_range_are_refused(change):
 
 
 @pytest.mark.parametrize("limits", LIMITS)
-def test_the_dense_model_is_at_no_distance_from_itself_whatever_the_precision(limits):
+def test_the_dense_model_has_zero_kl_from_itself_in_bfloat16(limits):
     lm = wrap_model(random_model("llama").to(torch.bfloat16), tokenizer(), "tiny")
     evaluator = Evaluator(lm, drop_space(lm, Drop()), None, LIMITS[limits])
     profiles = [None, evaluator.space.uniform(0)]
@@ -313,4 +312,4 @@ def test_the_dense_model_is_at_no_distance_from_itself_whatever_the_precision(li
         evaluator.measure(profiles, token_windows(3, 20)),
         evaluator.measure([None], token_windows(5, 20)),
     ):
-        assert [each.mean_kl for each in compared] == [0.0] * len(compared)
+        assert [result.mean_kl for result in compared] == [0.0] * len(compared)

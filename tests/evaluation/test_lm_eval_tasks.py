@@ -1,4 +1,4 @@
-"""lm-eval tasks on a model in memory, offline, and on what a profile describes."""
+"""lm-eval runs tasks on a model in memory, offline; unknown tasks and folders are errors."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def tasks(tmp_path, monkeypatch):
 
 
 def plain_accuracy(lm, questions):
-    """Which choice has the higher log-likelihood, by whole forward passes."""
+    """The share of questions whose right choice has the highest log-likelihood, by whole forward passes."""
     right = 0
     for question in questions:
         scores = []
@@ -65,24 +65,24 @@ def test_a_local_task_runs_offline_and_agrees_with_plain_scoring(tasks):
     folder, questions = tasks
     lm = tiny("llama")
     before = os.getcwd()
-    found = run_tasks(lm.model, lm.tokenizer, Eval(tasks=["pairs"], include_path=str(folder), batch_size=2))
+    scores = run_tasks(lm.model, lm.tokenizer, Eval(tasks=["pairs"], include_path=str(folder), batch_size=2))
     assert os.getcwd() == before
-    assert found["pairs"]["acc"] == pytest.approx(plain_accuracy(lm, questions))
+    assert scores["pairs"]["acc"] == pytest.approx(plain_accuracy(lm, questions))
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_an_unknown_task_is_refused_with_the_nearest_name(tasks):
+def test_the_error_for_an_unknown_task_names_the_most_similar_one(tasks):
     folder, _ = tasks
     with pytest.raises(ValueError, match=r"'pair'.*pairs"):
         check_eval(Eval(tasks=["pair"], include_path=str(folder)))
     check_eval(Eval(tasks=["pairs"], include_path=str(folder)))
 
 
-def test_a_folder_of_tasks_that_is_not_there_is_refused():
+def test_a_missing_folder_of_tasks_is_an_error():
     with pytest.raises(ValueError, match=r"eval.include_path is 'nowhere', which is not a folder"):
         check_eval(Eval(include_path="nowhere"))
 
 
-def test_no_tasks_need_no_harness(monkeypatch):
+def test_without_tasks_the_harness_is_not_imported(monkeypatch):
     monkeypatch.setattr("evopress.evaluation.eval_checks.task_manager", None)
     check_eval(Eval(include_path=str(Path.cwd())))

@@ -1,4 +1,4 @@
-"""KL, its top-k form and cross-entropy equal the plain formulas in float64, however they are cut up."""
+"""KL, top-k KL and cross-entropy equal the plain formulas in float64, whatever the chunks."""
 
 import math
 
@@ -31,30 +31,32 @@ def case(seed: int = 0, spread: float = 2.0):
 
 @pytest.mark.parametrize("top_k", [None, 1, 5, VOCABULARY, 10 * VOCABULARY])
 @pytest.mark.parametrize("spread", [0.1, 2.0, 30.0])
-def test_divergences_are_the_plain_ones(top_k, spread):
+def test_divergences_equal_the_plain_formulas(top_k, spread):
     head, teacher, students, tokens = case(spread=spread)
-    found = compared(head, teacher, students, tokens, top_k=top_k)
-    for student, each in zip(students, found, strict=True):
+    results = compared(head, teacher, students, tokens, top_k=top_k)
+    for student, result in zip(students, results, strict=True):
         kl = plain.kl(head(teacher), head(student), top_k)
         entropy = plain.cross_entropies(head(student), tokens)
-        assert each.kl == pytest.approx(float(kl.sum()), rel=1e-5, abs=1e-6)
-        assert each.cross_entropy == pytest.approx(float(entropy.sum()), rel=1e-5)
-        assert (each.num_tokens, each.num_targets) == (kl.numel(), entropy.numel()) == (33, 30)
-        assert each.mean_kl == pytest.approx(each.kl / 33)
-        assert each.perplexity == pytest.approx(math.exp(float(entropy.mean())), rel=1e-4)
+        assert result.kl == pytest.approx(float(kl.sum()), rel=1e-5, abs=1e-6)
+        assert result.cross_entropy == pytest.approx(float(entropy.sum()), rel=1e-5)
+        assert (result.num_tokens, result.num_targets) == (kl.numel(), entropy.numel()) == (33, 30)
+        assert result.mean_kl == pytest.approx(result.kl / 33)
+        assert result.perplexity == pytest.approx(math.exp(float(entropy.mean())), rel=1e-4)
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 50), st.sampled_from([None, 3]))
-def test_the_size_of_the_chunks_does_not_matter(chunk_tokens, top_k):
+def test_the_chunk_size_does_not_matter(chunk_tokens, top_k):
     head, teacher, students, tokens = case()
     whole = compared(head, teacher, students, tokens, top_k=top_k, chunk_tokens=10**6)
     parts = compared(head, teacher, students, tokens, top_k=top_k, chunk_tokens=chunk_tokens)
-    assert [each.kl for each in parts] == pytest.approx([each.kl for each in whole], rel=1e-5)
-    assert [each.cross_entropy for each in parts] == pytest.approx([each.cross_entropy for each in whole], rel=1e-5)
+    assert [result.kl for result in parts] == pytest.approx([result.kl for result in whole], rel=1e-5)
+    assert [result.cross_entropy for result in parts] == pytest.approx(
+        [result.cross_entropy for result in whole], rel=1e-5
+    )
 
 
-def test_no_more_logits_than_a_chunk_exist_at_a_time_and_the_teachers_only_once():
+def test_logits_are_computed_by_the_chunk_and_those_of_the_teacher_once():
     head, teacher, students, tokens = case()
     seen: list[int] = []
 
@@ -67,13 +69,13 @@ def test_no_more_logits_than_a_chunk_exist_at_a_time_and_the_teachers_only_once(
 
 
 @pytest.mark.parametrize("top_k", [None, 5])
-def test_a_model_has_no_distance_from_itself_and_some_from_others(top_k):
+def test_the_kl_is_zero_from_the_same_model_and_positive_from_others(top_k):
     head, teacher, students, tokens = case()
     same, other = compared(head, teacher, [teacher, students[0]], tokens, top_k=top_k)
     assert same.kl == 0 and other.kl > 1
 
 
-def test_windows_add_up():
+def test_divergences_of_windows_add_up():
     head, teacher, students, tokens = case()
     whole = compared(head, teacher, students[:1], tokens)[0]
     parts = [compared(head, teacher[i : i + 1], [students[0][i : i + 1]], tokens[i : i + 1])[0] for i in range(3)]
@@ -87,11 +89,11 @@ def test_half_precision_states_are_compared_in_float32():
     head, teacher, students, tokens = case()
     head = head.bfloat16()
     states = [state.bfloat16() for state in (teacher, students[0])]
-    found = compared(head, states[0], [states[1]], tokens)[0]
+    result = compared(head, states[0], [states[1]], tokens)[0]
     kl = plain.kl(*(head(state).float() for state in states))
-    assert found.kl == pytest.approx(float(kl.sum()), rel=1e-5)
+    assert result.kl == pytest.approx(float(kl.sum()), rel=1e-5)
 
 
-def test_a_hopeless_model_has_infinite_perplexity():
+def test_perplexity_beyond_the_float_range_is_infinite():
     assert Divergence(0.0, 1e6, 2, 1).perplexity == math.inf
     assert Divergence(0.0, 699.0, 2, 1).perplexity == pytest.approx(math.exp(699))

@@ -1,4 +1,4 @@
-"""Effects of switches against plain automatic differentiation of the whole model."""
+"""Switch effects equal plain automatic differentiation of the whole model."""
 
 from collections.abc import Callable
 from random import Random
@@ -68,10 +68,10 @@ def outputs_shifted(lm: LanguageModel, name: str, shift: Callable[[Tensor, Tenso
     """Logits with `shift(input, output)` added to the output of one module."""
 
     def hook(module, args, kwargs, output):
-        given = args[0] if args else kwargs["hidden_states"]
+        inputs = args[0] if args else kwargs["hidden_states"]
         if isinstance(output, tuple):
-            return (output[0] + shift(given, output[0]), *output[1:])
-        return output + shift(given, output)
+            return (output[0] + shift(inputs, output[0]), *output[1:])
+        return output + shift(inputs, output)
 
     handle = lm.model.get_submodule(name).register_forward_hook(hook, with_kwargs=True)
     try:
@@ -85,7 +85,7 @@ def test_first_order_is_the_derivative_along_the_switch(family):
     lm = tiny(family)
     space, weights = layers(lm), Noisy(lm)
     profile = some_profile(space)
-    found = effects(lm, space, weights, profile).first
+    first = effects(lm, space, weights, profile).first
     dense = run(lm).detach()
     for index in range(0, len(space), 4):
         unit, level = space.units[index], (profile[index] + 1) % 3
@@ -96,24 +96,24 @@ def test_first_order_is_the_derivative_along_the_switch(family):
             changed = {f"{layer}.weight": current + step * (other - current)}
             logits = functional_call(model, changed, kwargs={"input_ids": TOKENS, "use_cache": False}).logits
             (slope,) = torch.autograd.grad(mean_kl(dense, logits), step)
-        assert float(found[row(space, index, level)]) == pytest.approx(float(slope), rel=2e-3, abs=1e-6)
-        assert float(found[row(space, index, profile[index])]) == 0
+        assert float(first[row(space, index, level)]) == pytest.approx(float(slope), rel=2e-3, abs=1e-6)
+        assert float(first[row(space, index, profile[index])]) == 0
 
 
 @pytest.mark.parametrize("drops", ["subblock", "block"])
 @pytest.mark.parametrize("family", ["llama", "opt"])
-def test_with_drops_in_the_profile_too_it_is_the_derivative_of_what_is_kept_and_zero_elsewhere(family, drops):
+def test_with_drops_first_order_is_the_derivative_for_kept_layers_and_zero_for_the_rest(family, drops):
     lm = tiny(family)
     settings = SpaceSettings(trade="any", drops=drops)
     space, weights = layer_space(lm, RTN(bits=[2, 3, 4], group_size=32), settings), Noisy(lm)
     gone = list(space.children)[1:3]
     profile = space.normalized(tuple(int(i in gone) if i in space.children else i % 3 for i in range(len(space))))
-    found = effects(lm, space, weights, profile)
+    measured = effects(lm, space, weights, profile)
     dense = run(lm).detach()
     for index in range(len(space)):
         rows = slice(row(space, index, 0), row(space, index, len(space.units[index].levels)))
         if index not in space.tradable_units(profile, [index]):
-            assert not found.first[rows].any() and not found.second[rows].any()
+            assert not measured.first[rows].any() and not measured.second[rows].any()
             continue
         (layer,), block, level = space.units[index].layers, space.units[index].blocks[0], (profile[index] + 1) % 3
         current, other = (weights.get(block, layer, at) for at in (profile[index], level))
@@ -122,7 +122,7 @@ def test_with_drops_in_the_profile_too_it_is_the_derivative_of_what_is_kept_and_
             changed = {f"{layer}.weight": current + step * (other - current)}
             logits = functional_call(model, changed, kwargs={"input_ids": TOKENS, "use_cache": False}).logits
             (slope,) = torch.autograd.grad(mean_kl(dense, logits), step)
-        assert float(found.first[row(space, index, level)]) == pytest.approx(float(slope), rel=2e-3, abs=1e-6)
+        assert float(measured.first[row(space, index, level)]) == pytest.approx(float(slope), rel=2e-3, abs=1e-6)
 
 
 class RoundsEmbeddingAndHead(RTN):
@@ -135,7 +135,7 @@ def test_first_order_of_embeddings_and_head_is_the_derivative_along_the_switch(f
     lm = tiny(family)
     space, weights = layer_space(lm, RoundsEmbeddingAndHead(bits=[2, 3, 4], group_size=32), SpaceSettings()), Noisy(lm)
     profile = some_profile(space)
-    found = effects(lm, space, weights, profile).first
+    first = effects(lm, space, weights, profile).first
     dense = run(lm).detach()
     outside = [index for index, unit in enumerate(space.units) if not unit.blocks]
     assert len(outside) == len(lm.embedding_and_head) == (2 if family == "llama" else 1)
@@ -148,22 +148,22 @@ def test_first_order_of_embeddings_and_head_is_the_derivative_along_the_switch(f
             changed = {f"{place}.weight": current + step * (other - current) for place in places}
             logits = functional_call(model, changed, kwargs={"input_ids": TOKENS, "use_cache": False}).logits
             (slope,) = torch.autograd.grad(mean_kl(dense, logits), step)
-        assert float(found[row(space, index, level)]) == pytest.approx(float(slope), rel=2e-3, abs=1e-6)
-        assert float(found[row(space, index, profile[index])]) == 0
+        assert float(first[row(space, index, level)]) == pytest.approx(float(slope), rel=2e-3, abs=1e-6)
+        assert float(first[row(space, index, profile[index])]) == 0
 
 
-def test_with_many_draws_second_order_of_the_head_is_the_divergence_that_the_switch_alone_would_cause():
+def test_with_many_draws_second_order_of_the_head_is_the_kl_that_the_switch_alone_causes():
     lm = tiny("llama")
     space, weights = layer_space(lm, RoundsEmbeddingAndHead(bits=[2, 3, 4], group_size=32), SpaceSettings()), Noisy(lm)
     profile, index, small = some_profile(space), len(space) - 1, 0.1
     level = (profile[index] + 1) % 3
-    found = float(effects(lm, space, weights, profile, draws=200).second[row(space, index, level)])
+    second = float(effects(lm, space, weights, profile, draws=200).second[row(space, index, level)])
     current, other = (weights.get(OUTSIDE, "lm_head", at) for at in (profile[index], level))
     with applied(lm, space, weights, profile) as model, torch.no_grad():
         before = run(lm)
         changed = {"lm_head.weight": current + small * (other - current)}
         after = functional_call(model, changed, kwargs={"input_ids": TOKENS, "use_cache": False}).logits
-    assert found * small**2 == pytest.approx(float(mean_kl(before.double(), after.double())), rel=0.1)
+    assert second * small**2 == pytest.approx(float(mean_kl(before.double(), after.double())), rel=0.1)
 
 
 @pytest.mark.parametrize("family", ["llama", "phi3", "gemma3_text", "opt"])
@@ -171,7 +171,7 @@ def test_second_order_is_the_mean_square_over_draws(family):
     lm = tiny(family)
     space, weights = layers(lm), Noisy(lm)
     profile = some_profile(space)
-    found = effects(lm, space, weights, profile).second
+    second = effects(lm, space, weights, profile).second
     with applied(lm, space, weights, profile), torch.no_grad():
         q = run(lm).float().softmax(-1).flatten(0, 1)
     generator = torch.Generator().manual_seed(Random(5).getrandbits(63))
@@ -182,8 +182,8 @@ def test_second_order_is_the_mean_square_over_draws(family):
         change = weights.get(block, layer, level) - weights.get(block, layer, profile[index])
         moved: list[Tensor] = []
 
-        def shift(given, output, moved=moved, change=change):
-            moved[:] = [given.detach() @ change.T, torch.zeros_like(output, requires_grad=True)]
+        def shift(inputs, output, moved=moved, change=change):
+            moved[:] = [inputs.detach() @ change.T, torch.zeros_like(output, requires_grad=True)]
             return moved[1]
 
         with applied(lm, space, weights, profile):
@@ -192,15 +192,15 @@ def test_second_order_is_the_mean_square_over_draws(family):
             for draw in draws:
                 (gamma,) = torch.autograd.grad((logits * draw).sum(), moved[1], retain_graph=True)
                 total += float((gamma * moved[0]).sum(-1).square().sum())
-        assert float(found[row(space, index, level)]) == pytest.approx(total / (4 * TOKENS.numel()), rel=2e-3)
+        assert float(second[row(space, index, level)]) == pytest.approx(total / (4 * TOKENS.numel()), rel=2e-3)
 
 
-def test_with_many_draws_second_order_is_the_divergence_that_the_switch_alone_would_cause():
+def test_with_many_draws_second_order_is_the_kl_that_the_switch_alone_causes():
     lm = tiny("llama")
     space, weights = layers(lm), Noisy(lm)
-    profile, index = some_profile(space), len(space) - 1  # the last layer: no other token is involved
+    profile, index = some_profile(space), len(space) - 1  # the last layer, whose output affects no other token
     level = (profile[index] + 1) % 3
-    found = float(effects(lm, space, weights, profile, draws=200).second[row(space, index, level)])
+    second = float(effects(lm, space, weights, profile, draws=200).second[row(space, index, level)])
     (layer,), block = space.units[index].layers, space.units[index].blocks[0]
     current, other = (weights.get(block, layer, at) for at in (profile[index], level))
     small = 0.1
@@ -208,10 +208,10 @@ def test_with_many_draws_second_order_is_the_divergence_that_the_switch_alone_wo
         before = run(lm)
         changed = {f"{layer}.weight": current + small * (other - current)}
         after = functional_call(model, changed, kwargs={"input_ids": TOKENS, "use_cache": False}).logits
-    assert found * small**2 == pytest.approx(float(mean_kl(before.double(), after.double())), rel=0.1)
+    assert second * small**2 == pytest.approx(float(mean_kl(before.double(), after.double())), rel=0.1)
 
 
-def test_tied_layers_move_together():
+def test_effects_of_tied_layers_include_all_of_them():
     lm = tiny("llama")
     single, tied, weights = layers(lm), layers(lm, tie="engine"), Noisy(lm)
     apart = effects(lm, single, weights, single.uniform(1))
@@ -224,11 +224,11 @@ def test_tied_layers_move_together():
             torch.testing.assert_close(together.first[at], apart.first[rows].sum())
             if len(rows) == 1:
                 torch.testing.assert_close(together.second[at], apart.second[rows[0]])
-            else:  # between the squares of sum and difference of what the layers do
+            else:  # at most the square of the summed magnitudes
                 assert 0 < float(together.second[at]) <= float(apart.second[rows].sqrt().sum().square())
 
 
-def test_windows_at_a_time_do_not_change_the_first_order():
+def test_first_order_does_not_depend_on_how_tokens_are_split():
     lm = tiny("gemma2")
     space, weights = layers(lm), Noisy(lm)
     profile = some_profile(space)
@@ -238,11 +238,11 @@ def test_windows_at_a_time_do_not_change_the_first_order():
     torch.testing.assert_close(parts.second.sum(), whole.second.sum(), rtol=0.5, atol=0)
 
 
-def test_at_the_dense_model_the_gradient_is_zero():
+def test_first_order_is_zero_at_the_dense_model():
     lm = tiny("llama")
     space = layers(lm)
-    found = effects(lm, space, Noisy(lm, least=0), space.uniform(0))
-    assert float(found.first.abs().max()) < 1e-6 < float(found.second.max())
+    measured = effects(lm, space, Noisy(lm, least=0), space.uniform(0))
+    assert float(measured.first.abs().max()) < 1e-6 < float(measured.second.max())
 
 
 def test_probes_have_the_fisher_information_as_covariance():
@@ -252,10 +252,10 @@ def test_probes_have_the_fisher_information_as_covariance():
     torch.testing.assert_close(z.mean(0), torch.zeros(4), rtol=0, atol=1e-2)
 
 
-def test_rows_hold_first_and_second_of_each_switch():
+def test_rows_are_first_and_second_order_of_each_switch():
     assert SwitchEffects(torch.tensor([1.0, -2.0]), torch.tensor([0.5, 1 / 3])).rows() == [[1.0, 0.5], [-2.0, 0.333333]]
 
 
-def test_every_pass_is_paid_for():
+def test_token_equivalents_count_every_pass():
     lm = tiny("llama")
     assert token_equivalents(layers(lm), 100, draws=2) == 100 * (3 + 6 + 2)
