@@ -56,7 +56,7 @@ engines: .engines/vllm/ready .engines/llama/ready ## vLLM and llama.cpp, each in
 test-engines: $(VENV)/ready engines ## exports of SmolLM2 in vLLM and llama.cpp themselves
 	$(RUN) pytest tests/export/test_engines.py
 
-lint: $(VENV)/ready ## ruff over everything, mypy over evopress
+lint: $(VENV)/ready ## ruff over everything, mypy over evopress and experiments
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy

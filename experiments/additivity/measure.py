@@ -1,8 +1,8 @@
-"""Whether the errors of single units, added up, rank profiles; and whether dropping more can be better.
+"""Measures whether sums of single-unit errors rank profiles, and whether dropping more can be better.
 
     python experiments/additivity/measure.py TEXT    # folder with wikitext2_valid.txt and wikitext2_test.txt
 
-SmolLM2-135M, attention and MLP sub-blocks. Writes `results.json` beside this file.
+The units are the attentions and MLPs of SmolLM2-135M-Instruct. Writes `results.json` next to this file.
 """
 
 import json
@@ -46,24 +46,24 @@ class Measured:
 
 
 def rank_correlation(measured: Measured, share: float, rng: Random) -> dict[str, float]:
-    """Between Σ KL of single drops and the KL of random profiles with `share` of the units dropped."""
+    """Correlation between Σ KL of single drops and the KL of random profiles with a `share` of the units dropped."""
     space = measured.evaluator.space
     singles = measured.kl([with_dropped(space, (unit,)) for unit in range(len(space))])
     profiles = [random_profile(space, Budget(metric="drop", target=share), rng) for _ in range(PROFILES)]
     sums = [sum(kl for kl, level in zip(singles, profile, strict=True) if level) for profile in profiles]
     true = measured.kl(profiles)
-    found = spearmanr(sums, true)
+    correlation = spearmanr(sums, true)
     return {
         "share": share,
-        "spearman": float(found.statistic),
+        "spearman": float(correlation.statistic),
         "best_by_sum": true[sums.index(min(sums))],
         "best": min(true),
     }
 
 
 def better_supersets(measured: Measured, unseen: Measured, share: float, rng: Random) -> list[dict[str, object]]:
-    """Random sets of dropped units, each with the unit whose drop on top helps most, checked on unseen tokens."""
-    space, found = measured.evaluator.space, []
+    """For random sets of dropped units, the further drop that helps most, and its KL on unseen tokens."""
+    space, supersets = measured.evaluator.space, []
     for _ in range(STARTS):
         start = random_profile(space, Budget(metric="drop", target=share), rng)
         kept = [unit for unit, level in enumerate(start) if level == 0]
@@ -72,8 +72,8 @@ def better_supersets(measured: Measured, unseen: Measured, share: float, rng: Ra
         best = more[kl.index(min(kl))]
         before, after = unseen.kl([start, best])
         name = space.units[kept[kl.index(min(kl))]].name
-        found.append({"dropped": sum(start), "added": name, "kl_unseen": before, "kl_unseen_with_it": after})
-    return found
+        supersets.append({"dropped": sum(start), "added": name, "kl_unseen": before, "kl_unseen_with_it": after})
+    return supersets
 
 
 def main() -> None:
@@ -96,7 +96,7 @@ def main() -> None:
     results = {
         "rank_correlation": [rank_correlation(measured, share, Random(0)) for share in (0.1, 0.25, 0.4)],
         "better_supersets": [
-            found for share in (0.25, 0.4) for found in better_supersets(measured, unseen, share, Random(1))
+            superset for share in (0.25, 0.4) for superset in better_supersets(measured, unseen, share, Random(1))
         ],
     }
     (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n")

@@ -1,10 +1,10 @@
-"""How many generations Algorithm 1 needs on a linear fitness, against k(n-k)/λ.
+"""Counts the generations that Algorithm 1 needs on a linear fitness, to compare them with k(n-k)/λ.
 
     python experiments/convergence/simulate.py
 
 `k` of `n` units are dropped; the fitness of a profile is the sum of random weights of what it drops, without noise. The
-search is the package's own, with one switch per mutant, as the theorem has it (arXiv 2410.14649, Theorem 2), and with
-up to three. Writes `results.json` beside this file.
+search is the one of the package, with one switch per mutant, as in Theorem 2 of arXiv 2410.14649, and with up to three.
+Writes `results.json` next to this file.
 """
 
 import json
@@ -71,7 +71,7 @@ def main() -> None:
             for offspring in OFFSPRING:
                 counts = [generations(n, k, offspring, max_switches, seed) for seed in SEEDS]
                 bound = k * (n - k) / offspring
-                row = {"n": n, "k": k, "offspring": offspring, "max_switches": max_switches}
+                row: dict[str, float] = {"n": n, "k": k, "offspring": offspring, "max_switches": max_switches}
                 row |= {"mean": mean(counts), "stdev": stdev(counts), "bound": bound, "ratio": mean(counts) / bound}
                 rows.append(row)
                 log.info(

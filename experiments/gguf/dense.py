@@ -1,4 +1,4 @@
-"""Writes the dense model as a GGUF file of 16-bit floats, for llama.cpp to quantise and to compare with.
+"""Writes the dense model as a GGUF file of 16-bit floats, which llama.cpp quantises and compares with.
 
 python experiments/gguf/dense.py MODEL_FOLDER FOLDER
 """

@@ -1,4 +1,4 @@
-"""What llama.cpp makes of GGUF files; runs in .engines/llama.
+"""Quantises and measures GGUF files with llama.cpp; runs in the environment .engines/llama.
 
     python in_llama.py quantize DENSE.gguf TYPE FILE.gguf      llama.cpp's own mix of that name, Q4_0 or Q5_0
     python in_llama.py compare TEXT WINDOWS DENSE.gguf FILE…   KL(dense ‖ file) per token and perplexity, as JSON

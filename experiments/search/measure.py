@@ -1,8 +1,9 @@
-"""KL on unseen tokens of what searches had found after some token equivalents, for `results.json` beside this file.
+"""Measures, on unseen tokens, the profiles that searches had reached after given numbers of token equivalents.
 
     python experiments/search/measure.py --task "3 bit" --at 60000 300000 -- RUN_FOLDER ...
 
-A run folder is one that `python -m evopress.run` left, finished or not. All must be of the same model and database.
+A run folder is one of `python -m evopress.run`, finished or not. All must have the same model and database. Adds
+records to `results.json` next to this file.
 """
 
 import argparse
@@ -18,18 +19,19 @@ from omegaconf import OmegaConf
 from evopress.config import CONFIG_FOLDER, build_job
 from evopress.data.splits import load_splits
 from evopress.models.loading import load_model
+from evopress.models.source import ModelSource
 from evopress.preparation import prepare_context
 from evopress.search.encoding import decode
 from evopress.space.units import Profile
 
 RESULTS = Path(__file__).parent / "results.json"
 DECISION = re.compile(r"stage (\d+)/\1$|(line search|swaps at once|initial candidates)$")
-"""Labels of batches whose fittest profile is where the search goes on."""
+"""Labels of batches after which the search continues from the fittest profile."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """The profile a search stood at, and what it had spent by then."""
+class Standing:
+    """The profile that a search had reached, and what it had spent by then."""
 
     profile: Profile
     token_equivalents: float
@@ -37,36 +39,36 @@ class Found:
     label: str
 
 
-def asked_in(run: Path) -> list[dict]:
+def questions_of(run: Path) -> list[dict]:
     """All questions of a run so far."""
     return [json.loads(line) for line in (run / "search.jsonl").read_text().splitlines()[1:]]
 
 
-def history(run: Path) -> Iterator[Found]:
-    """Where a search stood after each batch that decided something."""
+def history(run: Path) -> Iterator[Standing]:
+    """The profile after each batch that decided something."""
     spent = 0.0
-    for asked in asked_in(run):
-        spent += asked["token_equivalents"]
-        if not DECISION.search(asked.get("label") or ""):
+    for question in questions_of(run):
+        spent += question["token_equivalents"]
+        if not DECISION.search(question.get("label") or ""):
             continue
-        best = min(range(len(asked["answer"])), key=asked["answer"].__getitem__)
-        yield Found(decode(asked["profiles"][best]), spent, asked["answer"][best], asked["label"])
+        best = min(range(len(question["answer"])), key=question["answer"].__getitem__)
+        yield Standing(decode(question["profiles"][best]), spent, question["answer"][best], question["label"])
 
 
-def standing(run: Path, mark: float) -> Found | None:
-    """Where a run stood within `mark` token equivalents; once it is done, its result."""
+def standing_at(run: Path, limit: float) -> Standing | None:
+    """The last profile within `limit` token equivalents; the result of the run if that is within them."""
     result = run / "profile.json"
     done = json.loads(result.read_text()) if result.exists() else None
-    passed = [found for found in history(run) if found.token_equivalents <= mark]
-    if done and done["token_equivalents"] <= mark:
+    passed = [standing for standing in history(run) if standing.token_equivalents <= limit]
+    if done and done["token_equivalents"] <= limit:
         profile = tuple(unit["level"] for unit in done["units"])
         kl_search = passed[-1].kl_search if passed and passed[-1].profile == profile else None
-        return Found(profile, done["token_equivalents"], kl_search, "end")
+        return Standing(profile, done["token_equivalents"], kl_search, "end")
     return passed[-1] if passed else None
 
 
 def overrides_of(run: Path) -> list[str]:
-    """What the command of a run changed."""
+    """The settings that the command of a run changed."""
     return [str(key) for key in OmegaConf.load(run / ".hydra" / "overrides.yaml") if not str(key).startswith("hydra.")]
 
 
@@ -80,28 +82,32 @@ def main() -> None:
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         configs = {run: compose("config", overrides=overrides[run]) for run in args.runs}
     job = build_job(configs[args.runs[0]], args.runs[0])
+    assert isinstance(job.model, ModelSource)
     lm = load_model(job.model, job.outputs / "cache")
     context = prepare_context(job, lm, load_splits(job.data, lm.tokenizer, job.outputs / "cache"))
-    rows: list[tuple[Path, Found]] = [
-        (run, found) for run in args.runs for found in dict.fromkeys(standing(run, mark) for mark in args.at) if found
+    rows = [
+        (run, standing)
+        for run in args.runs
+        for standing in dict.fromkeys(standing_at(run, limit) for limit in args.at)
+        if standing
     ]
-    results = [context.evaluator.measure([found.profile], context.splits.test)[0] for _, found in rows]
+    results = [context.evaluator.measure([standing.profile], context.splits.test)[0] for _, standing in rows]
     records = []
-    for (run, found), result in zip(rows, results, strict=True):
+    for (run, standing), result in zip(rows, results, strict=True):
         seconds = json.loads((run / "seconds.json").read_text()).get("search", 0.0)
-        total = sum(asked["token_equivalents"] for asked in asked_in(run))
+        total = sum(question["token_equivalents"] for question in questions_of(run))
         records.append(
             {
                 "task": args.task,
                 "search": str(configs[run].search["_target_"]).rpartition(".")[2].lower(),
                 "seed": int(configs[run].seed),
-                "token_equivalents": round(found.token_equivalents),
-                "seconds": round(seconds * found.token_equivalents / total, 1),
+                "token_equivalents": round(standing.token_equivalents),
+                "seconds": round(seconds * standing.token_equivalents / total, 1),
                 "kl_unseen": round(result.mean_kl, 5),
-                "kl_search": found.kl_search,
-                "cost": context.space.cost(found.profile),
+                "kl_search": standing.kl_search,
+                "cost": context.space.cost(standing.profile),
                 "perplexity_unseen": round(result.perplexity, 3),
-                "stands_at": found.label,
+                "stands_at": standing.label,
                 "overrides": [re.sub("^(data.*=).*/", r"\1", override) for override in overrides[run]],  # no folders
             }
         )

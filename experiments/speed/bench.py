@@ -1,9 +1,9 @@
-"""Time, work and rate of every phase on SmolLM2-135M, beside the ceilings of the machine and plain ways to do the same.
+"""Measures time, work and rate of every phase on SmolLM2-135M-Instruct, the limits of the machine, and plain versions.
 
     make bench
 
-Writes `results.json` beside this file. All figures are medians of three runs (the gradient table: one); ratios are
-measured in turns, so that a noisy machine disturbs both sides alike.
+Writes `results.json` next to this file. All figures are medians of three runs (gradient table: one run). For ratios the
+two versions run alternately, so that a noisy machine disturbs both alike.
 """
 
 import json
@@ -43,8 +43,8 @@ BITS = Budget(metric="bits", target=3)
 
 
 def model_phases(lm: LanguageModel, tokens: Tensor, top: dict[str, float]) -> list[Phase]:
-    """What candidates go through: a block, the head, and the comparison of logits that are there."""
-    own = top[str(lm.dtype).removeprefix("torch.")]
+    """The parts of an evaluation: a block, the head, and the KL of logits that exist already."""
+    ceiling = top[str(lm.dtype).removeprefix("torch.")]
     hidden, kwargs = lm.embed(tokens)
     normed = lm.final_norm(hidden).flatten(0, 1)
     logits = lm.logits(normed[:512])[None]
@@ -60,14 +60,14 @@ def model_phases(lm: LanguageModel, tokens: Tensor, top: dict[str, float]) -> li
             seconds(lambda: lm.run_block(0, hidden, kwargs[0])),
             databases.block_gflop(lm, tokens.numel(), tokens.shape[1]),
             "GFLOP",
-            own,
+            ceiling,
         ),
         Phase(
             "head, 2048 tokens, 64 at once",
             seconds(lambda: [lm.logits(part) for part in normed.split(64)]),
             head_gflop,
             "GFLOP",
-            own,
+            ceiling,
         ),
         Phase(
             "KL of logits, 4 profiles × 512",
@@ -80,7 +80,7 @@ def model_phases(lm: LanguageModel, tokens: Tensor, top: dict[str, float]) -> li
 
 
 def table_phase(lm: LanguageModel, context: EvaluationContext, tokens: Tensor, top: dict[str, float]) -> Phase:
-    """The gradient table of every switch; its work in passes through the whole model, as the search counts it."""
+    """The gradient table of every switch. Its work is counted in passes through the whole model, as the search does."""
     profile, draws = evenly_spaced_profile(context.space, BITS), 2
 
     def table() -> object:
@@ -128,19 +128,19 @@ def measured(lm: LanguageModel, splits: Splits, top: dict[str, float], folder: P
     evaluator = Evaluator(lm, space, weights, settings)
     context = EvaluationContext(lm, splits, space, evaluator, of_gptq.database, {})
     rows.append(table_phase(lm, context, splits.search[:1], top))
-    found: dict[str, dict] = {}
+    measured_ratios: dict[str, dict] = {}
     for index, name in ((0, "q, k, v"), (3, "down")):
         group = ratios.group_of(lm, index)
-        found[f"GPTQ of {name}, 5 widths"] = ratios.gptq_solve(gptq, group, gptq.group_size)
-        found[f"SparseGPT of {name}, 9 levels"] = ratios.sparsegpt_solve(sparse, group)
+        measured_ratios[f"GPTQ of {name}, 5 widths"] = ratios.gptq_solve(gptq, group, gptq.group_size)
+        measured_ratios[f"SparseGPT of {name}, 9 levels"] = ratios.sparsegpt_solve(sparse, group)
     drops = drop_space(lm, Drop())
     dropper = Evaluator(lm, drops, None, settings)
     of_drops = ratios.offspring(drops, Budget(metric="drop", target=0.25), 8)
-    found["8 mutants at 25 % depth"] = ratios.evaluation(dropper, of_drops, splits.search[:1])
-    found[SEARCH] = ratios.whole_search(context, BITS, folder)
+    measured_ratios["8 mutants at 25 % depth"] = ratios.evaluation(dropper, of_drops, splits.search[:1])
+    measured_ratios[SEARCH] = ratios.whole_search(context, BITS, folder)
     return {
         "phases": [row.as_dict() for row in rows],
-        "ratios": found,
+        "ratios": measured_ratios,
         "databases": {"GPTQ of 5 widths": of_gptq.as_dict(), "SparseGPT of 9 levels": of_sparse.as_dict()},
         "teacher_share_of_logits": lm.hidden_size / lm.vocab_size,
         "levels_in_memory_bytes": weights.kept_bytes,
@@ -156,23 +156,23 @@ def show(results: dict) -> None:
             *(row[key] for key in ("name", "seconds", "work", "unit", "rate")),
             100 * row["share_of_ceiling"],
         )
-    for name, found in results["ratios"].items():
+    for name, ratio in results["ratios"].items():
         line = "%-32s %8.2f s instead of %8.2f s: %5.1f times as fast"
-        log.info(line, name, found["seconds"], found["plain_seconds"], found["ratio"])
+        log.info(line, name, ratio["seconds"], ratio["plain_seconds"], ratio["ratio"])
     last = results["ratios"][SEARCH]
     log.info(
         "search: %.0f tokens/s instead of %.0f; largest difference %.1e; same ranking: %s; same profile: %s",
         *(last[key] for key in ("tokens_per_second", "plain_tokens_per_second", "largest_relative_difference")),
         *(last[key] for key in ("same_ranking", "same_profile")),
     )
-    for name, found in results["databases"].items():
+    for name, database in results["databases"].items():
         log.info(
             "database, %s: %.0f s (%s), %.0f MB, %.0f %% of dense bfloat16 levels",
             name,
-            found["seconds"],
-            ", ".join(f"{part} {spent:.1f}" for part, spent in sorted(found["parts"].items())),
-            found["bytes"] / 1e6,
-            100 * found["share_of_dense_levels"],
+            database["seconds"],
+            ", ".join(f"{part} {spent:.1f}" for part, spent in sorted(database["parts"].items())),
+            database["bytes"] / 1e6,
+            100 * database["share_of_dense_levels"],
         )
     for row in results["memory"]["rows"]:
         log.info(
@@ -185,7 +185,7 @@ def show(results: dict) -> None:
 
 
 def _processor() -> str:
-    """Its name, where the system tells, and what of it matters here."""
+    """Name and relevant instruction sets, as far as the system tells them."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -1,4 +1,4 @@
-"""Whole databases built, and where their time went; what its packed levels cost to write, read and decode."""
+"""Builds whole databases and measures where the time goes, and what packed levels cost to write, read and decode."""
 
 import shutil
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from experiments.speed.timing import RUNS, Phase, once, seconds, time_inside
 
 @dataclass(frozen=True)
 class Built:
-    """A database with the seconds it took, in all and by part. Writing overlaps the next block's solves."""
+    """A database with the seconds it took, in total and by part. Writing overlaps the solves of the next block."""
 
     database: Database
     seconds: float
@@ -40,7 +40,7 @@ class Built:
 
 
 def built(lm: LanguageModel, compressor: Compressor, windows: Tensor, folder: Path) -> Built:
-    """The median of several, by seconds in all; each starts from nothing."""
+    """The build with the median total time, of several that start from nothing."""
     runs = []
     for _ in range(RUNS):
         shutil.rmtree(setting.database(compressor, folder).folder, ignore_errors=True)
@@ -73,12 +73,12 @@ def levels_of(database: Database) -> list[CompressedWeight]:
 
 
 def phases(lm: LanguageModel, name: str, of: Built, top: dict[str, float], *, factors: float) -> list[Phase]:
-    """Rows of the table for one build, and for its levels on the way to disk and back.
+    """Rows of the table for one build, and for writing and reading its levels.
 
     `factors` are the GFLOP of one block's solves. The forward passes are two per block, dense and propagated, less the
     last; half of a Hessian is needed, as it is symmetric.
     """
-    own, tokens = top[str(lm.dtype).removeprefix("torch.")], of.num_tokens
+    model_ceiling, tokens = top[str(lm.dtype).removeprefix("torch.")], of.num_tokens
     widths = [lm.linear(0, group[0]).weight.shape[1] for group in lm.layer_groups]
     hessians = sum(tokens * cols * (cols + 1) for cols in widths) * lm.num_blocks / 1e9
     forward = block_gflop(lm, tokens, 512) * (2 * lm.num_blocks - 1)
@@ -87,8 +87,8 @@ def phases(lm: LanguageModel, name: str, of: Built, top: dict[str, float], *, fa
     dense_gb = sum(lm.dtype.itemsize * weight.shape[0] * weight.shape[1] for weight in packed) / 1e9
     decode = seconds(lambda: [weight.dense(lm.dtype) for weight in packed])
     rows = [
-        Phase("forward", of.spent["forward"], forward, "GFLOP", own),
-        Phase("Hessians", of.spent["Hessians"], hessians, "GFLOP", own),
+        Phase("forward", of.spent["forward"], forward, "GFLOP", model_ceiling),
+        Phase("Hessians", of.spent["Hessians"], hessians, "GFLOP", model_ceiling),
         Phase("solves", of.spent["solves"], factors * lm.num_blocks, "GFLOP", top["float32"]),
         Phase("write, one block", seconds(rewrite(of.database)), packed_gb, "GB", top["copy"] / 2),
         Phase("read, one block", seconds(lambda: levels_of(of.database)), packed_gb, "GB", top["copy"] / 2),
@@ -98,7 +98,7 @@ def phases(lm: LanguageModel, name: str, of: Built, top: dict[str, float], *, fa
 
 
 def rewrite(database: Database) -> Callable[[], None]:
-    """Writes the first block again."""
+    """A function that writes the first block again."""
     entry = database.blocks[0]
     levels = {
         name: [database.read(0, name, level) for level in range(len(errors))]
@@ -108,13 +108,13 @@ def rewrite(database: Database) -> Callable[[], None]:
 
 
 def block_gflop(lm: LanguageModel, num_tokens: int, window: int) -> float:
-    """Of one block's forward pass: two per weight and token, and causal attention."""
+    """GFLOP of one block's forward pass: two per weight and token, and causal attention."""
     weights = sum(lm.linear(0, local).weight.numel() for group in lm.layer_groups for local in group)
     return (2 * weights * num_tokens + 4 * num_tokens * window * lm.hidden_size / 2) / 1e9
 
 
 def solve_gflop(lm: LanguageModel, num_levels: int) -> float:
-    """Of one block's solves: the factor of each Hessian's inverse, the sweep of all lanes, and the layer's energy."""
+    """GFLOP of one block's solves: factors of the inverse Hessians, sweeps of all lanes, and energies of the layers."""
     total = 0.0
     for group in lm.layer_groups:
         rows = sum(lm.linear(0, local).weight.shape[0] for local in group)

@@ -1,4 +1,4 @@
-"""Whether the memory of a search grows with the levels of the database: each number of them in a process of its own."""
+"""Measures the memory of a search with different numbers of levels, each in a separate process."""
 
 import json
 import subprocess

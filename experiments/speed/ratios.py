@@ -1,4 +1,4 @@
-"""The fast ways against the plain ones of the tests, in turns: solves, evaluations, and a whole search."""
+"""Compares the fast versions with the plain ones of the tests, run alternately: solves, evaluations, a whole search."""
 
 import logging
 import time
@@ -41,7 +41,7 @@ SEARCH = Evolution(
 
 
 def group_of(lm: LanguageModel, index: int) -> LayerGroup:
-    """A layer group of the first block with a made-up Hessian."""
+    """A layer group of the first block with a random Hessian."""
     names = tuple(lm.layer_name(0, local) for local in lm.layer_groups[index])
     weights = tuple(lm.linear(0, local).weight.float() for local in lm.layer_groups[index])
     cols, generator = weights[0].shape[1], torch.Generator().manual_seed(0)
@@ -50,7 +50,7 @@ def group_of(lm: LanguageModel, index: int) -> LayerGroup:
 
 
 def gptq_solve(compressor: GPTQ, group: LayerGroup, group_size: int) -> dict[str, float]:
-    """All widths and layers of a group at once, against one at a time, row-major."""
+    """All widths and layers of a group at once, compared with one at a time, row-major."""
     assert group.hessian is not None
     H = group.hessian
 
@@ -82,7 +82,7 @@ def offspring(space: Space, budget: Budget, count: int) -> list[Profile]:
 
 
 def evaluation(evaluator: Evaluator, profiles: list[Profile], tokens: Tensor) -> dict[str, object]:
-    """The block-major evaluator against the plain way, with the largest difference of what they find."""
+    """The block-major evaluator compared with the plain one: times, and the largest difference of their results."""
 
     def slow() -> list[float]:
         return plain.one_at_a_time(evaluator.lm, evaluator.space, evaluator.weights, profiles, tokens)
@@ -96,36 +96,36 @@ def evaluation(evaluator: Evaluator, profiles: list[Profile], tokens: Tensor) ->
     return {**times, "profiles": len(profiles), "tokens": tokens.numel(), "largest_relative_difference": difference}
 
 
-def largest_difference(found: Sequence[float], expected: Sequence[float]) -> float:
-    return max(abs(a - b) / max(abs(b), 1e-9) for a, b in zip(found, expected, strict=True))
+def largest_difference(measured: Sequence[float], expected: Sequence[float]) -> float:
+    return max(abs(a - b) / max(abs(b), 1e-9) for a, b in zip(measured, expected, strict=True))
 
 
 def whole_search(context: EvaluationContext, budget: Budget, folder: Path) -> dict[str, object]:
-    """The same search answered by the evaluator and by the plain path, several times in turns.
+    """The same search with the evaluator and with the plain evaluation, several times alternately.
 
     Tokens are counted as the authors do: each candidate's own, the dense model's not.
     """
 
-    def plainly(number: int, question: Question) -> tuple[Answer, float]:
+    def plain_answer(number: int, question: Question) -> tuple[Answer, float]:
         assert isinstance(question, Batch)
         tokens = minibatch(context.splits.search, question.num_tokens, minibatch_rng(0, number))
-        found = plain.one_at_a_time(context.lm, context.space, context.evaluator.weights, question.profiles, tokens)
-        return found, float(tokens.numel())
+        fitness = plain.one_at_a_time(context.lm, context.space, context.evaluator.weights, question.profiles, tokens)
+        return fitness, float(tokens.numel())
 
     runs = []
     for number in range(RUNS):
         context.evaluator.forget_teacher()
-        quick = _run(context, budget, Oracle(context, 0), folder / f"fast-{number}.jsonl")
-        runs.append((quick, _run(context, budget, plainly, folder / f"plain-{number}.jsonl")))
+        fast_run = _run(context, budget, Oracle(context, 0), folder / f"fast-{number}.jsonl")
+        runs.append((fast_run, _run(context, budget, plain_answer, folder / f"plain-{number}.jsonl")))
     fast, slow = runs[0]
-    quick_seconds, plain_seconds = (median(run.seconds for run in side) for side in zip(*runs, strict=True))
+    fast_seconds, plain_seconds = (median(run.seconds for run in side) for side in zip(*runs, strict=True))
     pairs = [pair for fast, slow in runs for pair in zip(fast.answers, slow.answers, strict=True)]
     return {
         "tokens": fast.tokens,
-        "seconds": quick_seconds,
+        "seconds": fast_seconds,
         "plain_seconds": plain_seconds,
         "ratio": median(slow.seconds / fast.seconds for fast, slow in runs),
-        "tokens_per_second": fast.tokens / quick_seconds,
+        "tokens_per_second": fast.tokens / fast_seconds,
         "plain_tokens_per_second": slow.tokens / plain_seconds,
         "largest_relative_difference": max(largest_difference(a, b) for a, b in pairs),
         "same_ranking": all(_ranking(a) == _ranking(b) for a, b in pairs),
@@ -134,7 +134,7 @@ def whole_search(context: EvaluationContext, budget: Budget, folder: Path) -> di
 
 
 class _Run:
-    """A search and what it was told."""
+    """A search and the answers it received."""
 
     def __init__(self) -> None:
         self.answers: list[list[float]] = []

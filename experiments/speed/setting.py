@@ -1,4 +1,4 @@
-"""What the benchmark runs on."""
+"""The model, the text and the database of the benchmark."""
 
 from pathlib import Path
 

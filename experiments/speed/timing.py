@@ -1,4 +1,4 @@
-"""How long things take: medians, pairs in turns, rows of the table, and time spent inside functions of a larger job."""
+"""Measures time: medians, alternating pairs, rows of the table, and time spent inside functions of a larger job."""
 
 import time
 from collections import defaultdict
@@ -17,7 +17,7 @@ RUNS = 3
 
 @dataclass(frozen=True)
 class Phase:
-    """One row of the table: seconds, work in GFLOP or GB, and its rate beside the ceiling that bounds it."""
+    """One row of the table: seconds, work in GFLOP or GB, and the limit of the machine for its rate."""
 
     name: str
     seconds: float
@@ -46,29 +46,29 @@ def once(action: Callable[[], object]) -> float:
 
 
 def ratio(plain: Callable[[], object], fast: Callable[[], object]) -> dict[str, float]:
-    """How many times as fast `fast` is, both run in turns."""
+    """How many times as fast `fast` is; the two run alternately."""
     pairs = [(once(plain), once(fast)) for _ in range(RUNS)]
     return {
         "plain_seconds": median(slow for slow, _ in pairs),
-        "seconds": median(quick for _, quick in pairs),
-        "ratio": median(slow / quick for slow, quick in pairs),
+        "seconds": median(fast_seconds for _, fast_seconds in pairs),
+        "ratio": median(slow / fast_seconds for slow, fast_seconds in pairs),
     }
 
 
 def ceilings() -> dict[str, float]:
     """GFLOP/s of a large matrix product in float32 and bfloat16, and GB/s of a copy (bytes read and written)."""
-    found = {}
+    limits = {}
     for dtype in (torch.float32, torch.bfloat16):
         a = torch.randn(1536, 1536).to(dtype)
-        found[str(dtype).removeprefix("torch.")] = 2 * 1536**3 / seconds(lambda a=a: a @ a, 9) / 1e9  # type: ignore[misc]
+        limits[str(dtype).removeprefix("torch.")] = 2 * 1536**3 / seconds(lambda a=a: a @ a, 9) / 1e9  # type: ignore[misc]
     source, target = torch.zeros(2**27, dtype=torch.uint8), torch.zeros(2**27, dtype=torch.uint8)
-    found["copy"] = 2 * source.nbytes / seconds(lambda: target.copy_(source), 9) / 1e9
-    return found
+    limits["copy"] = 2 * source.nbytes / seconds(lambda: target.copy_(source), 9) / 1e9
+    return limits
 
 
 @contextmanager
 def time_inside(**methods: tuple[type, str]) -> Iterator[dict[str, float]]:
-    """While open, seconds spent in each of the methods add up under its name; one may call another."""
+    """While open, adds up the seconds spent in each method under its name. Methods may call each other."""
     spent: dict[str, float] = defaultdict(float)
 
     def timed(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
@@ -83,10 +83,10 @@ def time_inside(**methods: tuple[type, str]) -> Iterator[dict[str, float]]:
         return call
 
     patches = [patch.object(owner, name, timed(key, getattr(owner, name))) for key, (owner, name) in methods.items()]
-    for each in patches:
-        each.start()
+    for patcher in patches:
+        patcher.start()
     try:
         yield spent
     finally:
-        for each in patches:
-            each.stop()
+        for patcher in patches:
+            patcher.stop()

@@ -115,7 +115,7 @@ def main() -> None:
     log.info("%d docstrings, %d tokens", len(texts), tokens.numel())
     model = new_model()
     train(model, tokens, steps)
-    model = model.to(torch.bfloat16).eval()
+    model = model.bfloat16().eval()
     model.save_pretrained(FOLDER)
     tokenizer.save_pretrained(FOLDER)
     log.info("%d weights, perplexity %.2f on pydoc topics", model.num_parameters(), perplexity(model.float(), unseen))
