@@ -92,7 +92,7 @@ def test_the_notebook_runs_and_shows_what_a_run_gives(tmp_path, monkeypatch, cap
     for cell, before in zip(cells, shown, strict=True):
         exec("".join(cell["source"]), names)
         assert len(capsys.readouterr().out.splitlines()) >= min(3, len(before.splitlines()))
-    found = names["found"]
+    found = names["compressed"]
     assert found.results["model"] == "LlamaForCausalLM"
     assert (found.folder / "report.html").is_file()
 

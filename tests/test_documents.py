@@ -1,6 +1,7 @@
 """What the documents say exists: options, commands of make, packages, links, formats."""
 
 import re
+from pkgutil import resolve_name
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -86,6 +87,15 @@ def test_every_make_target_that_is_named_exists():
     named = {name for path in DOCUMENTS for name in re.findall(r"`make ([a-z-]+)[ `]", path.read_text())}
     named |= {line.split()[1] for path in DOCUMENTS for line in command_lines(path) if line.startswith("make ")}
     assert named <= targets
+
+
+def test_every_module_and_class_that_is_named_exists():
+    moves = [row[1] for row in table(ROOT / "CHANGELOG.md", "before", "now")]
+    texts = [*moves, *(path.read_text() for path in PAGES)]
+    named = {name for text in texts for name in re.findall(r"`(evopress(?:\.\w+)+)`", text)}
+    assert len(named) > 10
+    for name in named:
+        assert resolve_name(name) is not None
 
 
 def test_every_link_leads_to_a_file_and_a_heading():
