@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every search on one database and one evaluator, on SmolLM2-135M and WikiText-2:
+# Runs every search on one database and one evaluator, on SmolLM2-135M-Instruct and WikiText-2:
 #
 #   TEXT=folder with wikitext2_valid.txt and wikitext2_test.txt
 #   bash experiments/compare/measure.sh bits|sparsity|depth

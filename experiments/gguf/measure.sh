@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Searched GGUF files at the size of llama.cpp's own Q4_0 and Q5_0 of the same model, all compared in llama.cpp:
+# Searches GGUF files of the sizes of llama.cpp's Q4_0 and Q5_0 of the same model, and compares all in llama.cpp:
 #
 #   TEXT=folder with wikitext2_valid.txt and wikitext2_test.txt
 #   bash experiments/gguf/measure.sh        (after: make engines)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Widths alone, drops alone, and both together at the same bytes, on SmolLM2-135M and WikiText-2. Runs that are done are
-# skipped:
+# Runs searches over widths alone, drops alone, and both together at the same bytes, on SmolLM2-135M-Instruct and
+# WikiText-2. Skips finished runs:
 #
 #   TEXT=folder with wikitext2_valid.txt and wikitext2_test.txt
 #   SEEDS="0 1 2" TASKS="3-bit 2.5-bit 2.25-bit" bash experiments/joint/measure.sh widths joint drops evolution
@@ -32,7 +32,7 @@ for seed in ${SEEDS:-0 1 2}; do
         run "$bytes" widths-evolution "$seed" "${algorithm1[@]}" space=any
         run "$bytes" joint-evolution "$seed" "${algorithm1[@]}" space=joint
         ;;
-      drops) # every layer at 3 bits, and sub-blocks dropped down to the same bytes
+      drops) # every layer at 3 bits, and as many sub-blocks dropped as the bytes demand
         run "$bytes" drops-guided "$seed" search=guided search.rounds=4 search.generations=0 search.refinements=0 space=joint compress.bits=[3]
         ;;
       *) echo "unknown method: $method" >&2; exit 2 ;;

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Uniform profiles and single drops of SmolLM2-135M on WikiText-2, whose figures are known from other implementations:
+# Measures uniform profiles and single drops of SmolLM2-135M-Instruct, whose figures are known from other implementations:
 #
 #   TEXT=folder with wikitext2_valid.txt and wikitext2_test.txt
 #   bash experiments/known/measure.sh
+#
+# then: python experiments/known/collect.py bfloat16
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . experiments/setting.sh

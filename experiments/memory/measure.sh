@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A model of 4 GB in a process that may use 2 GB (as root, with memory cgroups; about six minutes on two cores):
+# Runs a model of 4 GB in a process that may use 2 GB (as root, with memory cgroups; ten minutes on two cores):
 #
 #   bash experiments/memory/measure.sh [bytes]
 set -euo pipefail
@@ -11,7 +11,7 @@ export PYTHONPATH=.
 [ -e "$out/model/model.safetensors.index.json" ] || "$python" experiments/memory/make_model.py "$out/model"
 
 "$python" - "$out"/model/*.safetensors <<'EOF'
-# What is in memory of these files already would not count: have it dropped.
+# Pages of these files that are in memory already would not count towards the limit, so they are dropped.
 import os, sys
 for path in sys.argv[1:]:
     with open(path) as file:

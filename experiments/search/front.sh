@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Six budgets in one run, on SmolLM2-135M at 2.5 to 4.5 bits:
+# Runs six budgets at once, on SmolLM2-135M-Instruct at 2.5 to 4.5 bits. Skips finished runs:
 #
 #   TEXT=folder with wikitext2_valid.txt and wikitext2_test.txt
 #   SEEDS="0 1 2" bash experiments/search/front.sh && python experiments/search/front.py
 #
-# Searches of their own for the same budgets: SEARCHES=guided bash experiments/search/measure.sh "2.5 bit" "2.75 bit" ...
+# Separate searches for the same budgets: SEARCHES=guided bash experiments/search/measure.sh "2.5 bit" "2.75 bit" ...
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . experiments/setting.sh

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The searches on one database per task, on SmolLM2-135M and WikiText-2. Runs that are done are skipped:
+# Runs searches on one database per task, on SmolLM2-135M-Instruct and WikiText-2. Skips finished runs:
 #
 #   TEXT=folder with wikitext2_valid.txt and wikitext2_test.txt
 #   SEEDS="0 1 2" SEARCHES="guided short evolution" bash experiments/search/measure.sh "3 bit" "2.5 bit" "60 % sparsity" "25 % depth"
@@ -13,7 +13,7 @@ common+=('stages=[database,search]')
 setting_of() { # task
   case "$1" in
   "3 bit") echo compress=gptq compress.group_size=64 budget=3bit ;;
-  "3 bit, batches of "*) # what they change in the last digits of Hessians makes another database
+  "3 bit, batches of "*) # the batch size changes the last digits of Hessians, and so the database
     echo compress=gptq compress.group_size=64 budget=3bit "evaluator.batch_tokens=${1##* }" "outputs=outputs/batches${1##* }"
     ;;
   *" bit") echo compress=gptq compress.group_size=64 budget=3bit "budget.target=${1% bit}" ;;

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What it costs to tie {q, k, v} and {gate, up} to one level each, as vLLM demands, on SmolLM2-135M and WikiText-2:
+# Measures what it costs to tie {q, k, v} and {gate, up} to one level each, as vLLM demands, on SmolLM2-135M-Instruct:
 #
 #   TEXT=folder with wikitext2_valid.txt and wikitext2_test.txt
 #   bash experiments/tying/measure.sh
