@@ -12,7 +12,9 @@ from evopress.search.baselines.additive import Additive, error_table
 from evopress.search.baselines.brute_force import BruteForce
 from evopress.search.baselines.greedy import Greedy
 from evopress.search.baselines.owl import Owl, block_sparsities, nearest_profile
+from evopress.search.baselines.random import Random as RandomSearch
 from evopress.search.baselines.scores import Scores
+from evopress.search.baselines.uniform import Uniform
 from evopress.search.fixed_profile import FixedProfile
 from evopress.search.knapsack import solve_knapsack
 from evopress.search.switches import all_switched
@@ -212,3 +214,16 @@ def test_a_given_profile_is_read_in_every_form_and_checked(tmp_path):
         play(FixedProfile(path=str(tmp_path / "over.txt")), space, BITS3, lambda p: 0.0)
     with pytest.raises(ValueError, match="is not a file"):
         play(FixedProfile(path=str(tmp_path / "none")), space, BITS3, lambda p: 0.0)
+
+
+def test_random_search_returns_its_fittest():
+    space = bit_space([8] * 6)
+    fitness = linear_fitness([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    best, asked = play(RandomSearch(candidates=30, tokens=10), space, BITS3, fitness)
+    assert fitness(best) == min(fitness(profile) for profile in asked[0].profiles)
+    assert all(BITS3.holds(space, profile) for profile in asked[0].profiles)
+
+
+def test_uniform_search_asks_no_questions():
+    space = bit_space([8] * 6)
+    assert play(Uniform(), space, BITS3, None) == ((1,) * 6, [])

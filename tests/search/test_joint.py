@@ -1,6 +1,5 @@
-"""Levels and drops in one space: what a drop frees is spent, what is inside it has no effect, the budget is exact."""
+"""Searches of levels and drops in one space: slack from a drop is spent, and the budget is exact."""
 
-import json
 from itertools import product
 from math import inf
 from random import Random
@@ -10,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evopress.compressors.rtn import RTN
-from evopress.report.choices import choices_of
 from evopress.search.base import Batch, Table
 from evopress.search.baselines.additive import Additive, error_table
 from evopress.search.baselines.greedy import Greedy
@@ -24,17 +22,19 @@ from evopress.search.refinement import Refinement
 from evopress.search.selection import Stage
 from evopress.search.start_profiles import evenly_spaced_profile, random_profile, uniform_profile
 from evopress.search.switches import all_switched
-from evopress.space.apply import BlockChoice, choices_by_block
 from evopress.space.budget import Budget, Cap
 from evopress.space.build import layer_space
-from evopress.space.profile_files import from_json, from_text, to_json, to_text
 from evopress.space.settings import SpaceSettings
 from evopress.space.units import Profile, Space
 from tests.spaces import BITS3, joint_space, play
 from tests.tiny_models import NUM_BLOCKS, tiny
 
 SMALL = joint_space(2, sizes=(8, 24))
+
+
 LARGE = joint_space(6)
+
+
 JOINT = SpaceSettings(drops="subblock", trade="any")
 
 
@@ -48,19 +48,7 @@ def dropped_in(space: Space, profile: Profile) -> list[int]:
     return [index for index in space.children if profile[index]]
 
 
-def test_what_is_inside_a_dropped_unit_costs_nothing_whatever_its_level():
-    kept = SMALL.uniform(1)
-    without = dropped(SMALL, kept, 0)
-    assert SMALL.cost(kept) == 3 * 2 * 2 * 32 and SMALL.cost(without) == 3 * 3 * 32
-    assert SMALL.size_bytes(without) == SMALL.size_bytes(kept) * 3 // 4
-    for levels in product(range(3), repeat=2):
-        other = (1, *levels, *kept[3:])
-        assert SMALL.cost(other) == SMALL.cost(without) and SMALL.size_bytes(other) == SMALL.size_bytes(without)
-        assert SMALL.normalized(other) == without
-        assert Budget(metric="bits", target=2.25).achieved(SMALL, other) == 2.25
-
-
-def test_uniform_profiles_keep_everything():
+def test_start_profiles_keep_all_sub_blocks_if_levels_can_meet_the_budget():
     assert all(not dropped_in(SMALL, SMALL.uniform(level)) for level in range(4))
     assert uniform_profile(LARGE, BITS3) == LARGE.uniform(1)
     for target in (2.0, 2.3, 2.5, 3.9, 4.0):
@@ -96,7 +84,7 @@ def test_mutants_hold_the_budget_and_drops_spend_it(target, seed):
         assert cap.slack(LARGE, profile) >= 0 and profile == LARGE.normalized(profile)
 
 
-def test_mutants_drop_restore_and_let_two_change_places():
+def test_mutants_drop_restore_and_exchange_sub_blocks():
     rng, caps = Random(0), BITS3.caps(LARGE)
     parent = dropped(LARGE, LARGE.uniform(1), 4)
     seen = {
@@ -109,7 +97,7 @@ def test_mutants_drop_restore_and_let_two_change_places():
     assert {single for single in seen if len(single) == 1} == {(4,), *((i,) for i in alike)}
 
 
-def test_what_is_restored_has_the_levels_of_another_of_its_kind():
+def test_a_restored_sub_block_gets_the_levels_of_another_of_its_kind():
     space = joint_space(3)
     profile = (1, 0, 0, 0, *space.uniform(1)[4:8], 0, 2, 0, 1, *space.uniform(1)[12:])
     assert restored(space, profile, 0, like=8)[:4] == (0, 2, 0, 1)
@@ -140,7 +128,7 @@ def test_knapsack_equals_enumeration_of_levels_and_drops(errors, drops, target):
     assert total(found) == pytest.approx(min(map(total, feasible)))
 
 
-def test_knapsack_keeps_what_may_not_be_dropped_and_what_is_outside_the_cap():
+def test_knapsack_keeps_undroppable_units_and_units_outside_the_cap():
     space = layer_space(
         tiny("llama"), RTN(bits=(4, 2), group_size=32), SpaceSettings(**{**vars(JOINT), "tie": "engine"})
     )
@@ -152,7 +140,7 @@ def test_knapsack_keeps_what_may_not_be_dropped_and_what_is_outside_the_cap():
     assert solve_knapsack(space, (Cap(layers, cap.max_cost),), errors) == space.uniform(1)
 
 
-def test_single_switches_of_a_joint_profile_are_all_other_models_one_step_away():
+def test_single_switches_of_a_joint_profile_are_all_models_one_switch_away():
     start = dropped(SMALL, SMALL.uniform(1), 3)
     found = all_switched(SMALL, start)
     assert len(found) == len(set(found)) == 2 + 3 * (1 + 2 * 2) - 1
@@ -181,6 +169,8 @@ GUIDED = Guided(
     offspring=4,
     stages=[Stage(survivors=2, tokens=1), Stage(survivors=1, tokens=2)],
 )
+
+
 USELESS = {0, 4 * 7}
 """Sub-blocks of LARGE that may go without loss."""
 
@@ -218,7 +208,7 @@ def table_of_levels(question: Table) -> list[list[float]]:
     ids=lambda method: type(method).__name__,
 )
 @pytest.mark.parametrize("target", [1.3, 2.5, 3.0])
-def test_every_search_of_levels_finds_that_two_sub_blocks_are_of_no_use(method, target):
+def test_every_search_of_levels_drops_useless_sub_blocks(method, target):
     budget = Budget(metric="bits", target=target)
     best, asked = play(method, LARGE, budget, loss, table=table_of_levels)
     assert budget.holds(LARGE, best)
@@ -232,7 +222,7 @@ def test_every_search_of_levels_finds_that_two_sub_blocks_are_of_no_use(method, 
         assert loss(best) < loss(evenly_spaced_profile(LARGE, budget)) and USELESS & set(dropped_in(LARGE, best))
 
 
-def test_effects_of_drops_are_measured_where_the_search_stands():
+def test_effects_of_drops_are_measured_at_the_current_profile():
     profile = dropped(LARGE, LARGE.uniform(1), 4)
     asking = measure_drop_effects(LARGE, profile, 8)
     batch = next(asking)
@@ -244,60 +234,3 @@ def test_effects_of_drops_are_measured_where_the_search_stands():
     assert rows[0] == [0.0, -48.0] and rows[8] == [0.0, 452.0] and rows[4] == [-452.0, 0.0]
     assert [rows[i] for i in LARGE.children[4]] == [[inf, 0.0, inf]] * 3
     assert set(rows) == {*LARGE.children, *LARGE.children[4]}
-
-
-@pytest.mark.parametrize("profile", [(0,) * 12, (1, 0, 0, 0, 2, 1, *(0, 1, 1, 0, 1, 2)), (1, 0, 0, 1, 0, 0) * 2])
-def test_a_joint_profile_survives_both_files(profile):
-    for text in (to_text(SMALL, profile), to_json(SMALL, profile, seed=1)):
-        read = from_json if text.startswith("{") else from_text
-        assert read(SMALL, text) == profile
-
-
-def test_a_file_says_what_is_dropped_and_costs_add_up():
-    profile = (1, 0, 0, 0, 2, 1, *SMALL.uniform(1)[6:])
-    assert to_text(SMALL, profile).splitlines()[:3] == [
-        "blocks.0.attention: 1",
-        "blocks.0.mlp: 0",
-        "blocks.0.mlp.layer0: 2",
-    ]
-    text = to_json(SMALL, profile)
-    assert text.count('"dropped"') == 3
-    shown = choices_of(json.loads(text))
-    assert [choice.label for choice in shown] == ["dropped", "dropped", "2bit", "3bit", *["3bit"] * 4]
-    assert min(choice.kept for choice in shown) == shown[0].kept == 0
-    assert from_text(SMALL, to_text(SMALL, SMALL.uniform(2)).replace("blocks.0.mlp: 0\n", "")) == SMALL.uniform(2)
-    with pytest.raises(ValueError, match=r"blocks.0.mlp.layer0 needs exactly one level"):
-        from_text(SMALL, to_text(SMALL, profile).replace("blocks.0.mlp.layer0: 2\n", ""))
-
-
-@pytest.mark.parametrize("drops", ["subblock", "block"])
-@pytest.mark.parametrize("family", ["llama", "phi3", "opt", "mixtral"])
-def test_every_layer_of_a_block_sits_in_what_may_be_dropped_of_it(family, drops):
-    lm = tiny(family)
-    plain = layer_space(lm, RTN(bits=(4, 3, 2), group_size=32), SpaceSettings(trade="any"))
-    space = layer_space(lm, RTN(bits=(4, 3, 2), group_size=32), SpaceSettings(trade="any", drops=drops))
-    assert [unit.name for unit in space.units if unit.layers] == [unit.name for unit in plain.units]
-    assert space.num_weights == plain.num_weights and space.fixed_bytes == plain.fixed_bytes
-    assert space.trade_groups == {"all": tuple(range(len(space)))}
-    for level in range(3):
-        assert space.size_bytes(space.uniform(level)) == plain.size_bytes(plain.uniform(level))
-    for index, children in space.children.items():
-        parent = space.units[index]
-        parts = ("attention", "mlp") if drops == "block" else (parent.kind,)
-        names = {lm.layer_name(*parent.blocks, local) for part in parts for local in lm.subblock_layers(part)}
-        assert {layer for child in children for layer in space.units[child].layers} == names
-
-
-def test_a_block_runs_with_the_levels_of_what_is_kept_of_it():
-    lm = tiny("llama")
-    space = layer_space(lm, RTN(bits=(4, 3, 2), group_size=32), JOINT)
-    profile = dropped(space, space.uniform(1), 0)
-    first, second, _ = choices_by_block(space, lm, profile)
-    assert first == BlockChoice(tuple((local, 1) for local in lm.subblock_layers("mlp")), frozenset({"attention"}))
-    assert choices_by_block(space, lm, (*profile[:2], 2, *profile[3:]))[0] == first
-    assert not second.dropped and len(second.levels) == 7
-
-
-def test_drops_need_units_of_all_sizes_to_trade():
-    with pytest.raises(ValueError, match=r"space.drops=subblock .* set space.trade=any"):
-        SpaceSettings(drops="subblock")
