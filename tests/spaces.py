@@ -1,4 +1,4 @@
-"""Small made-up spaces, and a way to play a search on them with a known fitness."""
+"""Small artificial spaces, and a function that runs a search on them with a known fitness."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -6,13 +6,15 @@ from random import Random
 
 from evopress.search.base import Batch, Question, Search
 from evopress.space.budget import Budget
+from evopress.space.droppable import Granularity, droppable_units
+from evopress.space.shapes import BlockShape
 from evopress.space.units import DROPPED, KEPT, Level, Profile, Space, Unit
 
 BITS3 = Budget(metric="bits", target=3)
 
 
 def bit_space(sizes: list[int], bits: tuple[int, ...] = (4, 3, 2), trade: str = "size") -> Space:
-    """One unit per size, at each of the widths."""
+    """One unit per size, with one level per width."""
     units = [
         Unit(
             name=f"layer{i}",
@@ -39,8 +41,14 @@ def drop_space(num_blocks: int) -> Space:
     return Space(tuple(units))
 
 
+def block_space(granularity: Granularity, keep_mlp: tuple[int, ...] = ()) -> Space:
+    """The droppable units of four blocks."""
+    shapes = [BlockShape(f"layers.{index}", attention=10, mlp=20) for index in range(4)]
+    return Space(tuple(droppable_units(shapes, granularity, keep_mlp=keep_mlp)))
+
+
 def joint_space(num_blocks: int, sizes: tuple[int, ...] = (8, 16, 24), bits: tuple[int, ...] = (4, 3, 2)) -> Space:
-    """Per block an attention and an MLP that may be dropped, each with a layer of each size, at each of the widths."""
+    """Per block an attention and an MLP that may be dropped, each with one layer per size, with one level per width."""
     units = []
     for b in range(num_blocks):
         for part in ("attention", "mlp"):
@@ -77,7 +85,7 @@ def play(
     seed: int = 0,
     table: Callable[[Question], list[list[float]]] = lambda question: [],
 ) -> tuple[Profile, list[Question]]:
-    """Answer every question with `fitness` or `table`; returns the profile and what was asked."""
+    """Answer every question with `fitness` or `table`. Returns the profile and all questions."""
     run = method.run(space, budget, Random(seed))
     asked: list[Question] = []
     try:
