@@ -7,9 +7,9 @@ from dataclasses import asdict, replace
 
 from evopress.evaluation.candidates import Candidate, measure_candidates
 from evopress.evaluation.context import EvaluationContext
+from evopress.evaluation.data_sets import load_test_sets
 from evopress.evaluation.oracle import Oracle
 from evopress.evaluation.results_table import as_table
-from evopress.evaluation.test_sets import load_test_sets
 from evopress.export import Searched, export
 from evopress.job import Job, name_of
 from evopress.pareto.front import trace_front
@@ -164,6 +164,6 @@ def _export(
 
 def _track_results(tracker: Tracker, candidates: Mapping[str, Candidate], seconds: Mapping[str, float]) -> None:
     for name, candidate in candidates.items():
-        tracker.summary({f"{name}/{key}": value for key, value in candidate.figures().items()})
+        tracker.summary({f"{name}/{key}": value for key, value in candidate.metrics().items()})
     tracker.summary({f"seconds/{stage}": spent for stage, spent in seconds.items()})
-    tracker.table("results", {name: candidate.figures() for name, candidate in candidates.items()})
+    tracker.table("results", {name: candidate.metrics() for name, candidate in candidates.items()})

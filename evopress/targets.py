@@ -11,8 +11,9 @@ from evopress.space.units import Profile, Space
 def jobs_by_target(job: Job, space: Space, start_profiles: Callable[[], list[Profile]] = list) -> Iterator[Job]:
     """A job for every target, from the largest model to the smallest.
 
-    Each has its own seed and its own folder below that of `job`. Its search starts from what `start_profiles` returns,
-    which is called when the job is asked for, so it can return the results of the job before.
+    Each job has its own seed, and a folder inside that of `job`. Its search starts from the profiles that
+    `start_profiles` returns. That function is called just before the job is yielded, so it can return results of the
+    previous job.
 
     Raises ValueError for a target that is out of reach.
     """

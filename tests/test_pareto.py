@@ -81,7 +81,7 @@ def test_an_interrupted_front_resumes_to_the_same_bytes(tmp_path, model_folders)
     [
         ({"targets": (3.0, 1.5)}, "the smallest level is 2"),
         ({"search": replace(GUIDED, start=(1, 1))}, "search.start is not of this model"),
-        ({"search": Owl(multiples=[5.0], spreads=[0.1], tokens=32), "targets": ()}, "search=owl allots sparsity"),
+        ({"search": Owl(multiples=[5.0], spreads=[0.1], tokens=32), "targets": ()}, "search=owl assigns sparsities"),
     ],
 )
 def test_settings_that_a_search_refuses_are_an_error_before_the_database_is_built(

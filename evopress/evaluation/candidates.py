@@ -18,7 +18,7 @@ from evopress.space.build import dense_bytes
 from evopress.space.units import Profile, Space
 
 PROGRESS_WINDOWS = 32
-"""Test windows between two steps of the progress bar; processes share them."""
+"""Test windows that all processes together measure between two steps of the progress bar."""
 
 DENSE_BITS = 16.0
 """Bits of a weight that is not compressed."""
@@ -29,7 +29,7 @@ class Candidate:
     """The size of a model and its scores, as `results.json` stores them.
 
     `perplexity`, `kl` and `kl_by_position` have a value per data set, `tasks` a value per task and metric.
-    `bits_per_weight` counts the codes of the weights only; `bits_per_weight_with_scales` everything that is stored.
+    `bits_per_weight` counts the codes of the weights only, `bits_per_weight_with_scales` also scales and zero points.
     """
 
     size_bytes: int
@@ -40,12 +40,12 @@ class Candidate:
     kl_by_position: dict[str, list[float]] = field(default_factory=dict)
     tasks: dict[str, dict[str, float]] = field(default_factory=dict)
 
-    def figures(self) -> dict[str, float]:
-        """Every number under a name such as `kl/wikitext2`."""
+    def metrics(self) -> dict[str, float]:
+        """All sizes and scores for a tracker, under names such as `kl/wikitext2`."""
         sizes = {"size_bytes": self.size_bytes, "bits_per_weight_with_scales": self.bits_per_weight_with_scales}
         scores = {f"perplexity/{name}": value for name, value in self.perplexity.items()}
         scores |= {f"kl/{name}": value for name, value in self.kl.items()}
-        tasks = {f"{task}/{key}": value for task, of_task in self.tasks.items() for key, value in of_task.items()}
+        tasks = {f"{task}/{key}": value for task, values in self.tasks.items() for key, value in values.items()}
         return {**sizes, **scores, **tasks}
 
 

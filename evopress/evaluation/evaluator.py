@@ -158,7 +158,7 @@ class Evaluator:
         return self._teacher_cache.get(tokens, compute)
 
     def _final_states(self, runs: Sequence[Run], parts: Sequence[Tensor]) -> list[Float[Tensor, "batch time hidden"]]:
-        """Normed final hidden states of each run; all runs go through a block before any goes through the next."""
+        """Normed final hidden states of each run. All runs go through a block before any goes through the next one."""
         if not runs:
             return []
         choices = [self.compressible.choices(run.profile) for run in runs]

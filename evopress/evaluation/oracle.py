@@ -1,4 +1,4 @@
-"""Answers the questions of a search with a loaded model: the fitness of profiles, and what else searches ask for."""
+"""Answers the questions of a search with a loaded model: the fitness of profiles, and tables of measurements."""
 
 from random import Random
 
@@ -16,10 +16,10 @@ from evopress.search.driver import minibatch_rng
 
 
 class Oracle:
-    """Answers the questions of a search; the minibatch depends on the seed and the question's number only.
+    """Answers the questions of a search. The minibatch depends only on the seed and the number of the question.
 
-    The cost of an answer is in full-forward token equivalents: a window that ran through a third of the blocks counts
-    a third of its tokens.
+    Each answer comes with its cost in token equivalents: a window that runs through a third of the blocks costs a third
+    of its tokens.
     """
 
     def __init__(self, context: EvaluationContext, seed: int):
@@ -33,13 +33,13 @@ class Oracle:
         tokens = minibatch(pool, question.num_tokens, rng, excerpt=question.excerpt, bos=self.context.splits.bos)
         if not self.has_warned:
             self.has_warned = warn_if_small(tokens, question.num_tokens)
-        evaluator = self.context.evaluator
         if isinstance(question, Table):
             if question.kind == "switch_effects":
                 return self._switch_effects(question, tokens, rng)
             return distributed.from_first(lambda: self._table(question, tokens))
+        evaluator = self.context.evaluator
         answer = evaluator.evaluate(question.profiles, tokens, question.fitness)
-        passes = evaluator.passes(question.profiles) + 1  # the dense model runs on the minibatch as well
+        passes = evaluator.passes(question.profiles) + 1  # and one of the dense model
         return answer, passes * tokens.numel()
 
     def _table(self, question: Table, tokens: Tensor) -> tuple[Answer, float]:

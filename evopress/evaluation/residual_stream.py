@@ -39,17 +39,17 @@ def stream_changes(
 
     `measure` is a key of `STREAM_MEASURES`.
     """
-    compare, value_beyond_the_end = STREAM_MEASURES[measure]
+    change, value_beyond_the_end = STREAM_MEASURES[measure]
     sums = torch.zeros(len(space), len(spans), dtype=torch.float64)
     for window in tokens.split(1):
         states = list(_states(lm, space, window.to(lm.device)))
         for unit in range(len(space)):
             for column, span in enumerate(spans):
                 end = unit + int(span)
-                is_inside = end < len(states)
-                sums[unit, column] += (
-                    float(compare(states[unit], states[end]).mean()) if is_inside else value_beyond_the_end
-                )
+                if end < len(states):
+                    sums[unit, column] += float(change(states[unit], states[end]).mean())
+                else:
+                    sums[unit, column] += value_beyond_the_end
     return (sums / len(tokens)).tolist()
 
 

@@ -5,20 +5,20 @@ from collections.abc import Mapping, Sequence
 from evopress.evaluation.candidates import Candidate
 
 HEADLINE_METRICS = ("acc_norm", "acc", "exact_match")
-"""The metrics of a task that the table may show, the best one first."""
+"""The table shows the first of these metrics that a task has."""
 
 
 def as_table(candidates: Mapping[str, Candidate]) -> str:
     """A row per candidate. With two data sets and one task, a line has at most 100 characters."""
-    sets = list(next(iter(candidates.values())).perplexity)
+    data_sets = list(next(iter(candidates.values())).perplexity)
     tasks = sorted({name for candidate in candidates.values() for name in candidate.tasks})
-    header = ["", "MB", "bits/weight", *(f"{kind} {name}" for name in sets for kind in ("ppl", "KL")), *tasks]
+    header = ["", "MB", "bits/weight", *(f"{kind} {name}" for name in data_sets for kind in ("ppl", "KL")), *tasks]
     rows = [
         [
             name,
             f"{candidate.size_bytes / 1e6:.1f}",
             f"{candidate.bits_per_weight_with_scales:.2f}",
-            *(cell for key in sets for cell in (f"{candidate.perplexity[key]:.4g}", f"{candidate.kl[key]:.4f}")),
+            *(cell for key in data_sets for cell in (f"{candidate.perplexity[key]:.4g}", f"{candidate.kl[key]:.4f}")),
             *(f"{_headline(candidate.tasks.get(task, {})):.3f}" for task in tasks),
         ]
         for name, candidate in candidates.items()

@@ -1,9 +1,8 @@
 """Search many budgets on one database, from the largest model to the smallest.
 
-Each target is a run directory of its own below that of the job. A guided search starts from the best profiles of the
-next larger budget, so it can be short. The folder of the job gets `front.csv`, `front.png` with the searched, the
-uniform and the additive curve, `comparison.html`, and `archive.csv` with every profile that any of the searches
-evaluated.
+Each target gets a run directory inside that of the job. A guided search starts from the best profiles of the next
+larger budget, so it can be short. The folder of the job also gets `front.csv`, `front.png` with the searched, the
+uniform and the additive curve, `comparison.html`, and `archive.csv` with every profile that a search evaluated.
 """
 
 import csv
@@ -33,13 +32,13 @@ from evopress.targets import jobs_by_target
 log = logging.getLogger(__name__)
 
 NUM_RUNNERS_UP = 1
-"""Profiles of the last comparison of a search, besides the best one, that the search of the next budget also tries."""
+"""How many profiles, next to its result, a search passes on from its last comparison to the next search."""
 
 
 def trace_front(
     job: Job, context: EvaluationContext, search_target: Callable[[Job, EvaluationContext], Profile]
 ) -> None:
-    """Call `search_target` with the job of each target, from the largest model to the smallest, and write the front."""
+    """Call `search_target` with the job of each target, the largest model first, and write the front at the end."""
     searched: list[tuple[Job, Profile]] = []
     for target_job in jobs_by_target(job, context.space, lambda: _best_profiles(*searched[-1]) if searched else []):
         if distributed.is_first():

@@ -28,7 +28,7 @@ def memory_of_every_stage(run: PlannedRun) -> tuple[MemoryItem, ...]:
 
 
 def memory_of_database(run: PlannedRun) -> tuple[MemoryItem, ...]:
-    """What compressors with a Hessian hold besides."""
+    """What a compressor with Hessians needs in addition."""
     shapes = group_shapes(run.model)
     num_levels = max(len(unit.levels) for unit in run.space.units)
     hessians = 8 * sum(cols**2 for _, cols in shapes)  # those of the tokens at hand, and their running mean
@@ -45,7 +45,7 @@ def memory_of_database(run: PlannedRun) -> tuple[MemoryItem, ...]:
 
 
 def memory_of_evaluator(run: PlannedRun, levels: frozenset[tuple[int, int]]) -> tuple[MemoryItem, ...]:
-    """What the evaluator holds besides, if it decodes `levels`, given as unit and level index."""
+    """What the evaluator needs in addition, if it decodes `levels`, given as pairs of unit and level index."""
     settings = run.job.evaluator
     units = [run.space.units[index] for index, _ in levels]
     decoded_weights = sum(unit.num_weights for unit in units if unit.layers)

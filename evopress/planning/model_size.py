@@ -5,7 +5,7 @@ from evopress.models.structure import ModelStructure
 
 
 def group_shapes(model: ModelStructure) -> list[tuple[int, int]]:
-    """Rows and columns of each group of layers in a block, the rows of all its layers added up."""
+    """Rows and columns of each group of layers in a block. Its rows are those of all its layers together."""
     return [
         (
             sum(model.linear(0, local).weight.shape[0] for local in group),

@@ -1,4 +1,4 @@
-"""The estimate of a run as text: a table, and one line for each thing that this machine has too little of."""
+"""The estimate of a run as text: tables, and a line of advice for each resource that this machine lacks."""
 
 import torch
 
@@ -55,7 +55,7 @@ def _memory_table(estimate: ResourceEstimate) -> list[str]:
 
 
 def advice(estimate: ResourceEstimate, *, free_memory: int, free_disk: int) -> list[str]:
-    """One line for each thing that does not fit, with the settings to change. `free_memory` is that of one process."""
+    """A line for each resource that is too small, with the settings to change. `free_memory` is that of one process."""
     lines = []
     if estimate.database_bytes + estimate.states_bytes > free_disk:
         lines.append(

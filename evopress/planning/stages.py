@@ -8,7 +8,7 @@ With P weights in the blocks and the head, and rows × cols weights in each grou
                     2 rows cols² for the errors of the levels
     search          a dry run of the search for every target; profiles with a common prefix share its blocks
     evaluate        the dense, the uniform and the searched model on every test set
-    memory          the weights, and what each stage holds besides them (`memory.py`)
+    memory          the weights, and what each stage needs in addition (`memory.py`)
 """
 
 from evopress.job import Job

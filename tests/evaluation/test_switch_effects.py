@@ -80,6 +80,15 @@ def outputs_shifted(lm: LanguageModel, name: str, shift: Callable[[Tensor, Tenso
         handle.remove()
 
 
+def derivative(model: torch.nn.Module, dense: Tensor, layers: set[str], current: Tensor, other: Tensor) -> float:
+    """Of the mean KL from the `dense` logits, when the weight of `layers` moves from `current` towards `other`."""
+    step = torch.zeros((), requires_grad=True)
+    changed = {f"{layer}.weight": current + step * (other - current) for layer in layers}
+    logits = functional_call(model, changed, kwargs={"input_ids": TOKENS, "use_cache": False}).logits
+    (slope,) = torch.autograd.grad(mean_kl(dense, logits), step)
+    return float(slope)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_first_order_is_the_derivative_along_the_switch(family):
     lm = tiny(family)
@@ -91,12 +100,9 @@ def test_first_order_is_the_derivative_along_the_switch(family):
         unit, level = space.units[index], (profile[index] + 1) % 3
         (layer,), block = unit.layers, unit.blocks[0]
         current, other = (weights.get(block, layer, at) for at in (profile[index], level))
-        step = torch.zeros((), requires_grad=True)
         with applied(lm, space, weights, profile) as model:
-            changed = {f"{layer}.weight": current + step * (other - current)}
-            logits = functional_call(model, changed, kwargs={"input_ids": TOKENS, "use_cache": False}).logits
-            (slope,) = torch.autograd.grad(mean_kl(dense, logits), step)
-        assert float(first[row(space, index, level)]) == pytest.approx(float(slope), rel=2e-3, abs=1e-6)
+            slope = derivative(model, dense, {layer}, current, other)
+        assert float(first[row(space, index, level)]) == pytest.approx(slope, rel=2e-3, abs=1e-6)
         assert float(first[row(space, index, profile[index])]) == 0
 
 
@@ -117,12 +123,9 @@ def test_with_drops_first_order_is_the_derivative_for_kept_layers_and_zero_for_t
             continue
         (layer,), block, level = space.units[index].layers, space.units[index].blocks[0], (profile[index] + 1) % 3
         current, other = (weights.get(block, layer, at) for at in (profile[index], level))
-        step = torch.zeros((), requires_grad=True)
         with applied(lm, space, weights, profile) as model:
-            changed = {f"{layer}.weight": current + step * (other - current)}
-            logits = functional_call(model, changed, kwargs={"input_ids": TOKENS, "use_cache": False}).logits
-            (slope,) = torch.autograd.grad(mean_kl(dense, logits), step)
-        assert float(measured.first[row(space, index, level)]) == pytest.approx(float(slope), rel=2e-3, abs=1e-6)
+            slope = derivative(model, dense, {layer}, current, other)
+        assert float(measured.first[row(space, index, level)]) == pytest.approx(slope, rel=2e-3, abs=1e-6)
 
 
 class RoundsEmbeddingAndHead(RTN):
@@ -131,7 +134,7 @@ class RoundsEmbeddingAndHead(RTN):
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "opt"])
 def test_first_order_of_embeddings_and_head_is_the_derivative_along_the_switch(family):
-    """gemma2 and opt have a head tied to the embeddings; gemma2 scales embeddings and caps logits."""
+    """gemma2 and opt tie the head to the embeddings; gemma2 scales the embeddings and caps the logits."""
     lm = tiny(family)
     space, weights = layer_space(lm, RoundsEmbeddingAndHead(bits=[2, 3, 4], group_size=32), SpaceSettings()), Noisy(lm)
     profile = some_profile(space)
@@ -142,13 +145,10 @@ def test_first_order_of_embeddings_and_head_is_the_derivative_along_the_switch(f
     for index in outside:
         (layer,), level = space.units[index].layers, (profile[index] + 1) % 3
         current, other = (weights.get(OUTSIDE, layer, at) for at in (profile[index], level))
-        step = torch.zeros((), requires_grad=True)
         with applied(lm, space, weights, profile) as model:
             places = {layer} if len(outside) == 2 else {layer, lm.family.head}
-            changed = {f"{place}.weight": current + step * (other - current) for place in places}
-            logits = functional_call(model, changed, kwargs={"input_ids": TOKENS, "use_cache": False}).logits
-            (slope,) = torch.autograd.grad(mean_kl(dense, logits), step)
-        assert float(first[row(space, index, level)]) == pytest.approx(float(slope), rel=2e-3, abs=1e-6)
+            slope = derivative(model, dense, places, current, other)
+        assert float(first[row(space, index, level)]) == pytest.approx(slope, rel=2e-3, abs=1e-6)
         assert float(first[row(space, index, profile[index])]) == 0
 
 
