@@ -14,10 +14,10 @@ from evopress.space.units import Unit
 
 @config_class
 class Drop:
-    """What may be dropped. It has no levels to store, so it needs no database and no calibration text.
+    """What may be dropped. There are no levels to store, so neither a database nor a calibration text is needed.
 
-    `granularity`: attentions and MLPs one by one (as many of the one as of the other go), whole blocks, or pairs of
-    consecutive blocks. `keep_attention` and `keep_mlp` list blocks whose attention or MLP must stay.
+    `granularity`: single attentions and MLPs (equally many of both are dropped), whole blocks, or pairs of consecutive
+    blocks. `keep_attention` and `keep_mlp` list blocks whose attention or MLP is never dropped.
     """
 
     metric: ClassVar[Metric] = "drop"

@@ -69,8 +69,7 @@ class BlockGrid:
 
     def encode(self, weight: Tensor) -> Tensor:
         """Nearest code of every weight, as float32; a scale of 0 gives code 0."""
-        inverse = torch.where(self.scale == 0, 0.0, 1 / self.scale)
-        return ((weight - self.offset) * inverse).round_().clamp_(self.low, self.high)
+        return (weight - self.offset).mul_(self._inverse_scale).round_().clamp_(self.low, self.high)
 
     def decode(self, codes: Tensor) -> Tensor:
         return (codes * self.scale).add_(self.offset)
@@ -80,7 +79,12 @@ class BlockGrid:
 
         Both arguments are overwritten; `steps` becomes the codes.
         """
-        weight.sub_(self.decode(steps.copy_(self.encode(weight))))
+        torch.sub(weight, self.offset, out=steps).mul_(self._inverse_scale).round_().clamp_(self.low, self.high)
+        weight.sub_(self.decode(steps))
+
+    @cached_property
+    def _inverse_scale(self) -> Tensor:
+        return torch.where(self.scale == 0, 0.0, 1 / self.scale)
 
 
 def fit_blocks(weight: Tensor, types: Sequence[BlockType]) -> BlockGrid:
