@@ -71,5 +71,5 @@ class Generations:
             free = caps_on_random_units(space, caps, parent, share=share, rng=rng)
             return spend_slack(space, caps, best_by_scores(space, free, parent, scores=noisy), scores=noisy)
 
-        path = path_from_table(space, caps, tables, self.scoring) if tables[-1].profile == parent else []
+        path = path_from_table(space, caps, tables, scoring=self.scoring) if tables[-1].profile == parent else []
         return [*path, *distinct_profiles(mutant, self.offspring - len(path), exclude={parent, *path})]

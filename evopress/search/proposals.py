@@ -46,7 +46,7 @@ def spend_slack(space: Space, caps: Sequence[Cap], profile: Profile, *, scores: 
     return profile
 
 
-def path_from_table(space: Space, caps: Caps, tables: Sequence[Effects], scoring: Scoring) -> list[Profile]:
+def path_from_table(space: Space, caps: Caps, tables: Sequence[Effects], *, scoring: Scoring) -> list[Profile]:
     """Distinct proposals of the last table, one for each damping, from bold to cautious; without its own profile.
 
     If there are both levels and drops, each damping gives two: with its drops, and with the drops left as they are.

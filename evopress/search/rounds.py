@@ -75,5 +75,5 @@ class Rounds:
         def holds(candidate: Profile) -> bool:
             return all(cap.slack(space, candidate) >= 0 for cap in caps)
 
-        path = path_from_table(space, caps, tables, self.scoring)
+        path = path_from_table(space, caps, tables, scoring=self.scoring)
         return list(dict.fromkeys([*filter(holds, [profile]), *path, *filter(holds, lowered)]))

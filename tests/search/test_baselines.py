@@ -41,12 +41,12 @@ def test_knapsack_equals_enumeration(sizes, errors, target):
     def total(profile):
         return sum(table[i][level] for i, level in enumerate(profile))
 
-    found = solve_knapsack(space, caps, table)
-    assert caps[0].slack(space, found) >= 0
-    assert total(found) == pytest.approx(min(map(total, feasible)))
+    best = solve_knapsack(space, caps, table)
+    assert caps[0].slack(space, best) >= 0
+    assert total(best) == pytest.approx(min(map(total, feasible)))
 
 
-def test_knapsack_with_coarse_costs_still_holds_the_budget():
+def test_knapsack_with_coarse_costs_holds_the_budget():
     space = bit_space([10007, 20011, 30013, 99991])
     caps = BITS3.caps(space)
     assert caps[0].slack(space, solve_knapsack(space, caps, [[0.0, 1.0, 2.0]] * 4)) >= 0
@@ -63,7 +63,7 @@ def test_single_switches_change_one_unit_and_give_the_error_table():
 
 
 @pytest.mark.parametrize("errors", ["layer", "measured"])
-def test_additive_search_is_exact_where_errors_do_add_up(errors):
+def test_additive_search_is_exact_if_errors_add_up(errors):
     space = bit_space([8] * 6)
     weights = [1.0, 6.0, 2.0, 5.0, 3.0, 4.0]
     best, _ = play(
@@ -78,10 +78,10 @@ def test_additive_search_is_exact_where_errors_do_add_up(errors):
     )
 
 
-def test_greedy_ends_on_the_budget_and_spares_what_matters():
+def test_greedy_ends_on_the_budget_and_drops_the_least_important_units():
     space, weights = drop_space(8), [float(i % 5 + i / 100) for i in range(16)]
-    best, asked = play(Greedy(tokens=8), space, DROP25, linear_fitness(weights))
-    assert len(asked) == 4
+    best, questions = play(Greedy(tokens=8), space, DROP25, linear_fitness(weights))
+    assert len(questions) == 4
     for members in space.trade_groups.values():
         dropped = [i for i in members if best[i]]
         assert dropped == sorted(sorted(members, key=lambda i: weights[i])[:2])
@@ -89,13 +89,13 @@ def test_greedy_ends_on_the_budget_and_spares_what_matters():
 
 def test_greedy_in_larger_steps_never_goes_below_the_budget():
     space = bit_space([8] * 9)
-    best, asked = play(Greedy(tokens=8, per_step=4), space, BITS3, linear_fitness([1.0] * 9))
+    best, questions = play(Greedy(tokens=8, per_step=4), space, BITS3, linear_fitness([1.0] * 9))
     assert BITS3.caps(space)[0].slack(space, best) == 0
-    assert len(asked) == 3
+    assert len(questions) == 3
 
 
 @given(st.lists(st.sampled_from([8, 16, 24, 40]), min_size=2, max_size=9), st.sampled_from([2.3, 3.0, 3.6]))
-def test_greedy_spends_what_its_last_step_saved_too_much(sizes, target):
+def test_greedy_spends_the_slack_of_its_last_step(sizes, target):
     space, budget = bit_space(sizes), Budget(metric="bits", target=target)
     best, _ = play(Greedy(tokens=8, per_step=9), space, budget, linear_fitness([1.0 + i for i in range(len(sizes))]))
     slack = budget.caps(space)[0].slack(space, best)
@@ -106,16 +106,16 @@ def test_greedy_spends_what_its_last_step_saved_too_much(sizes, target):
 def test_scores_by_removal_drop_the_blocks_that_matter_least(score):
     space = drop_space(8)
     weights = [float(10 - i // 2) for i in range(16)]
-    best, asked = play(Scores(score=score, tokens=8), space, DROP25, linear_fitness(weights))
+    best, questions = play(Scores(score=score, tokens=8), space, DROP25, linear_fitness(weights))
     assert best == (0,) * 12 + (1,) * 4
-    assert asked[0].fitness == score
-    assert len(asked[0].profiles) == 8
+    assert questions[0].fitness == score
+    assert len(questions[0].profiles) == 8
 
 
 def test_shortgpt_drops_the_blocks_with_the_highest_similarity():
     space = drop_space(4)
     similarity = [0.9, 0.2, 0.99, 0.1]
-    best, asked = play(
+    best, questions = play(
         Scores(score="cosine", tokens=8),
         space,
         Budget(metric="drop", target=0.5),
@@ -123,11 +123,11 @@ def test_shortgpt_drops_the_blocks_with_the_highest_similarity():
         table=lambda question: [[similarity[i // 2]] for i in range(8)],
     )
     assert best == (1, 1, 0, 0, 1, 1, 0, 0)
-    assert asked == [Table("cosine", 8, (2.0,))]
+    assert questions == [Table("cosine", 8, (2.0,))]
 
 
 def test_window_drops_consecutive_blocks():
-    best, asked = play(
+    best, questions = play(
         Scores(score="window", tokens=8),
         drop_space(4),
         Budget(metric="drop", target=0.5),
@@ -135,7 +135,7 @@ def test_window_drops_consecutive_blocks():
         table=lambda question: [[0.1], [0.0], [0.8], [0.0], [0.3], [0.0], [0.0], [0.0]],
     )
     assert best == (0, 0, 1, 1, 1, 1, 0, 0)
-    assert asked == [Table("cosine", 8, (4.0,))]
+    assert questions == [Table("cosine", 8, (4.0,))]
 
 
 def keeping(space: Space, *indices: int) -> Space:
@@ -144,7 +144,7 @@ def keeping(space: Space, *indices: int) -> Space:
     return Space(tuple(units))
 
 
-def test_a_window_has_no_block_that_must_stay():
+def test_a_window_contains_no_block_that_must_stay():
     half, similar = Budget(metric="drop", target=0.5), [[0.9], [0.0], [0.8], [0.0], [0.3], [0.0], [0.0], [0.0]]
     windows = Scores(score="window", tokens=8)
     best, _ = play(windows, keeping(drop_space(4), 1), half, sum, table=lambda question: similar)
@@ -155,8 +155,8 @@ def test_a_window_has_no_block_that_must_stay():
 
 def test_a_window_of_no_blocks_drops_nothing():
     nothing = Budget(metric="drop", target=0.01)
-    best, asked = play(Scores(score="window", tokens=8), drop_space(4), nothing, sum)
-    assert (best, asked) == ((0,) * 8, [])
+    best, questions = play(Scores(score="window", tokens=8), drop_space(4), nothing, sum)
+    assert (best, questions) == ((0,) * 8, [])
 
 
 def test_scores_refuse_layers():
@@ -167,16 +167,16 @@ def test_scores_refuse_layers():
 def test_brute_force_is_the_minimum_and_refuses_too_many():
     space, budget = drop_space(4), Budget(metric="drop", target=0.5)
     weights = [3.0, 1.0, 2.0, 9.0, 4.0, 8.0, 1.0, 7.0]
-    best, asked = play(BruteForce(tokens=8), space, budget, linear_fitness(weights))
-    assert len(asked[0].profiles) == 36
-    assert linear_fitness(weights)(best) == min(map(linear_fitness(weights), asked[0].profiles))
+    best, questions = play(BruteForce(tokens=8), space, budget, linear_fitness(weights))
+    assert len(questions[0].profiles) == 36
+    assert linear_fitness(weights)(best) == min(map(linear_fitness(weights), questions[0].profiles))
     with pytest.raises(ValueError, match=r"lower budget.target, or keep less"):
         play(BruteForce(tokens=8), keeping(space, 0, 2, 4), budget, linear_fitness(weights))
     with pytest.raises(ValueError, match="36 masks, more than search"):
         play(BruteForce(tokens=8, max_profiles=35), space, budget, linear_fitness(weights))
 
 
-def test_owl_gives_outlier_blocks_more_weights_around_the_target():
+def test_owl_keeps_more_weights_in_blocks_with_more_outliers():
     wanted = block_sparsities([0.1, 0.3, 0.2], target=0.5, spread=0.1)
     assert wanted == pytest.approx([0.6, 0.4, 0.5])
     assert block_sparsities([0.2, 0.2], target=0.5, spread=0.1) == [0.5, 0.5]
@@ -193,18 +193,18 @@ def test_owl_returns_the_fittest_of_its_settings():
     space = sparse_space(4)
     method = Owl(multiples=[3, 5], spreads=[0.05, 0.1, 0.2], tokens=8)
     fitness = linear_fitness([1.0, 1.0, 5.0, 5.0, 2.0, 2.0, 3.0, 3.0])
-    best, asked = play(
+    best, questions = play(
         method,
         space,
         HALF,
         fitness,
         table=lambda question: [[0.1, 0.2], [0.4, 0.1], [0.2, 0.2], [0.3, 0.4]],
     )
-    assert isinstance(asked[1], Batch)
-    assert fitness(best) == min(map(fitness, asked[1].profiles))
+    assert isinstance(questions[1], Batch)
+    assert fitness(best) == min(map(fitness, questions[1].profiles))
 
 
-def test_a_given_profile_is_read_in_every_form_and_checked(tmp_path):
+def test_a_fixed_profile_is_read_from_every_format_and_checked(tmp_path):
     space, profile = bit_space([8, 8, 8]), (0, 1, 2)
     for name, text in (("p.json", to_json(space, profile)), ("p.txt", to_text(space, profile))):
         (tmp_path / name).write_text(text)
@@ -219,9 +219,9 @@ def test_a_given_profile_is_read_in_every_form_and_checked(tmp_path):
 def test_random_search_returns_its_fittest():
     space = bit_space([8] * 6)
     fitness = linear_fitness([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
-    best, asked = play(RandomSearch(candidates=30, tokens=10), space, BITS3, fitness)
-    assert fitness(best) == min(fitness(profile) for profile in asked[0].profiles)
-    assert all(BITS3.holds(space, profile) for profile in asked[0].profiles)
+    best, questions = play(RandomSearch(candidates=30, tokens=10), space, BITS3, fitness)
+    assert fitness(best) == min(fitness(profile) for profile in questions[0].profiles)
+    assert all(BITS3.holds(space, profile) for profile in questions[0].profiles)
 
 
 def test_uniform_search_asks_no_questions():

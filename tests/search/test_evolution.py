@@ -19,11 +19,11 @@ def test_it_finds_the_best_profile_of_a_linear_fitness():
 def test_it_follows_the_stages_and_the_parent_joins_only_the_last():
     space = bit_space([8] * 8)
     stages = [Stage(survivors=1, tokens=10), Stage(survivors=1, tokens=20), Stage(survivors=1, tokens=40)]
-    _, asked = play(evolution(generations=1, stages=stages), space, BITS3, lambda profile: 0.0)
+    _, questions = play(evolution(generations=1, stages=stages), space, BITS3, lambda profile: 0.0)
     parent = space.uniform(1)
-    assert [batch.num_tokens for batch in asked] == [10, 20, 40]
-    assert [len(batch.profiles) for batch in asked] == [8, 1, 2]
-    assert [parent in batch.profiles for batch in asked] == [False, False, True]
+    assert [batch.num_tokens for batch in questions] == [10, 20, 40]
+    assert [len(batch.profiles) for batch in questions] == [8, 1, 2]
+    assert [parent in batch.profiles for batch in questions] == [False, False, True]
 
 
 def test_a_parent_survives_worse_offspring():
@@ -51,8 +51,8 @@ def test_maximize_finds_the_worst_profile():
 def test_a_population_keeps_as_many_parents():
     space, budget = drop_space(8), Budget(metric="drop", target=0.5)
     method = evolution(population=3, stages=[Stage(survivors=4, tokens=10), Stage(survivors=3, tokens=20)])
-    _, asked = play(method, space, budget, lambda profile: float(sum(i * x for i, x in enumerate(profile))))
-    last = [batch for batch in asked if batch.num_tokens == 20 and "stage" in batch.label]
+    _, questions = play(method, space, budget, lambda profile: float(sum(i * x for i, x in enumerate(profile))))
+    last = [batch for batch in questions if batch.num_tokens == 20 and "stage" in batch.label]
     assert {len(batch.profiles) for batch in last} == {3 + 4}
 
 

@@ -45,9 +45,9 @@ def flat_table(space: Space, weights: list[float], second: float = 0.1):
 def test_every_candidate_holds_the_budget_and_spends_it(sizes, bits, target, seed):
     space, budget, rng = bit_space(sizes, bits), Budget(metric="bits", target=target), Random(seed)
     weights = [rng.random() for _ in sizes]
-    best, asked = play(guided(), space, budget, linear_fitness(weights), seed, flat_table(space, weights))
+    best, questions = play(guided(), space, budget, linear_fitness(weights), seed, flat_table(space, weights))
     start = evenly_spaced_profile(space, budget)
-    first, *later = [batch.profiles for batch in asked if isinstance(batch, Batch)]
+    first, *later = [batch.profiles for batch in questions if isinstance(batch, Batch)]
     for profile in {best, *(p for profiles in later for p in profiles)} - {start}:
         assert budget.holds(space, profile)
         assert spends_budget(space, budget, profile)
@@ -76,9 +76,11 @@ def test_budgets_are_met_exactly(space, budget, cost):
 
 def test_sensitive_units_go_up_and_insensitive_ones_go_down():
     space, weights = bit_space([8] * 8), [9.0, 8.0, 7.0, 6.0, 0.4, 0.3, 0.2, 0.1]
-    best, asked = play(guided(generations=0), space, BITS3, linear_fitness(weights), table=flat_table(space, weights))
+    best, questions = play(
+        guided(generations=0), space, BITS3, linear_fitness(weights), table=flat_table(space, weights)
+    )
     assert best == (0, 0, 0, 0, 2, 2, 2, 2)
-    assert [type(question) for question in asked] == [Table, Batch, Table, Batch]
+    assert [type(question) for question in questions] == [Table, Batch, Table, Batch]
 
 
 def test_the_true_fitness_decides_and_not_the_table():
@@ -93,21 +95,21 @@ def test_the_true_fitness_decides_and_not_the_table():
 
 
 def test_rounds_ignore_first_order_gains_of_switches_down():
-    """Every unit claims to gain by going down; only the ups' claims and the curvature may count."""
+    """The table predicts that every unit gains by going down. Only switches up and the curvature may count."""
     space = bit_space([8] * 4)
     first, second = {0: -1.0, 1: 0.0, 2: -100.0}, {0: 0.1, 1: 0.0, 2: 0.3}
 
     def table(question):
         return [[first[level], second[level] * (1 + unit)] for unit in range(4) for level in range(3)]
 
-    _, asked = play(guided(rounds=1, generations=0, dampings=[1.0]), space, BITS3, lambda p: 0.0, table=table)
-    assert asked[1].profiles == ((1, 1, 1, 1), (2, 2, 0, 0)) or asked[1].profiles[1] == (2, 0, 0, 2)
-    assert asked[1].profiles[1].count(2) == 2
+    _, questions = play(guided(rounds=1, generations=0, dampings=[1.0]), space, BITS3, lambda p: 0.0, table=table)
+    assert questions[1].profiles == ((1, 1, 1, 1), (2, 2, 0, 0)) or questions[1].profiles[1] == (2, 0, 0, 2)
+    assert questions[1].profiles[1].count(2) == 2
 
 
 @pytest.mark.parametrize(("down_slope", "moved"), [(0.0, False), (1.0, True)])
 def test_generations_weight_first_order_gains_of_switches_down(down_slope, moved):
-    """Units 0 and 1 gain by going down, to first order; what that saves is worth little to units 2 and 3."""
+    """To first order, units 0 and 1 gain by going down. Units 2 and 3 gain little from the cost that this saves."""
     space = bit_space([8] * 4)
 
     def table(question):
@@ -119,8 +121,8 @@ def test_generations_weight_first_order_gains_of_switches_down(down_slope, moved
         ]
 
     method = guided(rounds=0, generations=1, dampings=[1.0], down_slope=down_slope, offspring=1)
-    _, asked = play(method, space, BITS3, lambda p: 0.0, table=table)
-    batches = [question for question in asked if isinstance(question, Batch)]
+    _, questions = play(method, space, BITS3, lambda p: 0.0, table=table)
+    batches = [question for question in questions if isinstance(question, Batch)]
     tried = batches[0].profiles[0] if batches else (1, 1, 1, 1)
     assert (tried == (2, 2, 0, 0)) == moved
 
@@ -130,22 +132,22 @@ def test_generations_follow_the_stages_with_a_table_every_few():
     method = guided(
         rounds=0, generations=3, generations_per_table=2, down_slope=0.0, free_share=0.3, excerpt=8, stage_excerpt=16
     )
-    _, asked = play(method, space, BITS3, linear_fitness(weights), table=flat_table(space, weights))
-    assert [q.num_tokens for q in asked] == [32, 32, 64, 32, 64, 32, 32, 64]
-    assert [isinstance(q, Table) for q in asked] == [True, False, False, False, False, True, False, False]
-    assert method.num_questions(space, BITS3) == len(asked)
+    _, questions = play(method, space, BITS3, linear_fitness(weights), table=flat_table(space, weights))
+    assert [q.num_tokens for q in questions] == [32, 32, 64, 32, 64, 32, 32, 64]
+    assert [isinstance(q, Table) for q in questions] == [True, False, False, False, False, True, False, False]
+    assert method.num_questions(space, BITS3) == len(questions)
     parent = evenly_spaced_profile(space, BITS3)
-    assert parent not in asked[1].profiles and asked[2].profiles[0] == parent
-    assert len(set(asked[1].profiles)) == len(asked[1].profiles)
-    assert all(question.excerpt == (8 if isinstance(question, Table) else 16) for question in asked)
+    assert parent not in questions[1].profiles and questions[2].profiles[0] == parent
+    assert len(set(questions[1].profiles)) == len(questions[1].profiles)
+    assert all(question.excerpt == (8 if isinstance(question, Table) else 16) for question in questions)
 
 
 def test_the_search_ends_if_the_budget_leaves_no_other_profile():
     space = bit_space([8] * 4)
     lowest = Budget(metric="bits", target=2)
-    best, asked = play(guided(), space, lowest, lambda p: 0.0, table=flat_table(space, [1.0] * 4))
+    best, questions = play(guided(), space, lowest, lambda p: 0.0, table=flat_table(space, [1.0] * 4))
     assert best == (2, 2, 2, 2)
-    assert all(batch.profiles == ((2, 2, 2, 2),) for batch in asked if isinstance(batch, Batch))
+    assert all(batch.profiles == ((2, 2, 2, 2),) for batch in questions if isinstance(batch, Batch))
 
 
 @given(st.lists(st.sampled_from([8, 16]), min_size=4, max_size=10), st.integers(0, 99))
@@ -191,18 +193,20 @@ def test_unusable_start_profiles_are_refused(changes, message):
 def test_others_join_the_last_comparison_of_the_rounds():
     space, weights = bit_space([8] * 8), [9.0, 8.0, 7.0, 6.0, 0.4, 0.3, 0.2, 0.1]
     one, other = (2, 2, 1, 2, 1, 0, 0, 0), (2, 1, 2, 1, 0, 2, 0, 0)
-    method = guided(rounds=2, generations=0, others=[other]).warm_started([(0,) * 8, one], 1.0)  # the user's own stay
+    method = guided(rounds=2, generations=0, others=[other]).warm_started(
+        [(0,) * 8, one], 1.0
+    )  # configured ones remain
     _, questions = play(method, space, BITS3, linear_fitness(weights), table=flat_table(space, weights))
     first, last = (question.profiles for question in questions if isinstance(question, Batch))
     assert not {one, other} & set(first)
     assert {one, other} < set(last)
-    assert (0,) * 8 not in last  # it is brought to the budget
+    assert (0,) * 8 not in last  # it is fitted to the budget first
 
 
 @pytest.mark.parametrize(
-    ("own", "fronts"), [(9, [2, 3, 4, 4, 5, 5]), (6, [1, 2, 2, 3, 3, 3]), (1, [1] * 6), (0, [0] * 6)]
+    ("configured", "by_position"), [(9, [2, 3, 4, 4, 5, 5]), (6, [1, 2, 2, 3, 3, 3]), (1, [1] * 6), (0, [0] * 6)]
 )
-def test_smaller_budgets_get_more_refinements_and_generations(own, fronts):
-    method = guided(generations=own, refinements=own, refinement=REFINEMENT)
+def test_smaller_budgets_get_more_refinements_and_generations(configured, by_position):
+    method = guided(generations=configured, refinements=configured, refinement=REFINEMENT)
     parts = [method.warm_started([], number / 6) for number in range(1, 7)]
-    assert [part.generations for part in parts] == [part.refinements for part in parts] == fronts
+    assert [part.generations for part in parts] == [part.refinements for part in parts] == by_position

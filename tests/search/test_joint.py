@@ -122,10 +122,10 @@ def test_knapsack_equals_enumeration_of_levels_and_drops(errors, drops, target):
     def total(profile):
         return sum(table[i][level] for i, level in enumerate(profile) if not space.is_inside_dropped(i, profile))
 
-    found = solve_knapsack(space, caps, table)
-    assert cap.slack(space, found) >= 0 and found == space.normalized(found)
+    best = solve_knapsack(space, caps, table)
+    assert cap.slack(space, best) >= 0 and best == space.normalized(best)
     feasible = [profile for profile in all_profiles(space) if cap.slack(space, profile) >= 0]
-    assert total(found) == pytest.approx(min(map(total, feasible)))
+    assert total(best) == pytest.approx(min(map(total, feasible)))
 
 
 def test_knapsack_keeps_undroppable_units_and_units_outside_the_cap():
@@ -134,18 +134,18 @@ def test_knapsack_keeps_undroppable_units_and_units_outside_the_cap():
     )
     errors = [[0.0, 0.0] if unit.layers else [0.0, -1.0][: len(unit.levels)] for unit in space.units]
     (cap,) = Budget(metric="bits", target=2).caps(space)
-    found = solve_knapsack(space, (cap,), errors)
-    assert [found[i] for i in space.children] == [0] + [1] * (2 * NUM_BLOCKS - 1)
+    best = solve_knapsack(space, (cap,), errors)
+    assert [best[i] for i in space.children] == [0] + [1] * (2 * NUM_BLOCKS - 1)
     layers = tuple(space.tradable_units(space.uniform(0), cap.members))
     assert solve_knapsack(space, (Cap(layers, cap.max_cost),), errors) == space.uniform(1)
 
 
 def test_single_switches_of_a_joint_profile_are_all_models_one_switch_away():
     start = dropped(SMALL, SMALL.uniform(1), 3)
-    found = all_switched(SMALL, start)
-    assert len(found) == len(set(found)) == 2 + 3 * (1 + 2 * 2) - 1
-    assert all(profile == SMALL.normalized(profile) for profile in found)
-    table = error_table(SMALL, start, base=1.0, fitness=dict.fromkeys(found, 3.0))
+    profiles = all_switched(SMALL, start)
+    assert len(profiles) == len(set(profiles)) == 2 + 3 * (1 + 2 * 2) - 1
+    assert all(profile == SMALL.normalized(profile) for profile in profiles)
+    table = error_table(SMALL, start, base=1.0, fitness=dict.fromkeys(profiles, 3.0))
     assert table[0] == [0.0, 2.0] and table[3] == [2.0, 0.0] and table[4] == [0.0, 0.0, 0.0]
 
 
@@ -172,11 +172,11 @@ GUIDED = Guided(
 
 
 USELESS = {0, 4 * 7}
-"""Sub-blocks of LARGE that may go without loss."""
+"""Sub-blocks of LARGE that can be dropped without loss."""
 
 
 def loss(profile: Profile) -> float:
-    """Additive: what the levels of what is kept lose, and a constant for each drop."""
+    """Additive: the loss by the levels of the kept units, plus a constant for each drop."""
     lost = [
         LARGE.units[i].num_weights * (4 - LARGE.level(i, profile).value)
         for i in LARGE.tradable_units(profile, range(48))
@@ -185,7 +185,7 @@ def loss(profile: Profile) -> float:
 
 
 def table_of_levels(question: Table) -> list[list[float]]:
-    """What a table would say of `loss`: nothing of drops, and nothing inside what is dropped."""
+    """A table for `loss`: it says nothing about drops, nor about units inside dropped ones."""
     assert question.profile is not None and not any(question.profile[i] > 1 for i in LARGE.children)
     live = LARGE.tradable_units(question.profile, range(len(LARGE)))
     effects = [
@@ -210,12 +210,12 @@ def table_of_levels(question: Table) -> list[list[float]]:
 @pytest.mark.parametrize("target", [1.3, 2.5, 3.0])
 def test_every_search_of_levels_drops_useless_sub_blocks(method, target):
     budget = Budget(metric="bits", target=target)
-    best, asked = play(method, LARGE, budget, loss, table=table_of_levels)
+    best, questions = play(method, LARGE, budget, loss, table=table_of_levels)
     assert budget.holds(LARGE, best)
-    assert method.num_questions(LARGE, budget) in (None, len(asked))
-    # the first round ends half way between a uniform profile and the budget; single changes need not hold it
+    assert method.num_questions(LARGE, budget) in (None, len(questions))
+    # the first round stops half-way to the budget, and single changes may exceed it
     on_the_way = ("drops", "round 1/2", "switches")
-    batches = [q for q in asked if isinstance(q, Batch) and not any(part in q.label for part in on_the_way)]
+    batches = [q for q in questions if isinstance(q, Batch) and not any(part in q.label for part in on_the_way)]
     tried = [p for q in batches for p in q.profiles]
     assert isinstance(method, Additive | Greedy) or all(budget.holds(LARGE, profile) for profile in tried)
     if not isinstance(method, RandomSearch):
@@ -224,12 +224,12 @@ def test_every_search_of_levels_drops_useless_sub_blocks(method, target):
 
 def test_effects_of_drops_are_measured_at_the_current_profile():
     profile = dropped(LARGE, LARGE.uniform(1), 4)
-    asking = measure_drop_effects(LARGE, profile, 8)
-    batch = next(asking)
+    step = measure_drop_effects(LARGE, profile, 8)
+    batch = next(step)
     assert isinstance(batch, Batch) and batch.num_tokens == 8 and len(set(batch.profiles)) == 13
-    assert batch.fitness == "kl"  # whatever the run's own: tables of levels are in KL
+    assert batch.fitness == "kl"  # independent of the run's fitness, because tables of levels are in KL
     with pytest.raises(StopIteration) as stop:
-        asking.send([loss(each) for each in batch.profiles])
+        step.send([loss(other) for other in batch.profiles])
     rows = stop.value.value
     assert rows[0] == [0.0, -48.0] and rows[8] == [0.0, 452.0] and rows[4] == [-452.0, 0.0]
     assert [rows[i] for i in LARGE.children[4]] == [[inf, 0.0, inf]] * 3

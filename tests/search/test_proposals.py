@@ -31,9 +31,9 @@ def test_profiles_of_other_budgets_are_fitted_to_this_one_and_spend_it(sizes, ta
     space, budget, rng = bit_space(sizes, (4, 3, 2)), Budget(metric="bits", target=target), Random(seed)
     profile = tuple(rng.randrange(3) for _ in sizes)
     scores = [[rng.uniform(-1, 1) for _ in unit.levels] for unit in space.units]
-    found = fit_to_caps(space, budget.caps(space), profile, scores=scores)
-    assert budget.holds(space, found)
-    assert spends_budget(space, budget, found)
+    fitted = fit_to_caps(space, budget.caps(space), profile, scores=scores)
+    assert budget.holds(space, fitted)
+    assert spends_budget(space, budget, fitted)
 
 
 def test_units_are_lowered_where_the_fitness_loses_least():

@@ -1,4 +1,4 @@
-"""Rules of refinement: which switches are measured, what is made of them, and that nothing gets worse or dearer."""
+"""Rules of refinement: which switches are measured, how they are combined, and that the profile never gets worse."""
 
 import dataclasses
 from math import inf, nan
@@ -21,7 +21,7 @@ REFINEMENT = Refinement(table_tokens=24, share=1, tokens=16, line_tokens=48, exc
 
 
 def refining(times: int = 1, **changes) -> Guided:
-    """Refinements and nothing else."""
+    """A search of refinements alone."""
     return Guided(
         rounds=0,
         table_tokens=8,
@@ -40,14 +40,14 @@ def zeros(question: Question) -> list[list[float]]:
     return [[0.0, 0.0]] * 8 * 3
 
 
-def test_it_asks_for_a_table_then_for_single_switches_then_for_what_they_lead_to():
+def test_it_asks_for_a_table_then_for_single_switches_then_for_their_combinations():
     space, weights = bit_space([8] * 8), [9.0, 1.0, 5.0, 4.0, 0.4, 0.3, 7.0, 0.1]
     method = refining(times=2)
-    best, asked = play(method, space, BITS3, linear_fitness(weights), table=zeros)
-    assert [question.num_tokens for question in asked] == [24, 16, 48] * 2
-    assert all(question.excerpt == 8 for question in asked)
-    assert len(asked) == method.num_questions(space, BITS3)
-    table, singles, line, *_ = asked
+    best, questions = play(method, space, BITS3, linear_fitness(weights), table=zeros)
+    assert [question.num_tokens for question in questions] == [24, 16, 48] * 2
+    assert all(question.excerpt == 8 for question in questions)
+    assert len(questions) == method.num_questions(space, BITS3)
+    table, singles, line, *_ = questions
     assert table.profile == singles.profiles[0] == line.profiles[0] == (1,) * 8
     changed = [[i for i in range(8) if profile[i] != 1] for profile in singles.profiles[1:]]
     assert sorted(unit for (unit,) in changed) == sorted(2 * list(range(8)))
@@ -61,7 +61,7 @@ def test_it_asks_for_a_table_then_for_single_switches_then_for_what_they_lead_to
     st.randoms(use_true_random=False),
 )
 @settings(deadline=None, max_examples=25)
-def test_what_it_compares_holds_the_budget_and_it_returns_the_fittest(sizes, bits, target, rng):
+def test_the_line_search_holds_the_budget_and_returns_the_fittest(sizes, bits, target, rng):
     space, budget = bit_space(sizes, bits), Budget(metric="bits", target=target)
     noise: dict[Profile, float] = {}
 
@@ -71,14 +71,14 @@ def test_what_it_compares_holds_the_budget_and_it_returns_the_fittest(sizes, bit
     def table(question: Question) -> list[list[float]]:
         return [[rng.gauss(0, 1), rng.random()] for unit in space.units for _ in unit.levels]
 
-    best, asked = play(refining(share=0.5), space, budget, fitness, table=table)
-    if asked and isinstance(asked[-1], Batch):
-        assert all(budget.holds(space, profile) for profile in asked[-1].profiles)
-        assert fitness(best) == min(map(fitness, asked[-1].profiles))
-        assert asked[0].profile in asked[-1].profiles
+    best, questions = play(refining(share=0.5), space, budget, fitness, table=table)
+    if questions and isinstance(questions[-1], Batch):
+        assert all(budget.holds(space, profile) for profile in questions[-1].profiles)
+        assert fitness(best) == min(map(fitness, questions[-1].profiles))
+        assert questions[0].profile in questions[-1].profiles
 
 
-def test_of_each_direction_the_best_share_per_cost_is_measured():
+def test_the_best_share_per_cost_is_measured_in_both_directions():
     space, profile = bit_space([8, 8, 16, 16]), (1,) * 4
     first = [[-1.0, 0.0, -9.0], [-3.0, 0.0, -9.0], [-4.0, 0.0, -9.0], [-1.0, 0.0, -9.0]]  # of downs it does not count
     second = [[0.0, 0.0, down] for down in (4.0, 3.0, 5.0, 7.0)]
@@ -88,14 +88,14 @@ def test_of_each_direction_the_best_share_per_cost_is_measured():
     assert promising_switches(space, caps, estimates, share=0.5) == [(1, 0), (1, 2), (2, 0), (2, 2)]
 
 
-def test_what_is_measured_counts_by_its_number_and_the_fitted_table_once():
-    """Ups gain thrice what the table says; those measured otherwise are drawn towards that."""
+def test_an_estimate_is_the_mean_of_all_measurements_and_one_prediction():
+    """Switches up gain three times what the table says. Other measurements are averaged with that."""
     space, profile = bit_space([8] * 6), (1,) * 6
     second = [[-float(unit + 1), 0.0, 1.0] for unit in range(6)]
     effects = Effects(profile, [[0.0] * 3] * 6, second)
     exact = {(unit, 0): -3.0 * (unit + 1) for unit in range(5)}
-    known = [Measurement(profile, exact)]
-    estimates = estimate_changes(space, BITS3.caps(space), effects, measurements=known)
+    measurements = [Measurement(profile, exact)]
+    estimates = estimate_changes(space, BITS3.caps(space), effects, measurements=measurements)
     assert estimates.changes == pytest.approx({**exact, (5, 0): -18.0, **{(unit, 2): 1.0 for unit in range(6)}})
     assert estimates.measured == set(exact)
     assert estimates.noise == pytest.approx(0)
@@ -109,18 +109,18 @@ def test_what_is_measured_counts_by_its_number_and_the_fitted_table_once():
     assert of_odd.changes[0, 0] == pytest.approx((3 * -3.0 - slope) / 4)
 
 
-def test_a_switch_that_was_measured_to_harm_makes_room_for_the_next():
+def test_the_next_refinement_replaces_switches_that_were_harmful():
     space = bit_space([8] * 8)
 
     def table(question: Question) -> list[list[float]]:
         return [[0.0, 0.0 if level else -1.0 - unit] for unit in range(8) for level in range(3)]
 
-    _, asked = play(refining(times=2, share=0.25), space, BITS3, lambda p: float(p != (1,) * 8), table=table)
-    assert not set(asked[1].profiles[1:]) & set(asked[4].profiles[1:])
+    _, questions = play(refining(times=2, share=0.25), space, BITS3, lambda p: float(p != (1,) * 8), table=table)
+    assert not set(questions[1].profiles[1:]) & set(questions[4].profiles[1:])
 
 
 def test_tables_of_the_rounds_count_as_well():
-    """The rounds' table says that the first units gain, that of the refinement the last, but less."""
+    """According to the table of the round the first units gain; according to the next table the last ones, but less."""
     space = bit_space([8] * 8)
     tables = iter([[9.0, 9.0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 3.0, 3.0]])
 
@@ -128,22 +128,22 @@ def test_tables_of_the_rounds_count_as_well():
         return [[0.0, -gain if level == 0 else 1.0] for gain in next(tables) for level in range(3)]
 
     method = dataclasses.replace(refining(share=0.25), rounds=1)
-    _, asked = play(method, space, BITS3, lambda p: float(p != (1,) * 8), table=table)
-    assert asked[2].profile == (1,) * 8
-    assert {p.index(0) for p in asked[3].profiles if 0 in p} == {0, 1}
+    _, questions = play(method, space, BITS3, lambda p: float(p != (1,) * 8), table=table)
+    assert questions[2].profile == (1,) * 8
+    assert {p.index(0) for p in questions[3].profiles if 0 in p} == {0, 1}
 
 
 def test_switches_that_break_the_model_are_never_made():
     space = bit_space([8] * 8)
-    best, asked = play(
+    best, questions = play(
         refining(), space, BITS3, lambda p: nan if p[0] == 2 else (inf if p[1] == 0 else -float(p[2] == 0)), table=zeros
     )
-    assert all(profile[0] != 2 and profile[1] != 0 for profile in asked[-1].profiles)
+    assert all(profile[0] != 2 and profile[1] != 0 for profile in questions[-1].profiles)
     assert best[2] == 0
 
 
-def test_measurements_of_earlier_refinements_count_while_the_unit_stays():
-    """In the second refinement all measure nothing; what the first one measured still points at unit 0."""
+def test_earlier_measurements_count_as_long_as_the_unit_stays():
+    """The second refinement measures no effect, but the measurements of the first one still favour unit 0."""
     space, seen = bit_space([8] * 8), set()
 
     def fitness(profile: Profile) -> float:
@@ -153,10 +153,10 @@ def test_measurements_of_earlier_refinements_count_while_the_unit_stays():
         seen.add(profile)
         return -1.0 if is_new and profile[0] == 0 else 0.0
 
-    _, asked = play(refining(times=2), space, BITS3, fitness, table=zeros)
-    assert any(profile[0] == 0 for profile in asked[2].profiles)
-    assert asked[3].profile == (1,) * 8
-    assert any(profile[0] == 0 for profile in asked[5].profiles)
+    _, questions = play(refining(times=2), space, BITS3, fitness, table=zeros)
+    assert any(profile[0] == 0 for profile in questions[2].profiles)
+    assert questions[3].profile == (1,) * 8
+    assert any(profile[0] == 0 for profile in questions[5].profiles)
 
 
 def test_effects_are_averaged_over_tables_in_which_a_unit_left_the_same_level():
@@ -171,7 +171,7 @@ def test_effects_are_averaged_over_tables_in_which_a_unit_left_the_same_level():
 @pytest.mark.parametrize(
     ("changes", "message"), [({"share": 0}, "greater than 0"), ({"share": 1.5}, "less than or equal to 1")]
 )
-def test_settings_that_cannot_work_are_refused(changes, message):
+def test_invalid_settings_are_refused(changes, message):
     with pytest.raises(ValidationError, match=message):
         refining(**changes)
 
