@@ -39,5 +39,5 @@ def group(
     return LayerGroup(names, tuple(weights), ((H + H.t()) / 2).to(dtype))
 
 
-def with_hessian(of: LayerGroup, H: Tensor) -> LayerGroup:
-    return LayerGroup(of.names, of.weights, H)
+def with_hessian(layers: LayerGroup, H: Tensor) -> LayerGroup:
+    return LayerGroup(layers.names, layers.weights, H)

@@ -43,7 +43,7 @@ def _sweep(rows: Tensor, names: Sequence[str], U: Tensor) -> tuple[list[Tensor],
         order=torch.arange(len(W), device=W.device),
         places=range(len(W)),
     )
-    loss = sweep(W, U, rounder, block_size=BLOCK).square_().sum(0)
+    loss = sweep(W, U, columns=rounder, block_size=BLOCK).square_().sum(0)
     parts = (
         rounder.codes,
         torch.stack([grid.scale for grid in rounder.grids]),

@@ -115,7 +115,7 @@ class GGUF(Compressor):
             errors = relative_errors(_dense(swept), group.weights, H=H)
         else:
             errors = undamped_errors(
-                _dense(swept), group.weights, losses, H=H, absolute_damping=factor.absolute_damping
+                _dense(swept), group.weights, losses=losses, H=H, absolute_damping=factor.absolute_damping
             )
         library_errors = relative_errors(_dense(by_library), group.weights, H=H)
         order = [[*block_types, *k_types].index(name) for name in types]

@@ -60,7 +60,7 @@ class GPTQ(IntegerLevels):
         errors = undamped_errors(
             [[level.dense for level in layer_levels] for layer_levels in levels],
             group.weights,
-            [loss.sum(1) for loss in losses],
+            losses=[loss.sum(1) for loss in losses],
             H=H,
             absolute_damping=factor.absolute_damping,
         )
@@ -82,7 +82,7 @@ class GPTQ(IntegerLevels):
             places=order.tolist() if self.act_order else range(len(order)),
             grids=[fit(part) for part in W[order.argsort()].split(group_size)] if self.act_order else [],
         )
-        loss = sweep(W, U, rounder, block_size=group_size).square_().sum(0)
+        loss = sweep(W, U, columns=rounder, block_size=group_size).square_().sum(0)
         scale = torch.stack([grid.scale for grid in rounder.grids])
         zero = torch.stack([grid.zero for grid in rounder.grids])
         return self.rounded(bits, rounder.codes, scale=scale, zero=zero), by_level(loss, len(bits))

@@ -23,7 +23,7 @@ class Magnitude(SparsityLevels):
 
 def prune_by_magnitude(settings: SparsityLevels, group: LayerGroup) -> CompressedGroup:
     """All layers at all levels. The errors are weighed by the Hessian where the group has one."""
-    return prune(settings, group, _largest)
+    return prune(settings, group, masks_of=_largest)
 
 
 def _largest(weight: Tensor, num_zeros: Sequence[int]) -> Iterator[Tensor]:

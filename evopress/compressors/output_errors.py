@@ -30,7 +30,7 @@ def _total_energy(weight: Tensor, H: Tensor | None) -> Tensor:
     return _energy_unchecked(weight, H).double().sum()
 
 
-def relative_error(change: Tensor, weight: Tensor, H: Tensor | None) -> float:
+def relative_error(change: Tensor, weight: Tensor, *, H: Tensor | None) -> float:
     """tr(ΔW H ΔWᵀ) / tr(W H Wᵀ), or ‖ΔW‖² / ‖W‖² without a Hessian; 0 where the layer has no output."""
     return _ratio(*fetch_scalars(energy(change, H).double().sum(), energy(weight, H).double().sum()))
 
@@ -64,7 +64,7 @@ def relative_errors(
             [
                 _ratio(part, whole)
                 if isfinite(whole) and isfinite(part)
-                else relative_error(level() - weight, weight, H)
+                else relative_error(level() - weight, weight, H=H)
                 for level, part in zip(layer_levels, parts, strict=True)
             ]
         )
@@ -74,8 +74,8 @@ def relative_errors(
 def undamped_errors(
     levels: Sequence[DenseLevels],
     weights: Sequence[Tensor],
-    losses: Sequence[Tensor],
     *,
+    losses: Sequence[Tensor],
     H: Tensor,
     absolute_damping: float,
 ) -> list[list[float]]:

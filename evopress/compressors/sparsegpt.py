@@ -60,7 +60,7 @@ class SparseGPT(SparsityLevels):
         errors = undamped_errors(
             [[values.float for values, _ in pruned_levels] for pruned_levels, _ in layers],
             group.weights,
-            [losses for _, losses in layers],
+            losses=[losses for _, losses in layers],
             H=group.hessian,
             absolute_damping=factor.absolute_damping,
         )
@@ -85,7 +85,7 @@ class SparseGPT(SparsityLevels):
         num_levels = len(num_zeros)
         values, kept = rows.new_empty(2, rows.shape[1], num_levels * len(rows), dtype=self.storage_dtype)
         pruner = BlockPruner(num_zeros, num_rows, U.diagonal(), values, kept)
-        loss = sweep(lanes_of(rows, num_levels), U, pruner, block_size=self.block_size).square_().sum(0)
+        loss = sweep(lanes_of(rows, num_levels), U, columns=pruner, block_size=self.block_size).square_().sum(0)
         by_layer = zip(*(by_level(lanes, num_levels).split(num_rows, 1) for lanes in (values, kept)), strict=True)
         levels = [list(zip(*layer, strict=True)) for layer in by_layer]
         return levels, [lost.sum(1) for lost in by_level(loss, num_levels).split(num_rows, 1)]

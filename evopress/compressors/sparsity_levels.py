@@ -100,7 +100,7 @@ class SparsityLevels(Compressor):
         return zeros
 
 
-def prune(settings: SparsityLevels, group: LayerGroup, masks_of: MaskMaker) -> CompressedGroup:
+def prune(settings: SparsityLevels, group: LayerGroup, *, masks_of: MaskMaker) -> CompressedGroup:
     """All layers of a group at all levels, the survivors unchanged."""
     levels: list[list[CompressedWeight]] = []
     for layer, weight in zip(group.shapes, group.weights, strict=True):

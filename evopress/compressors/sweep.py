@@ -48,19 +48,19 @@ class ColumnCompressor(Protocol):
         """Called when all columns of the block are compressed."""
 
 
-def sweep(W: Tensor, U: Tensor, columns: ColumnCompressor, *, block_size: int, lazy: int | None = None) -> Tensor:
+def sweep(W: Tensor, U: Tensor, *, columns: ColumnCompressor, block_size: int) -> Tensor:
     """Compress all columns of W (cols, lanes), which is overwritten and returned as the scaled errors E_j / U_jj.
 
     Their product with U is the change of the weights. So the sum of their squares in a lane is tr(ΔW (UᵀU)⁻¹ ΔWᵀ).
     """
     pivots = U.diagonal().unsqueeze(1)
-    U, lazy = U / pivots, lazy or LAZY
+    U = U / pivots
     for start in range(0, len(W), block_size):
         block = slice(start, min(start + block_size, len(W)))
         _apply_errors(W, U, of=slice(0, start), to=block)
         columns.start_block(start, W[block])
-        for first in range(block.start, block.stop, lazy):
-            part = slice(first, min(first + lazy, block.stop))
+        for first in range(block.start, block.stop, LAZY):
+            part = slice(first, min(first + LAZY, block.stop))
             _apply_errors(W, U, of=slice(start, first), to=part)
             for column in range(part.start, part.stop):
                 _apply_errors(W, U, of=slice(first, column), to=slice(column, column + 1))

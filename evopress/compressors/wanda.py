@@ -27,8 +27,8 @@ class Wanda(SparsityLevels):
         assert group.hessian is not None, "the group has no Hessian"
         if bool(group.hessian.any()):
             norms = group.hessian.diagonal().sqrt()  # ‖x_j‖ up to a common factor
-            return prune(self, group, partial(_largest_in_rows, norms))
-        pruned = prune(self, replace(group, hessian=None), partial(_largest_in_rows, 1.0))
+            return prune(self, group, masks_of=partial(_largest_in_rows, norms))
+        pruned = prune(self, replace(group, hessian=None), masks_of=partial(_largest_in_rows, 1.0))
         note = group.note("all calibration inputs were zero, pruned by magnitude within each row instead")
         return replace(pruned, notes=(note,))
 

@@ -161,7 +161,7 @@ def _decoded(folder: Path, widths: Mapping[str, int]) -> State:
         rows, cols = parts["weight_shape"].tolist()
         zeros = None
         if "weight_zero_point" in parts:
-            zeros = unpack(parts["weight_zero_point"].t().contiguous(), bits, rows).t().contiguous()
+            zeros = unpack(parts["weight_zero_point"].t().contiguous(), bits, cols=rows).t().contiguous()
         state[f"{layer}.weight"] = QuantizedWeight(
             parts["weight_packed"], parts["weight_scale"], zeros, bits, cols
         ).dense()

@@ -57,7 +57,7 @@ class QuantizedWeight(CompressedWeight):
 
     def codes(self) -> Tensor:
         """uint8 (rows, cols)."""
-        return unpack(self.packed, self.bits, self.cols)
+        return unpack(self.packed, self.bits, cols=self.cols)
 
     def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
         groups = self.codes().unflatten(1, (-1, self.group_size)).float()  # (rows, groups, group_size)
@@ -95,5 +95,5 @@ def _read(spec: Mapping[str, object], tensors: Mapping[str, Tensor]) -> Quantize
     if "zeros" in tensors:
         packed_zeros = checked_matrix(tensors, "zeros", dtypes=(torch.int32,))
         require(packed_zeros.shape == (groups, num_words(rows, bits)), "zero points do not fit scales")
-        zeros = unpack(packed_zeros, bits, rows).t().contiguous()
+        zeros = unpack(packed_zeros, bits, cols=rows).t().contiguous()
     return QuantizedWeight(packed, scales, zeros, bits, cols)

@@ -26,7 +26,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     return octets.view(torch.int32)[:, : num_words(cols, bits)].contiguous()
 
 
-def unpack(packed: Tensor, bits: int, cols: int) -> Tensor:
+def unpack(packed: Tensor, bits: int, *, cols: int) -> Tensor:
     """Undo `pack`: int32 (rows, words) to uint8 (rows, cols)."""
     rows = packed.shape[0]
     octets = packed.contiguous().view(torch.uint8)

@@ -34,8 +34,8 @@ def test_the_gguf_package_decodes_our_bytes_to_our_weights_bit_for_bit(name):
         assert torch.equal(torch.from_numpy(decoded), level.dense())
 
 
-def compressed(compressor: GGUF, of) -> tuple[list, tuple[str, ...]]:
-    return compressor.compress(of).levels[0], compressor.types
+def compressed(compressor: GGUF, layers) -> tuple[list, tuple[str, ...]]:
+    return compressor.compress(layers).levels[0], compressor.types
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -65,19 +65,19 @@ def test_a_block_type_has_the_size_that_ggml_gives_it(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_rounding_is_as_close_as_the_reference_quantiser(name):
     """With the identity as the Hessian there is nothing to correct. The reference uses scales before rounding them."""
-    of = group((24,), 128)
-    of = with_hessian(of, torch.eye(128))
-    (level,), _ = compressed(GGUF(types=(name,)), of)
-    reference = torch.from_numpy(gguf.dequantize(gguf.quantize(of.weights[0].numpy(), kind(name)), kind(name)))
-    ours, theirs = (float((dense - of.weights[0]).square().mean()) for dense in (level.dense(), reference))
+    layers = group((24,), 128)
+    layers = with_hessian(layers, torch.eye(128))
+    (level,), _ = compressed(GGUF(types=(name,)), layers)
+    reference = torch.from_numpy(gguf.dequantize(gguf.quantize(layers.weights[0].numpy(), kind(name)), kind(name)))
+    ours, theirs = (float((dense - layers.weights[0]).square().mean()) for dense in (level.dense(), reference))
     assert ours <= 1.001 * theirs
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_weight_is_on_the_nearest_point_of_its_grid_when_the_hessian_is_the_identity(name):
-    of = with_hessian(group((8,), 64), torch.eye(64))
-    (level,), _ = compressed(GGUF(types=(name,)), of)
-    block = of.weights[0][:, :BLOCK]
+    layers = with_hessian(group((8,), 64), torch.eye(64))
+    (level,), _ = compressed(GGUF(types=(name,)), layers)
+    block = layers.weights[0][:, :BLOCK]
     scale = level.data[:, 0:2].contiguous().view(torch.float16).float()
     offset = level.data[:, 2:4].contiguous().view(torch.float16).float() if TYPES[name].has_offset else 0.0
     points = scale * torch.arange(TYPES[name].low, TYPES[name].high + 1) + offset  # (rows, codes)
@@ -87,34 +87,34 @@ def test_every_weight_is_on_the_nearest_point_of_its_grid_when_the_hessian_is_th
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_output_error_is_below_that_of_rounding(name):
-    of = group((24,), 128)
-    (level,), _ = compressed(GGUF(types=(name,)), of)
-    (rounded,), _ = compressed(GGUF(types=(name,)), with_hessian(of, torch.eye(128)))
+    layers = group((24,), 128)
+    (level,), _ = compressed(GGUF(types=(name,)), layers)
+    (rounded,), _ = compressed(GGUF(types=(name,)), with_hessian(layers, torch.eye(128)))
 
     def error(dense: torch.Tensor) -> float:
-        change = dense - of.weights[0]
-        return float((change @ of.hessian * change).sum() / (of.weights[0] @ of.hessian * of.weights[0]).sum())
+        W, change = layers.weights[0], dense - layers.weights[0]
+        return float((change @ layers.hessian * change).sum() / (W @ layers.hessian * W).sum())
 
     assert error(level.dense()) < 0.8 * error(rounded.dense())
 
 
 def test_all_types_solved_together_equal_each_alone():
-    of = group((16, 8), 96, dtype=torch.float64)
-    together = GGUF().compress(of)
+    layers = group((16, 8), 96, dtype=torch.float64)
+    together = GGUF().compress(layers)
     for index, name in enumerate(GGUF().types):
-        alone = GGUF(types=(name,)).compress(of)
+        alone = GGUF(types=(name,)).compress(layers)
         for layer in range(2):
             assert torch.equal(together.levels[layer][index].data, alone.levels[layer][0].data)
             assert together.errors[layer][index] == pytest.approx(alone.errors[layer][0], rel=1e-4)
 
 
 def test_errors_are_the_share_of_output_energy_lost():
-    of = group((16,), 96)
-    solved = GGUF().compress(of)
-    whole = (of.weights[0] @ of.hessian * of.weights[0]).sum()
+    layers = group((16,), 96)
+    solved = GGUF().compress(layers)
+    whole = (layers.weights[0] @ layers.hessian * layers.weights[0]).sum()
     for level, error in zip(solved.levels[0], solved.errors[0], strict=True):
-        change = level.dense() - of.weights[0]
-        assert error == pytest.approx(float((change @ of.hessian * change).sum() / whole), rel=1e-2)
+        change = level.dense() - layers.weights[0]
+        assert error == pytest.approx(float((change @ layers.hessian * change).sum() / whole), rel=1e-2)
 
 
 def test_more_bytes_lose_less():
@@ -134,35 +134,35 @@ def test_levels_have_the_exact_bytes_of_the_weights():
 
 
 def test_zeros_stay_zeros():
-    of = group((4,), 64)
-    of.weights[0].zero_()
-    for level in GGUF().compress(of).levels[0]:
+    layers = group((4,), 64)
+    layers.weights[0].zero_()
+    for level in GGUF().compress(layers).levels[0]:
         assert not level.dense().any()
 
 
 def test_a_dead_hessian_is_rounded_to_nearest_and_noted():
-    of = with_hessian(group((8,), 64), torch.zeros(64, 64))
-    solved = GGUF().compress(of)
+    layers = with_hessian(group((8,), 64), torch.zeros(64, 64))
+    solved = GGUF().compress(layers)
     assert any("rounded to nearest" in note for note in solved.notes)
-    torch.testing.assert_close(solved.levels[0][0].dense(), of.weights[0], rtol=0.05, atol=0.05)
+    torch.testing.assert_close(solved.levels[0][0].dense(), layers.weights[0], rtol=0.05, atol=0.05)
 
 
 @pytest.mark.parametrize(("factor", "is_flagged"), [(1.0, False), (1e-9, True), (1e8, True)])
 def test_weights_beyond_the_reach_of_float16_scales_are_noted(factor, is_flagged):
-    of = group((4,), 64)
-    of.weights[0].mul_(1e-3)
-    of.weights[0][1] *= factor * 1e3
+    layers = group((4,), 64)
+    layers.weights[0].mul_(1e-3)
+    layers.weights[0][1] *= factor * 1e3
     for name in NAMES:
-        notes = GGUF(types=(name,)).compress(with_hessian(of, torch.eye(64))).notes
+        notes = GGUF(types=(name,)).compress(with_hessian(layers, torch.eye(64))).notes
         assert bool(notes) == is_flagged, name
         assert all(note.startswith(f"layer0: 2 blocks of {name} are beyond") for note in notes)
 
 
 def test_columns_that_are_never_used_are_not_noted():
-    of = group((4,), 64)
-    H = of.hessian.clone()
+    layers = group((4,), 64)
+    H = layers.hessian.clone()
     H[:32], H[:, :32] = 0, 0
-    assert not any("beyond" in note for note in GGUF().compress(with_hessian(of, H)).notes)
+    assert not any("beyond" in note for note in GGUF().compress(with_hessian(layers, H)).notes)
 
 
 def test_constant_and_one_sided_blocks_fit_their_grid():
@@ -220,12 +220,12 @@ def ggml(monkeypatch):
 
 @pytest.mark.parametrize("name", K_TYPES)
 def test_the_ggml_library_rounds_to_k_types_and_weighs_errors_by_the_inputs(name, ggml):
-    of = with_hessian(
+    layers = with_hessian(
         group((24,), 256),
         torch.logspace(0, 2, 256)[torch.randperm(256, generator=torch.Generator().manual_seed(0))].diag(),
     )
     compressor = GGUF(types=(name,))
-    solved = compressor.compress(of)
+    solved = compressor.compress(layers)
     (level,) = solved.levels[0]
     assert level.shape == (24, 256) and level.type_name == name
     assert level.size_bytes == 24 * gguf.GGML_QUANT_SIZES[kind(name)][1]
@@ -234,9 +234,9 @@ def test_the_ggml_library_rounds_to_k_types_and_weighs_errors_by_the_inputs(name
     assert torch.equal(again.dense(), level.dense())
 
     def error(dense: torch.Tensor) -> float:
-        return float(((dense - of.weights[0]).square() * of.hessian.diagonal()).sum())
+        return float(((dense - layers.weights[0]).square() * layers.hessian.diagonal()).sum())
 
-    (plain,) = compressed(compressor, with_hessian(of, torch.eye(256)))[0]
+    (plain,) = compressed(compressor, with_hessian(layers, torch.eye(256)))[0]
     assert error(level.dense()) < error(plain.dense())
 
 

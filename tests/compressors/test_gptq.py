@@ -116,7 +116,7 @@ def test_errors_are_those_of_the_undamped_hessian(act_order, tokens):
     layers = group((8, 4), 64, X)
     solved = GPTQ(group_size=32, act_order=act_order).compress(layers)
     for layer, weight in enumerate(layers.weights):
-        direct = [relative_error(level.dense() - weight, weight, layers.hessian) for level in solved.levels[layer]]
+        direct = [relative_error(level.dense() - weight, weight, H=layers.hessian) for level in solved.levels[layer]]
         assert solved.errors[layer] == pytest.approx(direct, rel=1e-2)
 
 
@@ -187,7 +187,7 @@ def test_sum_of_squared_errors_is_the_damped_loss():
             pass
 
     halved = torch.empty_like(weight)
-    E = sweep_module.sweep(W, factor.U, Halver(), block_size=32)
+    E = sweep_module.sweep(W, factor.U, columns=Halver(), block_size=32)
     change = halved - weight
     damped = layers.hessian + factor.absolute_damping * torch.eye(64, dtype=torch.float64)
     torch.testing.assert_close(E.square().sum(0), ((change @ damped) * change).sum(1))

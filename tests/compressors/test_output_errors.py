@@ -12,5 +12,5 @@ def test_energy_is_the_power_of_the_output():
 
 def test_the_error_of_no_weights_is_one_and_that_of_unchanged_weights_is_zero():
     W = torch.randn(6, 24, generator=torch.Generator().manual_seed(1))
-    assert relative_error(W, W, None) == 1
-    assert relative_error(W, torch.zeros_like(W), None) == 0
+    assert relative_error(W, W, H=None) == 1
+    assert relative_error(W, torch.zeros_like(W), H=None) == 0

@@ -195,7 +195,7 @@ def test_errors_are_those_of_the_undamped_hessian(tokens):
     layers = group((8, 4), 64, X)
     solved = SparseGPT(num_levels=2, step=50).compress(layers)
     for layer, weight in enumerate(layers.weights):
-        direct = [relative_error(level.dense() - weight, weight, layers.hessian) for level in solved.levels[layer]]
+        direct = [relative_error(level.dense() - weight, weight, H=layers.hessian) for level in solved.levels[layer]]
         assert solved.errors[layer] == pytest.approx(direct, rel=2e-2)
     assert "2 of 64" in solved.notes[0]
 

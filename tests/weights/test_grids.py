@@ -22,7 +22,7 @@ def test_packing_is_undone_by_unpacking(case):
     packed = pack(codes, bits)
     assert packed.dtype == torch.int32
     assert packed.shape == (len(codes), num_words(codes.shape[1], bits))
-    assert torch.equal(unpack(packed, bits, codes.shape[1]), codes)
+    assert torch.equal(unpack(packed, bits, cols=codes.shape[1]), codes)
 
 
 @settings(deadline=None)
