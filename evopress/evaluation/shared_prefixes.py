@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from evopress.models.subblocks import SUBBLOCKS
 from evopress.space.apply import BlockChoice
 
 
@@ -15,7 +16,7 @@ class BlockRun(NamedTuple):
     @property
     def is_computed(self) -> bool:
         """Whether any sub-block is left to run."""
-        return len(self.choice.dropped) < 2
+        return len(self.choice.dropped) < len(SUBBLOCKS)
 
 
 def shared_runs(

@@ -2,7 +2,7 @@
 
 A switch changes the output of a layer at token t by Δ_t = ΔW x_t; for tied layers, it changes all of their outputs.
 There are N tokens and D draws of random directions z in the logits, whose covariance is the Fisher information of the
-logits. With the gradients
+logits. With the gradients::
 
     g_t = ∂/∂out_t Σ_s KL_s(dense ‖ compressed)        γ_dt = ∂/∂out_t Σ_s z_dsᵀ logits_s
 
@@ -11,10 +11,10 @@ the change of the mean KL is, to first and to second order::
     first  = 1/N Σ_t g_tᵀ Δ_t
     second = 1/2ND Σ_dt (γ_dtᵀ Δ_t)²        half the curvature along Δ, without products of two tokens
 
-At the dense model g is zero. Adding what two switches do together, as products of their γᵀΔ at the same token, was
-tried as well, but the profiles chosen with it were worse: see experiments/search.
+At the dense model g is zero. Interactions of two switches, as products of their γᵀΔ at the same token, were tried as
+well, but the profiles chosen with them were worse: see experiments/search.
 
-Where embeddings and head are units, the gradients at the first state and at the logits are theirs.
+For the embeddings the gradients are those at the first state, for the head those at the logits.
 """
 
 from dataclasses import dataclass
