@@ -28,10 +28,13 @@ def listings(text: str, language: str) -> list[str]:
 
 
 def command_lines(path: Path) -> list[str]:
-    """Commands in a document, with continued lines joined and without comments. Studies indent them."""
+    """Commands in a document, with continued lines joined and without comments.
+
+    They stand in code blocks of the language `sh`; in documents without code blocks, in indented lines.
+    """
     text = path.read_text()
     indented = "\n".join(line[4:] if line.startswith("    ") else "" for line in text.splitlines())
-    listed = "\n".join(listings(text, "sh") or [indented]).replace("\\\n", " ").splitlines()
+    listed = "\n".join(listings(text, "sh") if "```" in text else [indented]).replace("\\\n", " ").splitlines()
     bare = [line.partition("  #")[0].strip() for line in listed]
     return [" ".join(line.split()) for line in bare if line and not line.startswith("#")]
 
@@ -50,17 +53,27 @@ def cells(row: str) -> list[str]:
 
 def tables(path: Path) -> list[list[list[str]]]:
     """All tables of a document, each as rows of cells; the first row is the header."""
-    found: list[list[list[str]]] = [[]]
+    collected: list[list[list[str]]] = [[]]
     for line in path.read_text().splitlines():
         if line.strip().startswith("|"):
             if not re.fullmatch(r"[|:\s-]+", line):
-                found[-1].append(cells(line))
-        elif found[-1]:
-            found.append([])
-    return [table for table in found if table]
+                collected[-1].append(cells(line))
+        elif collected[-1]:
+            collected.append([])
+    return [rows for rows in collected if rows]
 
 
 def table(path: Path, *header: str) -> list[list[str]]:
     """The rows below the header that starts with these cells."""
     (rows,) = (rows for rows in tables(path) if tuple(rows[0][: len(header)]) == header)
     return rows[1:]
+
+
+FORMAT_NAMES = ("hf", "zeroed", "compressed_tensors", "gguf", "nemotron_nas")
+FORMAT_ROWS = table(page("formats"), "settings", *(f"`{name}`" for name in FORMAT_NAMES))
+"""What the page on formats says of each compressor: its settings, and a cell for each format."""
+
+
+def settings_in(cell: str) -> list[str]:
+    """The overrides in the first code span of a cell."""
+    return re.search(r"`([^`]+)`", cell)[1].split()  # type: ignore[index]

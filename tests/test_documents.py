@@ -7,7 +7,18 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from evopress.config import CONFIG_FOLDER, GROUPS, build_job
-from tests.documents import DOCUMENTS, PAGES, README, ROOT, command_lines, page, table
+from tests.documents import (
+    DOCUMENTS,
+    FORMAT_NAMES,
+    FORMAT_ROWS,
+    PAGES,
+    README,
+    ROOT,
+    command_lines,
+    page,
+    settings_in,
+    table,
+)
 
 MENTIONED_FOLDERS = ("/work/", "../shared", "/tmp/", "subagent")
 NOT_OURS = {".venv", "outputs", ".engines", "build"}
@@ -41,15 +52,9 @@ def test_the_papers_figures_are_those_of_the_experiment_files():
         assert figures == re.findall(r"[\d.]+ / [\d.]+\d", rows[name]), name
 
 
-FORMATS = table(page("formats"), "settings")
-"""Rows of the table of compressors and formats."""
-
-FORMAT_NAMES = ("hf", "zeroed", "compressed_tensors", "gguf", "nemotron_nas")
-
-
-@pytest.mark.parametrize("row", FORMATS, ids=[row[0] for row in FORMATS])
+@pytest.mark.parametrize("row", FORMAT_ROWS, ids=[row[0] for row in FORMAT_ROWS])
 def test_settings_are_refused_where_the_formats_page_says_so(row, tmp_path):
-    settings = re.search(r"`([^`]+)`", row[0])[1].split()
+    settings = settings_in(row[0])
     has_levels = {"compress=gptq", "compress=gguf"} & set(settings)
     budget = ["budget=size", "budget.target=90MB"] if has_levels else []  # a size fits all widths
     for name, cell in zip(FORMAT_NAMES, row[1:], strict=True):
