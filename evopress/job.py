@@ -66,7 +66,8 @@ class Job:
         """Raises ValueError if settings do not fit together. Loads nothing."""
         unknown = set(self.stages) - {"plan", *STAGES}
         if unknown:
-            raise ValueError(f"stages names {min(unknown)!r}: use some of plan, {', '.join(STAGES)}")
+            known = ", ".join(("plan", *STAGES))
+            raise ValueError(f"stages contains {min(unknown)!r}, which is not a stage: use some of {known}")
         if isinstance(self.compress, Drop) and self.space.drops != "none":
             raise ValueError(
                 f"space.drops={self.space.drops} adds drops to a compressor of layers, and compress=drop needs no such "

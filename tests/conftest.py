@@ -1,19 +1,21 @@
-"""The same examples in every run; and counts what the program survived, for the line `make test-faults` ends with."""
+"""Settings and fixtures for all tests, and the count of survived faults that `make test-faults` ends with."""
 
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 
 import hypothesis
 import pytest
 
-hypothesis.settings.load_profile("ci")
+hypothesis.settings.load_profile("ci")  # the same examples in every run
 
 KINDS = ("kills survived", "faults", "bad inputs", "numerics", "hostile files")
 """Arguments of the marker `counts`."""
 
 survived: Counter[str] = Counter()
-lost: list[str] = []
+failed: list[str] = []
 kills: Counter[str] = Counter()
-"""By the stage that the program was killed in."""
+"""The number of kills, by the stage in which they happened."""
 
 
 @pytest.hookimpl(wrapper=True)
@@ -21,12 +23,12 @@ def pytest_runtest_makereport(item, call):
     report = yield
     marker = item.get_closest_marker("counts")
     if marker and report.failed:
-        lost.append(report.nodeid)
+        failed.append(report.nodeid)
     elif marker and report.passed and call.when == "call":
         (kind,) = marker.args
-        killed = dict(report.user_properties).get("kills", [])
-        kills.update(killed)
-        survived[kind] += len(killed) if kind == KINDS[0] else 1
+        killed_in = dict(report.user_properties).get("kills", [])
+        kills.update(killed_in)
+        survived[kind] += len(killed_in) if kind == KINDS[0] else 1
     return report
 
 
@@ -37,7 +39,23 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_terminal_summary(terminalreporter):
-    if survived or lost:
+    if survived or failed:
         stages = ", ".join(f"{stage} {count}" for stage, count in kills.items())
         amounts = [f"{survived[kind]} {kind}" + f" ({stages})" * (kind == KINDS[0] and bool(kills)) for kind in KINDS]
-        terminalreporter.write_line(f"{', '.join(amounts)}: {f'{len(lost)} LOST' if lost else 'nothing lost'}")
+        terminalreporter.write_line(f"{', '.join(amounts)}: {f'{len(failed)} LOST' if failed else 'nothing lost'}")
+
+
+@pytest.fixture(scope="session")
+def model_folders(tmp_path_factory) -> Callable[[str], Path]:
+    """A function that saves a tiny model of a family, once, and returns its folder."""
+    from tests.tiny_models import save_tiny  # imports transformers, for seconds, which many tests do without
+
+    folders: dict[str, Path] = {}
+
+    def folder_of(family: str) -> Path:
+        if family not in folders:
+            folders[family] = tmp_path_factory.mktemp(family)
+            save_tiny(family, folders[family])
+        return folders[family]
+
+    return folder_of

@@ -1,4 +1,4 @@
-"""Made-up run directories, as a run leaves them behind."""
+"""Synthetic run directories with the files of a finished run."""
 
 import json
 from pathlib import Path
@@ -101,7 +101,7 @@ def search_lines(levels: tuple[int, ...], generations: int, offspring: int, rng:
 
 
 def make_run(folder: Path, num_blocks: int = 2, generations: int = 3, offspring: int = 6, seed: int = 0) -> Path:
-    """A finished run of a quantisation."""
+    """A finished run that quantised a model."""
     rng = Random(seed)
     levels = levels_of(num_blocks, rng)
     (folder / ".hydra").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The whole job from Python."""
+"""`evopress.compress`: the whole job from Python."""
 
 import json
 import subprocess
@@ -32,25 +32,25 @@ SETTINGS = dict(
 
 @pytest.fixture
 def untrained(monkeypatch):
-    """Random weights are worse than a guess, which a run would refuse."""
+    """Skip the check of the dense model, which would refuse random weights."""
     monkeypatch.setattr("evopress.preparation.check_dense", lambda *args: None)
 
 
 def test_a_model_in_memory_is_compressed_exported_and_loaded_back(tmp_path, untrained):
     lm = tiny("llama")
     before = {name: tensor.clone() for name, tensor in lm.model.state_dict().items()}
-    found = evopress.compress(
+    result = evopress.compress(
         lm.model, lm.tokenizer, folder=tmp_path, export=Export(formats=["hf"], dtype="float32"), **SETTINGS
     )
-    assert found.results["budget"]["achieved"] == 3
+    assert result.results["budget"]["achieved"] == 3
     assert all((lm.model.state_dict()[name] == tensor).all() for name, tensor in before.items())
-    loaded = evopress.load(found.folder / "checkpoints" / "hf")
+    loaded = evopress.load(result.folder / "checkpoints" / "hf")
     assert sum(p.numel() for p in loaded.parameters()) == sum(p.numel() for p in lm.model.parameters())
     assert not (loaded.model.layers[0].mlp.up_proj.weight == lm.model.model.layers[0].mlp.up_proj.weight).all()
     assert (loaded.model.embed_tokens.weight == lm.model.model.embed_tokens.weight).all()
 
 
-def test_a_folder_gives_the_same_as_the_model_in_memory(tmp_path, untrained):
+def test_a_model_from_a_folder_gives_the_same_results_as_in_memory(tmp_path, untrained):
     save_tiny("llama", tmp_path / "model")
     source = ModelSource(name="tiny", path=str(tmp_path / "model"), dtype="float32")
     by_path = evopress.compress(source, folder=tmp_path / "a", **SETTINGS)
@@ -64,14 +64,14 @@ def test_a_model_in_memory_needs_its_tokenizer(tmp_path):
         evopress.compress(tiny("llama").model, folder=tmp_path, **SETTINGS)
 
 
-def test_importing_the_package_is_quick():
+def test_importing_the_package_imports_no_slow_library():
     code = (
         "import sys, evopress, evopress.config; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_the_defaults_are_those_of_the_demo():
+def test_the_defaults_are_those_of_the_demo_configuration():
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         cfg = compose("config", ["model=smollm2"])
     assert instantiate(cfg.search, _convert_="all") == DEMO_SEARCH
@@ -79,7 +79,7 @@ def test_the_defaults_are_those_of_the_demo():
     assert instantiate(cfg.compress, _convert_="all") == GPTQ()
 
 
-def test_the_notebook_runs_and_shows_what_a_run_gives(tmp_path, monkeypatch, capsys):
+def test_the_notebook_runs_and_shows_the_output_of_a_run(tmp_path, monkeypatch, capsys):
     cells = [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"]
     shown = ["".join(text for output in cell["outputs"] for text in output["text"]) for cell in cells]
     assert all(cell["execution_count"] for cell in cells) and all(shown)
@@ -92,9 +92,9 @@ def test_the_notebook_runs_and_shows_what_a_run_gives(tmp_path, monkeypatch, cap
     for cell, before in zip(cells, shown, strict=True):
         exec("".join(cell["source"]), names)
         assert len(capsys.readouterr().out.splitlines()) >= min(3, len(before.splitlines()))
-    found = names["compressed"]
-    assert found.results["model"] == "LlamaForCausalLM"
-    assert (found.folder / "report.html").is_file()
+    result = names["compressed"]
+    assert result.results["model"] == "LlamaForCausalLM"
+    assert (result.folder / "report.html").is_file()
 
 
 def kl_by_model(text: str) -> dict[str, float]:

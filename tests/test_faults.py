@@ -1,4 +1,4 @@
-"""Full disks, changed bits, folders that cannot be written, and runs at the same time: never a wrong number."""
+"""Full disks, flipped bits, read-only folders and simultaneous runs never lead to a wrong number."""
 
 import json
 import os
@@ -15,34 +15,23 @@ import torch
 from transformers import AutoTokenizer
 
 from evopress.compressors.rtn import RTN
-from evopress.data.settings import Data
-from evopress.evaluation.eval_settings import Eval
 from evopress.evaluation.evaluator import Evaluator, EvaluatorSettings
 from evopress.export import Export, export
+from evopress.job import Job
 from evopress.models.loading import load_model
 from evopress.models.source import ModelSource
-from evopress.pipeline import Job, run_job
+from evopress.pipeline import run_job
 from evopress.runtime.checksums import with_checksum
 from evopress.runtime.files import lock_folder, write_atomically
-from evopress.runtime.tracking import Tracker
-from evopress.search.evolution import Evolution
-from evopress.search.selection import Stage
 from evopress.space.budget import Budget
 from evopress.space.settings import SpaceSettings
 from tests.exports import compressed
+from tests.jobs import DATA, SEARCH, small_job
 from tests.tiny_models import random_model, save_tiny, tiny, token_windows, tokenizer
 
 pytestmark = pytest.mark.counts("faults")
 
 PROJECT = Path(__file__).parents[1]
-SEARCH = Evolution(
-    generations=3,
-    offspring=4,
-    stages=[Stage(survivors=2, tokens=32), Stage(survivors=1, tokens=64)],
-    initial_candidates=4,
-    initial_tokens=32,
-)
-
 EVERYTHING = ("database", "search", "evaluate")
 
 
@@ -54,60 +43,50 @@ def model(tmp_path_factory) -> Path:
 
 
 def job(folder: Path, model: Path, **changes) -> Job:
+    """A small job without calibration, in `folder`/run; by default it does not evaluate."""
     settings = dict(
-        model=ModelSource(name="tiny", path=str(model), dtype="float32", device="cpu", max_perplexity=1e6),
-        data=Data(
-            source="pydoc", window=32, calibration_tokens=64, search_tokens=256, validation_tokens=64, test_tokens=64
-        ),
+        data=replace(DATA, calibration_tokens=64, test_tokens=64),
         compress=RTN(bits=[2, 3, 4], group_size=32),
-        space=SpaceSettings(),
-        budget=Budget(metric="bits", target=3),
-        search=SEARCH,
-        evaluator=EvaluatorSettings(),
-        eval=Eval(),
-        tracker=Tracker(),
         stages=("database", "search"),
-        folder=folder / "run",
-        outputs=folder,
     )
-    return Job(**{**settings, **changes})
+    return small_job(folder / "run", folder, model, **{**settings, **changes})
 
 
 def outcome(folder: Path) -> dict[str, bytes]:
-    """Everything that must not depend on what went wrong on the way."""
+    """The content of all files that must not depend on faults during the run."""
     paths = [folder / "run" / name for name in ("search.jsonl", "profile.json", "profile.txt")]
     paths += sorted(folder.glob("databases/*/*/*.safetensors")) + sorted(folder.glob("databases/*/*/manifest.json"))
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 def measured(folder: Path) -> dict:
-    found = json.loads((folder / "run" / "results.json").read_text())
-    return {name: found[name] for name in ("dense", "uniform", "searched", "tokens", "data")}
+    results = json.loads((folder / "run" / "results.json").read_text())
+    return {name: results[name] for name in ("dense", "uniform", "searched", "tokens", "data")}
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, model) -> Path:
-    """A run to which nothing happened."""
-    folder = tmp_path_factory.mktemp("whole")
+def undisturbed(tmp_path_factory, model) -> Path:
+    """An undisturbed run."""
+    folder = tmp_path_factory.mktemp("undisturbed")
     run_job(job(folder, model, stages=EVERYTHING))
     return folder
 
 
 @pytest.fixture
-def copied(whole, tmp_path) -> Path:
-    """A copy of that run, to be damaged."""
-    return shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+def copied(undisturbed, tmp_path) -> Path:
+    """A copy of the undisturbed run, to be damaged."""
+    return shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
 
 
 def full_disk(monkeypatch, name: str, nth: int):
-    """The `nth` write of a file `name` stops half way, as on a disk that is full."""
+    """Make the `nth` write to a file `name` stop half way, as on a full disk."""
     import builtins
 
-    real, left = builtins.open, iter(range(nth))
+    real_open, remaining = builtins.open, iter(range(nth))
 
     def limited(file, mode="r", *args, **kwargs):
-        opened = real(file, mode, *args, **kwargs)
-        if name in Path(str(file)).name and mode in ("a", "wb") and next(left, None) is None:
+        opened = real_open(file, mode, *args, **kwargs)
+        if name in Path(str(file)).name and mode in ("a", "wb") and next(remaining, None) is None:
             write = opened.write
 
             class Full:
@@ -140,20 +119,22 @@ def full_disk(monkeypatch, name: str, nth: int):
         ("metrics.jsonl", 2),
     ],
 )
-def test_a_full_disk_names_the_file_and_costs_nothing_but_time(name, nth, whole, model, tmp_path, monkeypatch):
+def test_a_full_disk_is_an_error_with_the_file_name_and_a_rerun_gives_the_same_bytes(
+    name, nth, undisturbed, model, tmp_path, monkeypatch
+):
     stages = EVERYTHING if name == "results.json" else EVERYTHING[:2]
     with monkeypatch.context() as patch:
         full_disk(patch, name, nth)
         with pytest.raises(OSError, match=rf"No space left on device: '.*{name}"):
             run_job(job(tmp_path, model, stages=stages))
     run_job(job(tmp_path, model, stages=stages))
-    assert outcome(tmp_path) == outcome(whole)
-    assert stages != EVERYTHING or measured(tmp_path) == measured(whole)
+    assert outcome(tmp_path) == outcome(undisturbed)
+    assert stages != EVERYTHING or measured(tmp_path) == measured(undisturbed)
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-def test_a_limit_on_the_size_of_files_leaves_no_half_file(tmp_path):
-    """The same from the operating system: a process whose files may hold 4096 bytes."""
+def test_a_file_size_limit_leaves_no_partial_file(tmp_path):
+    """The operating system limits the files of a process to 4096 bytes."""
     script = "import sys; from pathlib import Path; from evopress.runtime.files import write_atomically as w\n"
     script += "w(Path(sys.argv[1]), b'x' * 4000)\nw(Path(sys.argv[1]), b'y' * 5000)\n"
 
@@ -176,7 +157,7 @@ def test_a_limit_on_the_size_of_files_leaves_no_half_file(tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """Builds a file system of so many kilobytes; read-only with "ro"."""
+    """A function that mounts a file system with options such as "size=600k" or "ro"."""
     mounted = []
 
     def mount(options: str) -> Path:
@@ -214,7 +195,7 @@ TINY = [f"data.{split}_tokens=512" for split in ("calibration", "search", "valid
         ("ro", "the run folder cannot be written ([Errno 30] Read-only file system"),
     ],
 )
-def test_a_disk_that_takes_nothing_is_one_message_without_traceback(options, message, small_disk):
+def test_an_unusable_disk_is_one_message_without_traceback(options, message, small_disk):
     folder = small_disk(options)
     done = start(f"outputs={folder}", f"hydra.run.dir={folder}/run", *TINY)
     output = done.stdout + done.stderr
@@ -226,35 +207,37 @@ def test_a_disk_that_takes_nothing_is_one_message_without_traceback(options, mes
 
 
 @pytest.fixture(scope="module")
-def exported(whole, model, tmp_path_factory) -> Path:
-    """The same run, with a checkpoint."""
-    folder = shutil.copytree(whole, tmp_path_factory.mktemp("exported"), dirs_exist_ok=True)
+def exported(undisturbed, model, tmp_path_factory) -> Path:
+    """The undisturbed run, with a checkpoint."""
+    folder = shutil.copytree(undisturbed, tmp_path_factory.mktemp("exported"), dirs_exist_ok=True)
     run_job(job(folder, model, stages=EVERYTHING, export=Export(formats=["hf"])))
     return folder
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of the pages that a tmpfs needs for it."""
+    """Bytes of the pages that a tmpfs needs for a folder."""
     return sum(-(-path.stat().st_size // 4096) * 4096 for path in folder.rglob("*") if path.is_file())
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
-def test_a_disk_that_fills_up_during_the_export_costs_the_export_only(
-    share, exported, whole, model, small_disk, tmp_path, monkeypatch
+def test_a_disk_that_fills_up_during_the_export_loses_only_the_export(  # noqa: PLR0913 - pytest fixtures
+    share, exported, undisturbed, model, small_disk, tmp_path, monkeypatch
 ):
-    shutil.copytree(whole, tmp_path / "made")
-    small = size_of(whole / "run") + int(share * size_of(exported / "run" / "checkpoints")) + 32768
+    shutil.copytree(undisturbed, tmp_path / "made")
+    small = size_of(undisturbed / "run") + int(share * size_of(exported / "run" / "checkpoints")) + 32768
     disk = small_disk(f"size={small}")
-    shutil.copytree(whole / "run", disk / "run", ignore=shutil.ignore_patterns("plots", "report.html"))
-    this = replace(job(tmp_path / "made", model, stages=EVERYTHING, export=Export(formats=["hf"])), folder=disk / "run")
-    filler = disk / "filler"  # plots and report come after the export
-    filler.write_bytes(bytes(size_of(whole / "run") - size_of(disk / "run")))
+    shutil.copytree(undisturbed / "run", disk / "run", ignore=shutil.ignore_patterns("plots", "report.html"))
+    on_small_disk = replace(
+        job(tmp_path / "made", model, stages=EVERYTHING, export=Export(formats=["hf"])), folder=disk / "run"
+    )
+    filler = disk / "filler"  # keeps room for plots and report, which come after the export
+    filler.write_bytes(bytes(size_of(undisturbed / "run") - size_of(disk / "run")))
     with pytest.raises(OSError, match=r"No space left on device: '.*checkpoints/hf'"):
-        run_job(this)
+        run_job(on_small_disk)
     assert list((disk / "run" / "checkpoints").iterdir()) == []
     subprocess.run(["mount", "-o", "remount,size=40M", disk], check=True)
     monkeypatch.setattr(Evaluator, "compare", only_dense(Evaluator.compare))
-    run_job(this)
+    run_job(on_small_disk)
     name = "checkpoints/hf/model.safetensors"
     assert (disk / "run" / name).read_bytes() == (exported / "run" / name).read_bytes()
     assert (disk / "run" / "report.html").exists()
@@ -262,7 +245,7 @@ def test_a_disk_that_fills_up_during_the_export_costs_the_export_only(
 
 
 def only_dense(compare):
-    """An evaluator that measures the dense model and refuses to measure anything again."""
+    """Wrap `Evaluator.measure` so that it measures the dense model only."""
 
     def refusing(self, profiles, *args, **kwargs):
         assert list(profiles) == [None], "this was measured already"
@@ -271,7 +254,7 @@ def only_dense(compare):
     return refusing
 
 
-def test_what_a_killed_export_left_is_cleared_away(exported, whole, model, copied):
+def test_leftovers_of_a_killed_export_are_deleted(exported, undisturbed, model, copied):
     for name in ("checkpoints/.hf-abc123/model.safetensors", ".profile.json.77.tmp"):
         (copied / "run" / name).parent.mkdir(parents=True, exist_ok=True)
         (copied / "run" / name).write_bytes(bytes(1000))
@@ -282,7 +265,7 @@ def test_what_a_killed_export_left_is_cleared_away(exported, whole, model, copie
     assert not list(copied.rglob("*.tmp"))
 
 
-def test_a_read_only_outputs_folder_beside_a_good_run_folder_is_one_message(small_disk, tmp_path):
+def test_a_read_only_outputs_folder_with_a_writable_run_folder_is_one_message(small_disk, tmp_path):
     folder = small_disk("ro")
     done = start(f"outputs={folder}/outputs", f"hydra.run.dir={tmp_path}/run", *TINY)
     assert done.returncode == 2 and "Read-only file system" in done.stdout
@@ -293,18 +276,18 @@ def damage(path: Path, how: str) -> None:
     content = bytearray(path.read_bytes())
     if how == "truncated":
         content = content[: len(content) * 2 // 3]
-    else:  # the lowest bit of a digit, which leaves it a digit: what only a checksum finds
-        digits = [place for place, byte in enumerate(content) if byte in b"23456789"]
+    else:  # flip the lowest bit of a digit, which stays a digit, so that only a checksum detects it
+        digits = [position for position, byte in enumerate(content) if byte in b"23456789"]
         before = values(content)
-        for place in digits[len(digits) * int(how) // 4 :]:
-            content[place] ^= 1
-            if before is None or values(content) != before:  # the last digit of a float may not count
+        for position in digits[len(digits) * int(how) // 4 :]:
+            content[position] ^= 1
+            if before is None or values(content) != before:  # the last digit of a float may not change its value
                 break
     path.write_bytes(content)
 
 
 def values(content: bytes) -> list | None:
-    """What the JSON in a file, or in each of its lines, says; None where it is none."""
+    """The values in a JSON or JSON lines file; None if it is neither."""
     for documents in ([content], content.splitlines()):
         try:
             return [json.loads(document) for document in documents]
@@ -314,62 +297,64 @@ def values(content: bytes) -> list | None:
 
 
 @pytest.mark.parametrize("how", ["truncated", "1", "2", "3"])
-def test_a_damaged_profile_is_made_again(how, whole, model, copied):
+def test_a_damaged_profile_is_recreated(how, undisturbed, model, copied):
     damage(copied / "run" / "profile.json", how)
     run_job(job(copied, model))
-    assert outcome(copied) == outcome(whole)
+    assert outcome(copied) == outcome(undisturbed)
 
 
 @pytest.mark.parametrize("name", ["profile.json", "results.json", "seconds.json"])
-def test_a_file_without_its_checksum_is_made_again(name, whole, model, copied, caplog):
+def test_a_file_without_its_checksum_is_recreated(name, undisturbed, model, copied, caplog):
     path = copied / "run" / name
     content = json.loads(path.read_text())
     del content["sha256"]
     path.write_text(json.dumps(content))
     run_job(job(copied, model, stages=EVERYTHING))
     assert f"{name} is damaged (it has no sha256) and will be made again" in caplog.text
-    assert outcome(copied) == outcome(whole) and measured(copied) == measured(whole)
+    assert outcome(copied) == outcome(undisturbed) and measured(copied) == measured(undisturbed)
     assert "sha256" in json.loads(path.read_text())
 
 
 @pytest.mark.parametrize("how", ["truncated", "1"])
-def test_a_damaged_text_profile_is_written_again_from_the_other(how, whole, model, copied):
+def test_a_damaged_text_profile_is_rewritten_from_profile_json(how, undisturbed, model, copied):
     damage(copied / "run" / "profile.txt", how)
     run_job(job(copied, model))
-    assert outcome(copied) == outcome(whole)
+    assert outcome(copied) == outcome(undisturbed)
 
 
-def test_a_run_killed_while_it_drew_its_report_draws_it_and_measures_nothing_again(whole, model, copied, monkeypatch):
-    """The results are marked as done after everything else is there."""
+def test_a_run_killed_during_its_report_writes_it_without_measuring_again(undisturbed, model, copied, monkeypatch):
+    """The results are marked as done only after all other files are written."""
     path = copied / "run" / "results.json"
     content = {key: value for key, value in json.loads(path.read_text()).items() if key not in ("done", "sha256")}
     path.write_text(json.dumps(with_checksum(content)))
     (copied / "run" / "report.html").unlink()
     monkeypatch.setattr(Evaluator, "compare", only_dense(Evaluator.compare))
     run_job(job(copied, model, stages=EVERYTHING))
-    assert (copied / "run" / "report.html").exists() and measured(copied) == measured(whole)
+    assert (copied / "run" / "report.html").exists() and measured(copied) == measured(undisturbed)
 
 
 @pytest.mark.parametrize("how", ["truncated", "1", "3"])
-def test_damaged_cached_tokens_are_made_again(how, whole, model, copied, caplog):
+def test_damaged_cached_tokens_are_recreated(how, undisturbed, model, copied, caplog):
     cached = list(copied.glob("cache/tokens/*"))
     before = {path: path.read_bytes() for path in cached}
     for path, content in before.items():
-        place = 0 if how == "truncated" else len(content) * int(how) // 4
-        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) * (how != "truncated") + content[place + 1 :])
+        position = 0 if how == "truncated" else len(content) * int(how) // 4
+        path.write_bytes(
+            content[:position] + bytes([content[position] ^ 1]) * (how != "truncated") + content[position + 1 :]
+        )
     (copied / "run" / "profile.json").unlink()
     run_job(job(copied, model, stages=EVERYTHING))
     assert caplog.text.count("will be made again") == len(cached)
     assert {path: path.read_bytes() for path in cached} == before
-    assert outcome(copied) == outcome(whole)
+    assert outcome(copied) == outcome(undisturbed)
 
 
-def test_a_flipped_bit_in_a_converted_model_is_found_and_the_model_converted_again(tmp_path, monkeypatch, caplog):
+def test_a_converted_model_with_a_flipped_bit_is_converted_again(tmp_path, monkeypatch, caplog):
     searched = compressed(tiny("llama"), RTN(bits=(8, 4), group_size=32, symmetric=True), tmp_path)
     export(Export(formats=["gguf"]), searched, token_windows(2, 16), facts={"model": "t"}, folder=tmp_path)
     read = AutoTokenizer.from_pretrained
 
-    def reading(path, **options):  # a byte-level tokenizer is not among those that transformers reads from GGUF
+    def reading(path, **options):  # transformers cannot read a byte-level tokenizer from GGUF
         return tokenizer() if "gguf_file" in options else read(path, **options)
 
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", reading)
@@ -385,17 +370,17 @@ def test_a_flipped_bit_in_a_converted_model_is_found_and_the_model_converted_aga
     assert "is damaged and will be made again" in caplog.text
 
 
-def test_a_second_process_in_the_same_run_directory_is_turned_away(model, copied, whole):
+def test_a_second_process_in_the_same_run_directory_is_refused(model, copied, undisturbed):
     with lock_folder(copied / "run"), pytest.raises(ValueError, match=r"another process runs in .*run: wait for it"):
         run_job(job(copied, model))
-    assert outcome(copied) == outcome(whole)
+    assert outcome(copied) == outcome(undisturbed)
 
 
-def test_damaged_results_are_made_again(whole, model, copied):
+def test_damaged_results_are_recreated(undisturbed, model, copied):
     damage(copied / "run" / "results.json", "2")
     damage(copied / "run" / "seconds.json", "truncated")
     run_job(job(copied, model, stages=EVERYTHING))
-    assert measured(copied) == measured(whole)
+    assert measured(copied) == measured(undisturbed)
 
 
 def test_a_search_log_without_checksums_is_refused(model, copied):
@@ -408,25 +393,25 @@ def test_a_search_log_without_checksums_is_refused(model, copied):
 
 
 @pytest.mark.parametrize("how", ["1", "2", "3"])
-def test_a_changed_digit_in_the_search_log_is_found(how, model, copied):
+def test_a_changed_digit_in_the_search_log_is_detected(how, model, copied):
     (copied / "run" / "profile.json").unlink()
     damage(copied / "run" / "search.jsonl", how)
     with pytest.raises(ValueError, match=r"search\.jsonl is damaged .*delete it"):
         run_job(job(copied, model))
 
 
-def test_a_truncated_search_log_goes_on_to_the_same_bytes(whole, model, copied):
+def test_a_truncated_search_log_is_continued_to_the_same_bytes(undisturbed, model, copied):
     (copied / "run" / "profile.json").unlink()
     damage(copied / "run" / "search.jsonl", "truncated")
     run_job(job(copied, model))
-    assert outcome(copied) == outcome(whole)
+    assert outcome(copied) == outcome(undisturbed)
 
 
 @pytest.mark.parametrize("how", ["truncated", "1", "3"])
-def test_a_damaged_block_is_built_again(how, whole, model, copied):
+def test_a_damaged_block_is_rebuilt(how, undisturbed, model, copied):
     damage(next(copied.glob("databases/*/*/block-001.safetensors")), how)
     run_job(job(copied, model))
-    assert outcome(copied) == outcome(whole)
+    assert outcome(copied) == outcome(undisturbed)
 
 
 @pytest.mark.parametrize("how", ["truncated", "1", "2", "3"])
@@ -436,7 +421,7 @@ def test_a_damaged_manifest_is_refused(how, model, copied):
         run_job(job(copied, model))
 
 
-def test_two_processes_at_once_build_one_database(tmp_path):
+def test_two_simultaneous_processes_build_one_database(tmp_path):
     def begin(name: str) -> subprocess.Popen:
         arguments = [f"outputs={tmp_path}", f"hydra.run.dir={tmp_path}/{name}", "stages=[database]", *TINY]
         return subprocess.Popen(
@@ -467,8 +452,8 @@ def test_two_processes_at_once_build_one_database(tmp_path):
     ],
     ids=str,
 )
-def test_a_run_resumed_with_other_settings_is_refused(changes, named, whole, model, tmp_path):
-    copy = shutil.copytree(whole, tmp_path / "copy")  # another compressor builds its own database there
+def test_resuming_with_other_settings_is_refused(changes, named, undisturbed, model, tmp_path):
+    copy = shutil.copytree(undisturbed, tmp_path / "copy")  # another compressor adds its database there
     before = outcome(copy)
     with pytest.raises(ValueError, match=rf"other settings \(.*{named}.*\): resume with the same ones"):
         run_job(job(copy, model, **changes))
@@ -484,7 +469,7 @@ def other_weights(folder: Path) -> None:
     tokenizer().save_pretrained(folder)
 
 
-def test_a_database_of_anything_else_has_another_fingerprint(model, tmp_path):
+def test_whatever_changes_a_database_changes_its_fingerprint(model, tmp_path):
     def fingerprints() -> set[str]:
         return {path.parent.name for path in tmp_path.glob("databases/tiny/*/manifest.json")}
 
@@ -505,16 +490,16 @@ def test_a_database_of_anything_else_has_another_fingerprint(model, tmp_path):
         assert len(fingerprints()) == number
 
 
-def test_the_same_settings_give_the_same_bytes(whole, model, tmp_path):
+def test_the_same_settings_give_the_same_bytes(undisturbed, model, tmp_path):
     run_job(job(tmp_path, model))
-    assert outcome(tmp_path) == outcome(whole)
+    assert outcome(tmp_path) == outcome(undisturbed)
 
 
-def test_another_number_of_threads_changes_fitness_by_rounding_only(whole, model, tmp_path):
+def test_the_number_of_threads_changes_fitness_only_by_rounding(undisturbed, model, tmp_path):
     threads = torch.get_num_threads()
     torch.set_num_threads(3 if threads != 3 else 2)
     try:
-        asked = [json.loads(line) for line in (whole / "run" / "search.jsonl").read_text().splitlines()[1:]]
+        asked = [json.loads(line) for line in (undisturbed / "run" / "search.jsonl").read_text().splitlines()[1:]]
         run_job(replace(job(tmp_path, model), folder=tmp_path / "again"))
     finally:
         torch.set_num_threads(threads)
@@ -525,13 +510,13 @@ def test_another_number_of_threads_changes_fitness_by_rounding_only(whole, model
         assert second["answer"] == pytest.approx(first["answer"], rel=1e-4, abs=1e-6)
 
 
-def test_a_write_that_fails_names_its_file(tmp_path):
+def test_a_failed_write_names_its_file(tmp_path):
     with pytest.raises(OSError, match="nowhere/file"):
         write_atomically(tmp_path / "nowhere" / "file", "x")
 
 
-def test_the_fitness_on_record_is_that_of_the_profile(whole, model, monkeypatch):
-    """A finished run answers from its files: were they wrong, nothing would notice."""
+def test_a_finished_run_returns_its_saved_profile_without_evaluating(undisturbed, model, monkeypatch):
+    """Nothing else would detect a wrong profile in a finished run."""
     monkeypatch.setattr(Evaluator, "evaluate", None)
-    found = json.loads((whole / "run" / "profile.json").read_text())
-    assert run_job(job(whole, model)) == tuple(unit["level"] for unit in found["units"])
+    saved = json.loads((undisturbed / "run" / "profile.json").read_text())
+    assert run_job(job(undisturbed, model)) == tuple(unit["level"] for unit in saved["units"])

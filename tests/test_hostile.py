@@ -1,4 +1,4 @@
-"""Files made to mislead or to run code: refused by name, and nothing in them is run."""
+"""Malicious files are refused with an error that names them, and no code in them runs."""
 
 import json
 import shutil
@@ -46,7 +46,7 @@ def saved(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def model(saved, tmp_path) -> Path:
-    """A model with a module beside it that leaves a canary when it is imported."""
+    """A model next to a module that creates the file `canary` when it is imported."""
     folder = Path(shutil.copytree(saved, tmp_path / "model"))
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')\nclass Evil: pass\n")
     return folder
@@ -68,20 +68,20 @@ CODE = {
 
 
 @pytest.mark.parametrize("name", CODE)
-def test_a_model_that_brings_code_is_refused_with_the_key_and_the_code_is_not_run(name, model, tmp_path):
+def test_a_model_that_needs_code_is_refused_with_the_key_and_without_running_it(name, model, tmp_path):
     edit(model / name, **CODE[name])
     with pytest.raises(ValueError, match=r"its own Python code, which is not run.*model\.trust_remote_code=true"):
         loaded(model)
     assert not (tmp_path / "canary").exists()
 
 
-def test_code_beside_a_model_that_needs_none_is_not_run(model, tmp_path):
+def test_code_next_to_a_model_that_does_not_need_it_is_not_run(model, tmp_path):
     edit(model / "config.json", auto_map={"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"})
     assert loaded(model).num_blocks == 3
     assert not (tmp_path / "canary").exists()
 
 
-def test_a_configuration_that_asks_for_an_attention_kernel_of_the_hub_is_refused(model):
+def test_a_model_configuration_with_an_attention_kernel_from_the_hub_is_refused(model):
     edit(model / "config.json", attn_implementation="somebody/kernel")
     with pytest.raises(ValueError, match=r"asks for somebody/kernel, code from the hub: set model\.attention"):
         loaded(model)
@@ -89,8 +89,8 @@ def test_a_configuration_that_asks_for_an_attention_kernel_of_the_hub_is_refused
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors", "adapter_model.bin"])
-def test_a_pickle_is_never_opened_whatever_it_is_called(name, model, tmp_path):
-    """The pickle would leave the canary."""
+def test_a_pickle_is_never_opened_whatever_its_name(name, model, tmp_path):
+    """Loading the pickle would create the file `canary`."""
     command = f"c__builtin__\nexec\n(Vopen({str(tmp_path / 'canary')!r}, 'w')\ntR."
     (model / "model.safetensors").unlink()
     (model / name).write_bytes(command.encode())
@@ -100,7 +100,7 @@ def test_a_pickle_is_never_opened_whatever_it_is_called(name, model, tmp_path):
 
 
 @pytest.mark.parametrize("where", ["../outside.safetensors", "absolute"])
-def test_an_index_cannot_take_weights_from_elsewhere(where, model, tmp_path):
+def test_an_index_must_not_point_outside_the_folder(where, model, tmp_path):
     shutil.move(model / "model.safetensors", tmp_path / "outside.safetensors")
     name = str(tmp_path / "outside.safetensors") if where == "absolute" else where
     (model / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": {"lm_head.weight": name}}))
@@ -120,21 +120,21 @@ def test_an_index_cannot_take_weights_from_elsewhere(where, model, tmp_path):
     ],
     ids=str,
 )
-def test_shapes_that_are_giant_or_nonsense_are_refused(changes, model):
+def test_huge_or_invalid_shapes_are_refused(changes, model):
     edit(model / "config.json", **changes)
     with pytest.raises(ValueError, match="model"):
         loaded(model)
 
 
 @pytest.mark.parametrize("number", range(12))
-def test_a_gguf_file_with_any_field_made_giant_is_refused(number, tmp_path):
-    """Counts, lengths and offsets of the header, each in turn beyond the file."""
+def test_a_gguf_file_with_any_field_made_huge_is_refused(number, tmp_path):
+    """Every count, length and offset of the header in turn points beyond the file."""
     string = struct.pack("<Q", 20) + b"general.architecture" + struct.pack("<I", 8) + struct.pack("<Q", 5) + b"llama"
     header = b"GGUF" + struct.pack("<IQQ", 3, 1, 1) + string
     tensor = struct.pack("<Q", 1) + b"w" + struct.pack("<IQQIQ", 2, 32, 32, 0, 0)
     content = bytearray(header + tensor + bytes(4096))
-    place = 4 + 10 * number
-    content[place : place + 8] = struct.pack("<Q", 2**62)
+    position = 4 + 10 * number
+    content[position : position + 8] = struct.pack("<Q", 2**62)
     (tmp_path / "model.gguf").write_bytes(content)
     with pytest.raises(ValueError, match=r"model\.path.*cannot be loaded"):
         loaded(tmp_path / "model.gguf")
@@ -153,19 +153,19 @@ ENCODINGS = {
 
 
 @pytest.mark.parametrize("name", ENCODINGS)
-def test_text_of_a_broken_encoding_is_refused_with_its_file(name, tmp_path):
+def test_text_with_an_invalid_encoding_is_refused_with_the_file_name(name, tmp_path):
     (tmp_path / name).write_bytes(ENCODINGS[name])
     with pytest.raises(ValueError, match=rf"data\.source: .*{name} is not (UTF-8|Unicode) text"):
         list(text_source(str(tmp_path / name)).documents("text", "train"))
 
 
-def test_a_byte_order_mark_is_no_text(tmp_path):
+def test_a_byte_order_mark_is_not_part_of_the_text(tmp_path):
     for name, content in (("a.txt", b"word"), ("b.jsonl", b'{"text": "word"}')):
         (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content)
         assert list(text_source(str(tmp_path / name)).documents("text", "train")) == ["word"]
 
 
-def test_parquet_with_broken_text_or_any_flipped_bit_is_refused_or_read(tmp_path):
+def test_parquet_with_invalid_text_is_refused_and_a_flipped_bit_never_crashes_the_reader(tmp_path):
     offsets = pyarrow.array([0, 2, 4], pyarrow.int32()).buffers()[1]
     broken = pyarrow.StringArray.from_buffers(2, offsets, pyarrow.py_buffer(b"\xff\xfeab"))
     path = tmp_path / "a.parquet"
@@ -173,10 +173,10 @@ def test_parquet_with_broken_text_or_any_flipped_bit_is_refused_or_read(tmp_path
     with pytest.raises(ValueError, match=r"data\.source: .*a\.parquet.*damaged"):
         list(text_source(str(path)).documents("text", "train"))
     pyarrow.parquet.write_table(pyarrow.table({"text": [f"{LINE}{n}" for n in range(300)]}), path)
-    whole, rng = path.read_bytes(), Random(0)
+    original, rng = path.read_bytes(), Random(0)
     refused = 0
     for _ in range(60):
-        content = bytearray(whole)
+        content = bytearray(original)
         content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
         path.write_bytes(content)
         try:
@@ -199,7 +199,7 @@ def reopened(database: Database) -> Database:
 
 
 @pytest.mark.parametrize("key", ["fingerprint", "blocks", "format", "sha256", "identity"])
-def test_a_manifest_without_one_of_its_keys_is_refused(key, database):
+def test_a_manifest_that_lacks_a_key_is_refused(key, database):
     manifest = json.loads(database.manifest_path.read_text())
     del manifest[key]
     database.manifest_path.write_text(json.dumps(manifest))
@@ -207,7 +207,7 @@ def test_a_manifest_without_one_of_its_keys_is_refused(key, database):
         reopened(database)
 
 
-def test_a_key_given_twice_is_refused_in_manifest_log_and_profile(database, tmp_path):
+def test_a_duplicate_key_is_refused_in_manifest_log_and_profile(database, tmp_path):
     text = database.manifest_path.read_text().rstrip()
     database.manifest_path.write_text(text[:-1] + ', "format": 1}')
     with pytest.raises(ValueError, match=r"'format' is given twice.*delete"):
@@ -222,7 +222,7 @@ def test_a_key_given_twice_is_refused_in_manifest_log_and_profile(database, tmp_
 
 
 @pytest.mark.parametrize("name", ["/layer0", "../layer0", "layer0\x00", "layer0/../layer0"])
-def test_a_profile_cannot_name_anything_but_the_units(name):
+def test_a_profile_with_unknown_units_is_refused(name):
     with pytest.raises(ValueError, match="another model"):
         from_json(bit_space([1]), json.dumps({"units": [{"unit": name, "level": 0}]}))
 
@@ -240,7 +240,7 @@ def test_a_profile_cannot_name_anything_but_the_units(name):
     ],
     ids=str,
 )
-def test_packed_weights_of_giant_or_unknown_form_are_refused(spec):
+def test_packed_weights_of_huge_or_unknown_form_are_refused(spec):
     tensors = {
         "codes": torch.zeros(2, 2, dtype=torch.int32),
         "scales": torch.ones(2, 1),
@@ -251,7 +251,7 @@ def test_packed_weights_of_giant_or_unknown_form_are_refused(spec):
         from_tensors(spec, tensors)
 
 
-def test_a_safetensors_header_that_lies_about_its_length_is_refused(tmp_path, database):
+def test_a_safetensors_header_with_a_wrong_length_is_refused(tmp_path, database):
     path = database.folder / "block-000.safetensors"
     content = path.read_bytes()
     for length in (2**63, len(content), 0):
@@ -263,7 +263,7 @@ def test_a_safetensors_header_that_lies_about_its_length_is_refused(tmp_path, da
 
 @pytest.fixture
 def run_folder(tmp_path) -> Path:
-    """A run directory as Hydra leaves it."""
+    """A run directory as Hydra creates it."""
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         cfg = compose("config", [f"outputs={tmp_path}"])
     (tmp_path / "run" / ".hydra").mkdir(parents=True)
@@ -284,20 +284,20 @@ def test_a_saved_run_is_resumed(run_folder):
 
 
 @pytest.mark.parametrize("key", ["hydra", "defaults"])
-def test_a_saved_run_that_steers_hydra_is_not_resumed(key, run_folder):
+def test_a_saved_run_with_settings_of_hydra_is_not_resumed(key, run_folder):
     rewrite(run_folder, lambda content: content.update({key: {"callbacks": {"x": {"_target_": "os.system"}}}}))
     with pytest.raises(SystemExit, match=f"the key {key}, which no run writes: it could run code"):
         expand_resume([f"resume={run_folder}"])
 
 
-def test_a_saved_run_that_calls_itself_hydras_settings_is_not_resumed(run_folder):
+def test_a_saved_run_with_a_package_line_is_not_resumed(run_folder):
     path = run_folder / ".hydra" / "config.yaml"
     path.write_text("# @package hydra\n" + path.read_text())
     with pytest.raises(SystemExit, match="a @package line, which no run writes"):
         expand_resume([f"resume={run_folder}"])
 
 
-def test_a_saved_run_that_brings_configuration_groups_is_not_resumed(run_folder):
+def test_a_saved_run_with_configuration_groups_is_not_resumed(run_folder):
     (run_folder / ".hydra" / "hydra").mkdir()
     with pytest.raises(SystemExit, match="the folder hydra, which no run writes"):
         expand_resume([f"resume={run_folder}"])
@@ -312,7 +312,7 @@ def test_a_damaged_configuration_is_not_resumed(content, run_folder):
 
 @pytest.mark.parametrize("group", ["compress", "search", "tracking", "model"])
 @pytest.mark.parametrize("target", ["os.system", "subprocess.Popen", "evopress.space.budget.Budget", "nowhere.Class"])
-def test_a_saved_run_cannot_name_what_is_called(group, target, run_folder):
+def test_a_saved_run_cannot_choose_what_is_called(group, target, run_folder):
     rewrite(run_folder, lambda content: content[group].update(_target_=target))
     with pytest.raises(ConfigError, match=rf"{group}\._target_ is '{target}', which is no"):
         build_job(OmegaConf.load(run_folder / ".hydra" / "config.yaml"), run_folder)
@@ -343,7 +343,7 @@ JSON = st.recursive(
 
 @settings(deadline=None, max_examples=60)
 @given(JSON, st.booleans())
-def test_any_json_is_a_manifest_with_remedy_or_refused(tmp_path_factory, value, is_sealed):
+def test_any_json_as_a_manifest_is_refused_with_a_remedy(tmp_path_factory, value, is_sealed):
     database = Database.open(tmp_path_factory.mktemp("fuzz"), "x", {"model": "x"})
     database.folder.mkdir()
     content = with_checksum(value) if is_sealed and isinstance(value, dict) else value
@@ -354,7 +354,7 @@ def test_any_json_is_a_manifest_with_remedy_or_refused(tmp_path_factory, value, 
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(JSON, min_size=1, max_size=3), st.booleans())
-def test_any_lines_are_refused_as_a_search_log(tmp_path_factory, values, is_sealed):
+def test_any_json_lines_as_a_search_log_are_refused(tmp_path_factory, values, is_sealed):
     path = tmp_path_factory.mktemp("fuzz") / "search.jsonl"
     lines = [with_checksum(value) if is_sealed and isinstance(value, dict) else value for value in values]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -363,15 +363,15 @@ def test_any_lines_are_refused_as_a_search_log(tmp_path_factory, values, is_seal
 
 
 @given(st.binary(max_size=60) | st.text(max_size=60))
-def test_any_text_is_json_or_a_value_error(text):
+def test_parsing_any_text_raises_nothing_but_value_errors(text):
     try:
         verify_checksum(parse_json(text))
     except ValueError:
         return
-    raise AssertionError("nothing that short has a checksum")
+    raise AssertionError("no text that short has a checksum")
 
 
-def test_a_folder_of_cached_files_is_whole_until_any_of_them_changes(tmp_path):
+def test_a_cached_folder_is_intact_until_any_file_changes(tmp_path):
     folder = tmp_path / "model"
     random_model("llama").save_pretrained(folder)
     tokenizer().save_pretrained(folder)

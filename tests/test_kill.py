@@ -1,4 +1,4 @@
-"""A program that is killed at any moment goes on to the same bytes as one that was not."""
+"""A run that is killed at any moment and resumed writes the same bytes as an undisturbed one."""
 
 import json
 import os
@@ -17,10 +17,10 @@ from tests.wandb_files import wandb_records
 PROJECT = Path(__file__).parents[1]
 STAGES = ("database", "search", "evaluate", "export")
 KILLS = int(os.environ.get("EVOPRESS_KILLS", len(STAGES)))
-"""How often the program is killed, in the stages by turns; `make test-faults` asks for more."""
+"""Number of kills, spread evenly over the stages. `make test-faults` sets a higher number."""
 
 PATIENCE = 300
-"""Seconds that anything may take on a busy machine."""
+"""Seconds that any wait may take on a busy machine."""
 
 SETTINGS = [
     "data.calibration_tokens=8192",
@@ -33,11 +33,11 @@ SETTINGS = [
 
 
 def start(folder: Path, *settings: str) -> subprocess.Popen:
-    """Begin a run in `folder`, or go on with the one that is there as a user would."""
-    begun = (folder / "run" / ".hydra" / "overrides.yaml").exists()
-    own = [f"resume={folder}/run"] if begun else [f"outputs={folder}", f"hydra.run.dir={folder}/run", *SETTINGS]
+    """Start a run in `folder`, or resume the one that is there, as a user would."""
+    has_run = (folder / "run" / ".hydra" / "overrides.yaml").exists()
+    arguments = [f"resume={folder}/run"] if has_run else [f"outputs={folder}", f"hydra.run.dir={folder}/run", *SETTINGS]
     return subprocess.Popen(
-        [sys.executable, "-m", "evopress.run", *own, *settings],
+        [sys.executable, "-m", "evopress.run", *arguments, *settings],
         cwd=PROJECT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -48,38 +48,38 @@ def start(folder: Path, *settings: str) -> subprocess.Popen:
 
 
 def finished(folder: Path) -> str:
-    """The output of a run that is left to end."""
+    """Let the run finish; returns its output."""
     output, _ = (process := start(folder)).communicate(timeout=PATIENCE)
     assert process.returncode == 0, output
     return output
 
 
-def whole(folder: Path) -> dict[str, bytes]:
-    """Everything that must not depend on when a run was killed."""
+def outcome(folder: Path) -> dict[str, bytes]:
+    """The content of all files that must not depend on when a run was killed."""
     paths = [folder / "run" / name for name in ("search.jsonl", "profile.json", "profile.txt")]
     paths += sorted(path for path in folder.glob("run/checkpoints/**/*") if path.is_file())
     paths += sorted(folder.glob("databases/*/*/*.safetensors")) + sorted(folder.glob("databases/*/*/manifest.json"))
-    own = str(folder).encode()
-    return {str(path.relative_to(folder)): path.read_bytes().replace(own, b"FOLDER") for path in paths}
+    folder_name = str(folder).encode()
+    return {str(path.relative_to(folder)): path.read_bytes().replace(folder_name, b"FOLDER") for path in paths}
 
 
 def measured(folder: Path) -> dict:
-    """The results without what a clock or the memory of the machine says."""
+    """The results without times and memory use."""
     results = json.loads((folder / "run" / "results.json").read_text())
-    found = {name: results[name] for name in ("dense", "uniform", "searched", "tokens", "notes", "done")}
-    return {**found, "exports": {name: {**part, "folder": ""} for name, part in results["exports"].items()}}
+    kept = {name: results[name] for name in ("dense", "uniform", "searched", "tokens", "notes", "done")}
+    return {**kept, "exports": {name: {**part, "folder": ""} for name, part in results["exports"].items()}}
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    """A run to which nothing happened, and the seconds that each of its stages took."""
-    folder = tmp_path_factory.mktemp("whole")
+    """An undisturbed run, and the seconds that its stages took."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
     finished(folder)
     return folder, json.loads((folder / "run" / "seconds.json").read_text())
 
 
 def stage_of(folder: Path) -> str:
-    """What a run is busy with, by the files that it has left so far."""
+    """The stage that a run is in, judged by the files written so far."""
     run = folder / "run"
     results = run / "results.json"
     if results.exists():
@@ -107,11 +107,10 @@ def wait_until(process: subprocess.Popen, condition: Callable[[], bool]) -> None
 
 
 def killed_in(stage: str, folder: Path, seconds: dict[str, float], rng: Random) -> str:
-    """Kill the run at a random moment after it reached `stage`; returns the stage that it was in when it died.
+    """Kill the run at a random moment after it reached `stage`; returns the stage in which it died.
 
-    That is `done` where it was faster on its way to the end than the one whose `seconds` are known.
-
-    Database and search first make some random progress; a random part of the time that the stage takes follows.
+    In database and search, first wait for a random amount of progress. Then wait for a random part of the `seconds`
+    that the stage took in the uninterrupted run. A run that is faster than that one may be "done".
     """
     process = start(folder)
     wait_until(process, lambda: stage_of(folder) == stage)
@@ -127,18 +126,18 @@ def killed_in(stage: str, folder: Path, seconds: dict[str, float], rng: Random) 
 
 @pytest.mark.counts("kills survived")
 @pytest.mark.parametrize("part", range(-(-KILLS // len(STAGES))))
-def test_runs_killed_in_every_stage_end_in_the_same_bytes(part, uninterrupted, tmp_path, record_property):
-    """One run per part, killed once on its way through each stage."""
+def test_runs_killed_in_every_stage_end_with_the_same_bytes(part, uninterrupted, tmp_path, record_property):
+    """One run per part, killed once in each stage."""
     folder, seconds = uninterrupted
     rng = Random(part)
     kills: list[str] = []
     for stage in STAGES:
-        if stage not in kills and "done" not in kills:  # a kill that came late may have met a later stage
+        if stage not in kills and "done" not in kills:  # a late kill may have hit a later stage
             kills.append(killed_in(stage, tmp_path, seconds, rng))
     finished(tmp_path)
-    expected, found = whole(folder), whole(tmp_path)
-    assert found.keys() == expected.keys()
-    assert [name for name in expected if found[name] != expected[name]] == []
+    expected, actual = outcome(folder), outcome(tmp_path)
+    assert actual.keys() == expected.keys()
+    assert [name for name in expected if actual[name] != expected[name]] == []
     assert measured(tmp_path) == measured(folder)
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
     unfinished = ("databases/*/*/.*.tmp", "run/.*.tmp", "run/checkpoints/.*")
@@ -147,7 +146,7 @@ def test_runs_killed_in_every_stage_end_in_the_same_bytes(part, uninterrupted, t
 
 
 @pytest.mark.counts("faults")
-def test_ctrl_c_while_the_libraries_load_ends_without_a_traceback(tmp_path):
+def test_ctrl_c_during_the_imports_ends_without_a_traceback(tmp_path):
     process = start(tmp_path)
     wait_until(process, lambda: (tmp_path / "run" / ".hydra" / "overrides.yaml").exists())
     os.killpg(process.pid, signal.SIGINT)
@@ -157,10 +156,10 @@ def test_ctrl_c_while_the_libraries_load_ends_without_a_traceback(tmp_path):
 
 @pytest.mark.counts("faults")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_run_says_how_to_go_on_and_closes_the_tracker(number, tmp_path):
+def test_a_signal_ends_the_run_with_the_resume_command_and_closes_the_tracker(number, tmp_path):
     process = start(tmp_path, "tracking=wandb", "tracking.mode=offline")
     wait_until(process, lambda: (tmp_path / "run" / "search.jsonl").exists())
-    os.killpg(process.pid, number)  # as Ctrl-C reaches W&B's own process too
+    os.killpg(process.pid, number)  # to the process group, because Ctrl-C also reaches W&B's process
     output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, output
     assert f"resume={tmp_path}/run" in output

@@ -1,6 +1,6 @@
-"""One table of users' mistakes: each ends in one message with what is wrong, what would be right, and the key.
+"""A table of users' mistakes. Each leads to one message: what is wrong, what would be right, and which key to change.
 
-A word `@name` in a command is a circumstance that the test brings about, see `CIRCUMSTANCES`.
+A word `@name` in a command names a situation that the test sets up, see `SITUATIONS`.
 """
 
 import json
@@ -92,8 +92,8 @@ MISTAKES = [
     ("model.dtype=int4", "model.dtype is 'int4'"),
     ("model.max_perplexity=0", "model.max_perplexity is 0"),
     ("tracking=wandb tracking.mode=sometimes", "tracking.mode is 'sometimes'"),
-    ("stages=[serach]", "stages names 'serach': use some of plan, database, search, evaluate"),
-    # what does not fit together
+    ("stages=[serach]", "stages contains 'serach', which is not a stage: use some of plan, database, search, evaluate"),
+    # settings that do not fit together
     ("budget=sparsity50", "budget.metric is sparsity but this compressor counts bits: use budget=3bit or budget=size"),
     ("compress=sparsegpt budget=3bit", "use budget=sparsity50"),
     ("compress=drop budget=3bit", "use budget=drop25"),
@@ -114,7 +114,7 @@ MISTAKES = [
     ("space=joint compress=drop budget=drop25", "set space.drops=none"),
     ("space=joint budget=size budget.target=1KB", "the most compressed profile has"),
     ("space=joint search=swaps", "use it with compress=drop"),
-    # files and text
+    # files and texts
     ("data.source=/nowhere.txt", "data.source is '/nowhere.txt', which is neither pydoc, wikitext2"),
     ("data.test_source=/nowhere.txt", "data.test_source is '/nowhere.txt'"),
     ("data=text", "data.source: Missing mandatory value"),
@@ -164,7 +164,7 @@ MISTAKES = [
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Files that are not what they should be, by the name that the table gives them."""
+    """Bad files, by their names in the table."""
     root = tmp_path_factory.mktemp("files")
     (root / "empty.txt").write_text("")
     (root / "binary.txt").write_bytes(b"\xff\xfe\x00words\x80")
@@ -192,7 +192,7 @@ def files(tmp_path_factory):
 
 
 def message_of(overrides: list[str], folder: Path) -> str:
-    """What the user is told, whichever stage tells it."""
+    """The message that the user sees, whichever stage raises it."""
     try:
         with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
             cfg = compose("config", [*small_for(overrides), *overrides], return_hydra_config=True)
@@ -207,7 +207,7 @@ def message_of(overrides: list[str], folder: Path) -> str:
         return "\n".join([str(error), *suggest_keys(overrides)])
     except (ConfigError, ValueError, OSError) as error:
         return str(error)
-    return "nothing was said"
+    return "no message"
 
 
 @contextmanager
@@ -220,12 +220,12 @@ def offline(monkeypatch, folder):
 
 @contextmanager
 def outage(monkeypatch, folder):
-    """W&B takes two metrics, and then no more."""
-    left = iter(range(2))
+    """W&B accepts two metrics, and then fails."""
+    remaining = iter(range(2))
     real = wandb.Run.log
 
     def failing(self, *args, **kwargs):
-        if next(left, None) is None:
+        if next(remaining, None) is None:
             raise wandb.errors.CommError("the service is down")
         real(self, *args, **kwargs)
 
@@ -235,13 +235,13 @@ def outage(monkeypatch, folder):
 
 @contextmanager
 def busy(monkeypatch, folder):
-    """The run directory is in use."""
+    """The run directory is used by another process."""
     (folder / "run").mkdir()
     with lock_folder(folder / "run"):
         yield
 
 
-CIRCUMSTANCES = {"@offline": offline, "@outage": outage, "@busy": busy}
+SITUATIONS = {"@offline": offline, "@outage": outage, "@busy": busy}
 
 
 def small_for(overrides: list[str]) -> list[str]:
@@ -257,16 +257,16 @@ def small_for(overrides: list[str]) -> list[str]:
 @pytest.mark.counts("bad inputs")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("command", "expected"), MISTAKES, ids=[command for command, _ in MISTAKES])
-def test_a_mistake_is_told_in_one_message_with_its_key(command, expected, files, tmp_path, monkeypatch, caplog):
+def test_a_mistake_leads_to_one_message_with_its_key(command, expected, files, tmp_path, monkeypatch, caplog):
     words = [part.format(**files) if "{" in part else part for part in command.split(" ")]
     with ExitStack() as stack:
-        for word in CIRCUMSTANCES.keys() & set(words):
-            stack.enter_context(CIRCUMSTANCES[word](monkeypatch, tmp_path))
-        told = message_of([word for word in words if not word.startswith("@")], tmp_path)
-    assert expected in told + caplog.text
+        for word in SITUATIONS.keys() & set(words):
+            stack.enter_context(SITUATIONS[word](monkeypatch, tmp_path))
+        message = message_of([word for word in words if not word.startswith("@")], tmp_path)
+    assert expected in message + caplog.text
     if "@outage" in words:
-        assert told == "nothing was said" and caplog.text.count("W&B failed") == 1
+        assert message == "no message" and caplog.text.count("W&B failed") == 1
 
 
-def test_the_table_is_long_enough():
+def test_the_table_has_at_least_sixty_mistakes():
     assert len({command for command, _ in MISTAKES}) >= 60

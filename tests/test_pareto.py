@@ -14,9 +14,7 @@ from evopress.search.guided import Guided
 from evopress.search.selection import Stage
 from evopress.search.swaps import Swaps
 from evopress.space.budget import Budget
-from tests.test_pipeline import job, model_folders
-
-__all__ = ["model_folders"]
+from tests.jobs import small_job
 
 GUIDED = Guided(
     rounds=2,
@@ -36,7 +34,7 @@ def read(path):
 
 
 def test_every_target_uses_one_database_and_starts_from_the_profile_of_the_larger_target(tmp_path, model_folders):
-    front = job(tmp_path / "run", tmp_path, model_folders("llama"), search=GUIDED, targets=(2.5, 3.5, 3.0))
+    front = small_job(tmp_path / "run", tmp_path, model_folders("llama"), search=GUIDED, targets=(2.5, 3.5, 3.0))
     run_job(front)
     points = read(tmp_path / "run" / "front.csv")
     assert [float(point["target"]) for point in points] == [3.5, 3.0, 2.5]
@@ -62,7 +60,7 @@ def test_every_target_uses_one_database_and_starts_from_the_profile_of_the_large
 
 def test_an_interrupted_front_resumes_to_the_same_bytes(tmp_path, model_folders):
     drops = dict(compress=Drop(), budget=Budget(metric="drop", target=1 / 3), search=SWAPS, targets=(1 / 3, 2 / 3))
-    front = job(tmp_path / "run", tmp_path, model_folders("llama"), **drops)
+    front = small_job(tmp_path / "run", tmp_path, model_folders("llama"), **drops)
     run_job(front)
     names = ["front.csv", *(f"{target}drop/search.jsonl" for target in (1 / 3, 2 / 3))]
     expected = {name: (tmp_path / "run" / name).read_bytes() for name in names}
@@ -89,5 +87,5 @@ def test_settings_that_a_search_refuses_are_an_error_before_the_database_is_buil
 ):
     settings = {"search": GUIDED, "targets": (3.0,), **changes}
     with pytest.raises(ValueError, match=message):
-        run_job(job(tmp_path / "run", tmp_path, model_folders("llama"), **settings))
+        run_job(small_job(tmp_path / "run", tmp_path, model_folders("llama"), **settings))
     assert not list(tmp_path.glob("databases/*/*"))

@@ -1,4 +1,4 @@
-"""Several processes decide what one decides, share its work, and end together."""
+"""Several processes make the same decisions as one, share the work, and end together."""
 
 import json
 import os
@@ -57,20 +57,20 @@ def counted_states(self, **arguments):
 Evaluator.__init__, GPTQ.compress, CalibrationStates.__init__ = counted_start, counted_compress, counted_states
 main()
 """
-"""The program, which notes what each process does."""
+"""The program, plus records of what every process does."""
 
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--monitor-interval=0.1", "--nproc-per-node"]
 ACCELERATE = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines=1", "--mixed_precision=no"]
 ACCELERATE += ["--dynamo_backend=no", "--main_process_port=0", "--monitor_interval=0.1", "--num_processes"]
-"""With --cpu it would start one process only; with --multi_gpu it starts several, wherever they then compute."""
+"""With --cpu, accelerate starts only one process; with --multi_gpu, it starts several, even on a CPU."""
 
 
 def start(number: int, folder: Path, *arguments: str, launcher: list[str] = TORCHRUN) -> subprocess.Popen:
     (folder / "worker.py").write_text(WORKER)
-    own = [f"outputs={folder}", f"hydra.run.dir={folder}/run", *SETTINGS]
+    folders = [f"outputs={folder}", f"hydra.run.dir={folder}/run", *SETTINGS]
     return subprocess.Popen(
-        [sys.executable, *launcher, str(number), str(folder / "worker.py"), str(folder), *own, *arguments],
+        [sys.executable, *launcher, str(number), str(folder / "worker.py"), str(folder), *folders, *arguments],
         cwd=PROJECT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)},
         stdout=subprocess.PIPE,
@@ -80,7 +80,7 @@ def start(number: int, folder: Path, *arguments: str, launcher: list[str] = TORC
 
 
 def run_alone(folder: Path, *arguments: str) -> None:
-    """In this process, which has loaded the libraries already, with as many threads as the others have each."""
+    """Run in this process, which has already imported the libraries, with one thread like the other processes."""
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         cfg = compose("config", [f"outputs={folder}", *SETTINGS, *arguments])
     num_threads = torch.get_num_threads()
@@ -97,8 +97,8 @@ def decisions(folder: Path) -> list[dict]:
 
 
 def database(folder: Path) -> Path:
-    (found,) = folder.glob("databases/tiny/*")
-    return found
+    (database_folder,) = folder.glob("databases/tiny/*")
+    return database_folder
 
 
 def manifest(folder: Path) -> dict:
@@ -116,16 +116,16 @@ def with_database_of(other: Path, folder: Path) -> None:
     (folder / "databases").symlink_to(other / "databases")
 
 
-def test_three_processes_write_the_bytes_of_one_and_share_the_work(alone, tmp_path):
+def test_three_processes_write_the_same_bytes_as_one_and_share_the_work(alone, tmp_path):
     output, _ = (process := start(3, tmp_path)).communicate(timeout=600)
     assert process.returncode == 0, output
-    assert output.count("building database") == output.count("searched profile: 3 bits") == 1  # one process speaks
+    assert output.count("building database") == output.count("searched profile: 3 bits") == 1  # by the first one
     assert_same_bytes(alone, tmp_path)
     batches = [line for line in decisions(alone) if line["ask"] == "batch"]
-    whole = sum(8 * (line["token_equivalents"] - min(line["tokens"], 2048)) for line in batches)
+    total = sum(8 * (line["token_equivalents"] - min(line["tokens"], 2048)) for line in batches)
     shares = [int((tmp_path / f"block-tokens-{rank}").read_text()) for rank in range(3)]
-    assert whole <= sum(shares) <= 1.2 * whole  # common prefixes may run in several processes
-    assert max(shares) <= 0.5 * whole
+    assert total <= sum(shares) <= 1.2 * total  # several processes may run a common prefix
+    assert max(shares) <= 0.5 * total
     windows = [int((tmp_path / f"windows-{rank}").read_text()) for rank in range(3)]
     assert sum(windows) == 32 and max(windows) <= 12
     solved = [(tmp_path / f"groups-{rank}").read_text().splitlines() for rank in range(3)]
@@ -140,7 +140,7 @@ def assert_same_bytes(alone: Path, folder: Path) -> None:
 
 
 def killed_when(folder: Path, process: subprocess.Popen, seen: Iterator[bool]) -> None:
-    """Kill the second of two processes at the first True; the launcher must then end the other, with an error."""
+    """Kill the second of two processes at the first True. The launcher must then end the other, with an error."""
     deadline = time.monotonic() + 600
     while not next(seen):
         assert process.poll() is None, process.communicate()[0]
@@ -154,7 +154,7 @@ def killed_when(folder: Path, process: subprocess.Popen, seen: Iterator[bool]) -
 
 
 @pytest.mark.counts("faults")
-def test_a_search_that_lost_a_process_goes_on_with_one(alone, tmp_path):
+def test_a_search_that_lost_a_process_is_resumed_by_one(alone, tmp_path):
     with_database_of(alone, tmp_path)
     path = tmp_path / "run" / "search.jsonl"
     process = start(2, tmp_path, launcher=ACCELERATE)
@@ -167,19 +167,19 @@ def test_a_search_that_lost_a_process_goes_on_with_one(alone, tmp_path):
 
 
 @pytest.mark.counts("faults")
-def test_a_build_that_lost_a_process_goes_on_with_one(alone, tmp_path):
+def test_a_build_that_lost_a_process_is_resumed_by_one(alone, tmp_path):
     process = start(2, tmp_path, "stages=[database]")
     killed_when(tmp_path, process, (bool(list(tmp_path.glob("databases/*/*/manifest.json"))) for _ in iter(int, 1)))
     solved = [set((tmp_path / f"groups-{rank}").read_text().splitlines()) for rank in range(2)]
     assert not solved[0] & solved[1]
     assert len({line for line in solved[0] | solved[1] if "layers.0." in line}) == 4
-    left = manifest(tmp_path)["blocks"]
-    assert 0 < len(left) < 8
+    built = manifest(tmp_path)["blocks"]
+    assert 0 < len(built) < 8
     run_alone(tmp_path)
     assert_same_bytes(alone, tmp_path)
 
 
-def test_one_process_shares_with_nobody():
+def test_a_single_process_does_all_the_work():
     assert (distributed.rank(), distributed.world_size(), distributed.is_first()) == (0, 1, True)
     assert distributed.share([1, 2, 3]) == [1, 2, 3]
     assert distributed.gather(5) == distributed.collect(5) == [5]
@@ -187,7 +187,7 @@ def test_one_process_shares_with_nobody():
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 5])
-def test_shares_are_whole_and_in_order(number, monkeypatch):
+def test_shares_cover_all_items_in_order_and_have_almost_equal_sizes(number, monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: number)
     shares = []
     for rank in range(number):

@@ -1,4 +1,4 @@
-"""The program as a user starts it."""
+"""The command line, as a user starts it."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def start(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
-def test_the_shortest_command_compresses_and_resumes(tmp_path):
+def test_the_command_without_arguments_compresses_and_its_run_can_be_resumed(tmp_path):
     done = start(f"outputs={tmp_path}", f"hydra.run.dir={tmp_path}/run", *SMALL)
     assert done.returncode == 0, done.stderr
     for row in ("dense", "uniform", "searched"):
@@ -66,14 +66,14 @@ def test_a_sweep_over_budgets_builds_one_database(tmp_path):
         (["resume=nowhere"], "resume=nowhere is not a run directory"),
     ],
 )
-def test_a_mistake_ends_in_one_message_without_traceback(arguments, message, tmp_path):
+def test_a_mistake_leads_to_one_message_without_traceback(arguments, message, tmp_path):
     done = start(*arguments, f"outputs={tmp_path}", f"hydra.run.dir={tmp_path}/run")
     assert done.returncode != 0
     assert message in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_an_interrupt_that_a_library_makes_an_error_of_its_own_still_is_one(tmp_path):
+def test_an_interrupt_that_a_library_converts_into_another_error_is_still_an_interrupt(tmp_path):
     program = """
 import os, signal
 import evopress.pipeline, evopress.run

@@ -14,11 +14,11 @@ def test_an_offline_browser_shows_the_pages_completely_on_phone_and_desktop(fini
     with browser() as chromium:
         for page in pages:
             for width in (390, 1400):
-                seen = chromium.open(page, width)
-                assert seen.messages == []
-                assert all(url.startswith(("file:", "data:")) for url in seen.requests)
-                assert len(seen.images) >= 3 and all(seen.images)
-                assert seen.width == width, "the page is wider than the window"
+                rendered = chromium.open(page, width)
+                assert rendered.messages == []
+                assert all(url.startswith(("file:", "data:")) for url in rendered.requests)
+                assert len(rendered.images) >= 3 and all(rendered.images)
+                assert rendered.width == width, "the page is wider than the window"
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium in the path")
@@ -26,8 +26,8 @@ def test_the_browser_detects_missing_images_script_errors_and_overflow(tmp_path)
     page = tmp_path / "page.html"
     page.write_text('<img src="missing.png"><p style="width: 500px">wide</p><script>nothing.here</script>')
     with browser() as chromium:
-        seen = chromium.open(page, 390)
-    assert seen.images == [0]
-    assert seen.width > 390
-    assert any("missing.png" in message for message in seen.messages)
-    assert any("nothing is not defined" in message for message in seen.messages)
+        rendered = chromium.open(page, 390)
+    assert rendered.images == [0]
+    assert rendered.width > 390
+    assert any("missing.png" in message for message in rendered.messages)
+    assert any("nothing is not defined" in message for message in rendered.messages)
