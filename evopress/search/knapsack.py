@@ -11,7 +11,7 @@ their result (the parent is kept) and of best[c] + the error of the drop, which 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import gcd, isfinite
+from math import gcd
 
 import numpy as np
 
@@ -24,6 +24,9 @@ LevelScores = list[list[float]]
 MAX_STATES = 20_000
 """Finest resolution of the cost axis. Where this is too coarse, costs are rounded up, so the budget always holds."""
 
+MAX_ERROR = 1e100
+"""Errors of this size and beyond count as infinite, so that sums of errors cannot overflow."""
+
 
 def solve_knapsack(space: Space, caps: Sequence[Cap], errors: LevelScores) -> Profile:
     """The profile of least summed error under the caps, which do not overlap. Raises ValueError when none fits.
@@ -31,8 +34,8 @@ def solve_knapsack(space: Space, caps: Sequence[Cap], errors: LevelScores) -> Pr
     A level whose error is NaN or infinite is used only if nothing else fits the budget. A unit whose parent is not
     under the same cap is treated as if its parent is kept.
     """
-    worst = 1.0 + 2.0 * sum(abs(error) for unit in errors for error in unit if isfinite(error))
-    errors = [[error if isfinite(error) else worst for error in unit] for unit in errors]
+    worst = 1.0 + 2.0 * sum(abs(error) for unit in errors for error in unit if abs(error) < MAX_ERROR)
+    errors = [[error if abs(error) < MAX_ERROR else worst for error in unit] for unit in errors]
     profile = [0] * len(space)
     for cap in caps:
         for index, level in _Knapsack.of(space, cap).solve(errors).items():

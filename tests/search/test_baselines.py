@@ -52,6 +52,14 @@ def test_knapsack_with_coarse_costs_holds_the_budget():
     assert caps[0].slack(space, solve_knapsack(space, caps, [[0.0, 1.0, 2.0]] * 4)) >= 0
 
 
+def test_knapsack_treats_errors_too_large_to_add_as_infinite():
+    space = bit_space([8] * 3, (6, 5, 4, 3, 2))
+    inf, huge = float("inf"), -(2.0**1022)
+    errors = [[0.0, 0.0, 0.0, 0.0, inf], [inf, inf, huge, 0.0, 0.0], [inf, inf, 0.0, 0.0, 0.0]]
+    best = solve_knapsack(space, BITS3.caps(space), errors)
+    assert [errors[unit][level] for unit, level in enumerate(best)] == [0.0] * 3
+
+
 def test_single_switches_change_one_unit_and_give_the_error_table():
     space = bit_space([8, 8])
     start = (1, 1)
