@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 
-from evopress.evaluation.candidates import Candidate, measure_candidates
+from evopress.evaluation.candidates import Candidate, compared_profiles, measure_candidates
 from evopress.evaluation.context import EvaluationContext
 from evopress.evaluation.data_sets import load_test_sets
 from evopress.evaluation.oracle import Oracle
 from evopress.evaluation.results_table import as_table
+from evopress.evaluation.task_runs import measure_tasks
 from evopress.export import Searched, export
 from evopress.job import Job, name_of
 from evopress.pareto.front import trace_front
@@ -81,7 +82,7 @@ def _search_and_evaluate(job: Job, context: EvaluationContext, clock: Clock | No
     with clock.stage("search"):
         profile = search_profile(job, context)
     if "evaluate" in job.stages:
-        evaluate_profile(job, context, profile, clock)
+        evaluate_profile(job, context, profile, clock=clock)
     return profile
 
 
@@ -112,7 +113,7 @@ def search_profile(job: Job, context: EvaluationContext) -> Profile:
     return profile
 
 
-def evaluate_profile(job: Job, context: EvaluationContext, profile: Profile, clock: Clock) -> None:
+def evaluate_profile(job: Job, context: EvaluationContext, profile: Profile, *, clock: Clock) -> None:
     """Measure the searched, the uniform and the dense model, export the searched one, and write the report."""
     file = open_results(job, context, profile)
     if file.is_done:
@@ -123,7 +124,7 @@ def evaluate_profile(job: Job, context: EvaluationContext, profile: Profile, clo
         log.info("the scores are measured already: %s", file.path)
     else:
         with clock.stage("evaluate"):
-            candidates = _measure(job, context, profile)
+            candidates = _measure(job, context, profile, file.measured["tasks"])
     if not distributed.is_first():
         return
     scores = {name: asdict(candidate) for name, candidate in candidates.items()}
@@ -132,7 +133,7 @@ def evaluate_profile(job: Job, context: EvaluationContext, profile: Profile, clo
     file.write({**results, **clock.measurements})
     if job.export.formats:
         with clock.stage("export"):
-            results["exports"] = _export(job, context, profile, results)
+            results["exports"] = _export(job, context, profile, facts=results)
     file.write({**results, **clock.measurements})
     _track_results(job.tracker, candidates, clock.seconds)
     report = write_report(job.folder)
@@ -142,24 +143,31 @@ def evaluate_profile(job: Job, context: EvaluationContext, profile: Profile, clo
     log.info("results and report.html are in %s", job.folder)
 
 
-def _measure(job: Job, context: EvaluationContext, profile: Profile) -> dict[str, Candidate]:
-    test_sets = load_test_sets(context, job.data, sources=job.eval.datasets, cache=job.outputs / "cache")
-    return measure_candidates(
-        context,
-        profile,
-        budget=job.budget,
-        metric=job.compress.metric,
-        test_sets=test_sets,
-        settings=job.eval,
+def _measure(
+    job: Job, context: EvaluationContext, profile: Profile, task_identities: Mapping[str, Mapping[str, object]]
+) -> dict[str, Candidate]:
+    profiles = compared_profiles(context.space, profile, job.budget)
+    test_sets = load_test_sets(
+        context.splits,
+        job.data,
+        test_sets=job.test_sets,
+        tokenizer=context.lm.tokenizer,
+        cache=job.outputs / "cache",
     )
+    candidates = measure_candidates(context, profiles, metric=job.compress.metric, test_sets=test_sets)
+    if not job.eval.tasks:
+        return candidates
+    folder = job.folder / "tasks"
+    scores = measure_tasks(context, profiles, settings=job.eval, identities=task_identities, folder=folder)
+    return {name: replace(candidate, tasks=scores[name]) for name, candidate in candidates.items()}
 
 
 def _export(
-    job: Job, context: EvaluationContext, profile: Profile, results: Mapping[str, object]
+    job: Job, context: EvaluationContext, profile: Profile, *, facts: Mapping[str, object]
 ) -> dict[str, dict[str, object]]:
     searched = Searched(context.lm, context.space, profile, context.evaluator.weights)
     tokens = context.splits.validation[:2]
-    return export(job.export, searched, tokens, facts=results, folder=job.folder / "checkpoints")
+    return export(job.export, searched, tokens, facts=facts, folder=job.folder / "checkpoints")
 
 
 def _track_results(tracker: Tracker, candidates: Mapping[str, Candidate], seconds: Mapping[str, float]) -> None:

@@ -10,12 +10,14 @@ from torch import Tensor
 
 from evopress.compressors.base import Compressor
 from evopress.compressors.drop import Drop
-from evopress.data.splits import Splits, load_splits, load_test_windows
+from evopress.data.splits import Splits, load_splits
 from evopress.database.build import build_database, expected_blocks
 from evopress.database.cache import DecodedLevels
 from evopress.database.manifest import fingerprint
 from evopress.database.store import Database
 from evopress.evaluation.context import EvaluationContext
+from evopress.evaluation.data_sets import load_test_sets
+from evopress.evaluation.eval_checks import check_chat_template, check_tasks
 from evopress.evaluation.evaluator import Evaluator, EvaluatorSettings
 from evopress.export import check as check_export
 from evopress.export import fixed_bytes
@@ -38,20 +40,23 @@ NUM_CHECK_WINDOWS = 4
 def load_inputs(job: Job) -> tuple[LanguageModel, Splits]:
     """Load the model and the tokens, and check the dense model. Raises ValueError if any of them is unusable."""
     cache = job.outputs / "cache"
+    if "evaluate" in job.stages:
+        distributed.from_first(partial(check_tasks, job.eval))
     if isinstance(job.model, LanguageModel):
         lm = job.model
     else:
         lm = distributed.first_then_others(partial(load_model, job.model, cache))
     splits = distributed.from_first(partial(load_splits, job.data, lm.tokenizer, cache))
-    if "evaluate" in job.stages:  # a data set that cannot be loaded should fail now, not after the search
-        for source in job.eval.datasets:
-            distributed.from_first(partial(load_test_windows, source, job.data, lm.tokenizer, cache))
+    if "evaluate" in job.stages:  # what cannot be evaluated should fail now, not after the search
+        check_chat_template(job.eval, lm.tokenizer)
+        load_test_sets(splits, job.data, test_sets=job.test_sets, tokenizer=lm.tokenizer, cache=cache)
     limit = job.model.max_perplexity if isinstance(job.model, ModelSource) else None
-    check_dense(lm, splits.validation[:NUM_CHECK_WINDOWS], job.evaluator, limit or lm.vocab_size)
+    tokens = splits.validation[:NUM_CHECK_WINDOWS]
+    check_dense(lm, tokens, settings=job.evaluator, max_perplexity=limit or lm.vocab_size)
     return lm, splits
 
 
-def check_dense(lm: LanguageModel, tokens: Tensor, settings: EvaluatorSettings, max_perplexity: float) -> None:
+def check_dense(lm: LanguageModel, tokens: Tensor, *, settings: EvaluatorSettings, max_perplexity: float) -> None:
     """Log the perplexity of the dense model. Raises ValueError if it is not below `max_perplexity`."""
     (dense,) = Evaluator(lm, Space(()), None, settings).measure([None], tokens)
     log.info("dense perplexity %.2f on %d validation tokens", dense.perplexity, tokens.numel())
@@ -76,7 +81,7 @@ def prepare_context(job: Job, lm: LanguageModel, splits: Splits) -> EvaluationCo
     if job.budget.metric == "size":
         space = replace(space.with_costs_in_bytes(), fixed_bytes=fixed_bytes(job.export, lm, space))
     check_searches(job, space)
-    database = open_database(job, compressor, lm, splits)
+    database = open_database(job, lm, compressor=compressor, splits=splits)
     settings = job.evaluator
     build_database(
         lm,
@@ -102,7 +107,7 @@ def check_searches(job: Job, space: Space) -> None:
         next(target_job.search.run(space, target_job.budget, Random(target_job.seed)), None)
 
 
-def open_database(job: Job, compressor: Compressor, lm: LanguageModel, splits: Splits) -> Database:
+def open_database(job: Job, lm: LanguageModel, *, compressor: Compressor, splits: Splits) -> Database:
     """The database of everything that its levels depend on; new, partly built or complete."""
     name = name_of(compressor)
     identity = {

@@ -33,7 +33,7 @@ SETTINGS = dict(
 @pytest.fixture
 def untrained(monkeypatch):
     """Skip the check of the dense model, which would refuse random weights."""
-    monkeypatch.setattr("evopress.preparation.check_dense", lambda *args: None)
+    monkeypatch.setattr("evopress.preparation.check_dense", lambda *args, **settings: None)
 
 
 def test_a_model_in_memory_is_compressed_exported_and_loaded_back(tmp_path, untrained):

@@ -236,7 +236,7 @@ def test_a_disk_that_fills_up_during_the_export_loses_only_the_export(  # noqa: 
         run_job(on_small_disk)
     assert list((disk / "run" / "checkpoints").iterdir()) == []
     subprocess.run(["mount", "-o", "remount,size=40M", disk], check=True)
-    monkeypatch.setattr(Evaluator, "compare", only_dense(Evaluator.compare))
+    monkeypatch.setattr(Evaluator, "measure", only_dense(Evaluator.measure))
     run_job(on_small_disk)
     name = "checkpoints/hf/model.safetensors"
     assert (disk / "run" / name).read_bytes() == (exported / "run" / name).read_bytes()
@@ -244,14 +244,14 @@ def test_a_disk_that_fills_up_during_the_export_loses_only_the_export(  # noqa: 
     assert measured(disk) == measured(exported)
 
 
-def only_dense(compare):
+def only_dense(measure):
     """Wrap `Evaluator.measure` so that it measures the dense model only."""
 
-    def refusing(self, profiles, *args, **kwargs):
+    def measure_dense(self, profiles, *args, **kwargs):
         assert list(profiles) == [None], "this was measured already"
-        return compare(self, profiles, *args, **kwargs)
+        return measure(self, profiles, *args, **kwargs)
 
-    return refusing
+    return measure_dense
 
 
 def test_leftovers_of_a_killed_export_are_deleted(exported, undisturbed, model, copied):
@@ -328,7 +328,7 @@ def test_a_run_killed_during_its_report_writes_it_without_measuring_again(undist
     content = {key: value for key, value in json.loads(path.read_text()).items() if key not in ("done", "sha256")}
     path.write_text(json.dumps(with_checksum(content)))
     (copied / "run" / "report.html").unlink()
-    monkeypatch.setattr(Evaluator, "compare", only_dense(Evaluator.compare))
+    monkeypatch.setattr(Evaluator, "measure", only_dense(Evaluator.measure))
     run_job(job(copied, model, stages=EVERYTHING))
     assert (copied / "run" / "report.html").exists() and measured(copied) == measured(undisturbed)
 
@@ -455,7 +455,7 @@ def test_two_simultaneous_processes_build_one_database(tmp_path):
 def test_resuming_with_other_settings_is_refused(changes, named, undisturbed, model, tmp_path):
     copy = shutil.copytree(undisturbed, tmp_path / "copy")  # another compressor adds its database there
     before = outcome(copy)
-    with pytest.raises(ValueError, match=rf"other settings \(.*{named}.*\): resume with the same ones"):
+    with pytest.raises(ValueError, match=rf"other settings \(.*{named}.*\): resume with the same settings"):
         run_job(job(copy, model, **changes))
     after = outcome(copy)
     assert {name: after[name] for name in before} == before

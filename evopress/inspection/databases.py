@@ -33,11 +33,11 @@ def inspect_database(folder: Path) -> Finding:
     if manifest.get("format") != FORMAT or not isinstance(identity, dict) or not isinstance(blocks, dict):
         finding.defects.append(f"manifest.json is not of format {FORMAT}: delete the folder to build it again")
         return finding
-    _check_fingerprint(folder, manifest.get("fingerprint"), identity, finding)
+    _check_fingerprint(finding, identity, recorded=manifest.get("fingerprint"))
     num_levels: Counter[str] = Counter()
     entries = {name: entry if isinstance(entry, dict) else {} for name, entry in blocks.items()}
     for name, entry in entries.items():
-        num_levels.update(_levels_of_block(folder, name, entry, finding))
+        num_levels.update(_levels_of_block(finding, name, entry))
     listed = manifest.get("expected")
     expected = [str(block) for block in listed] if isinstance(listed, list) else []
     missing = [_block_name(block) for block in expected if block not in entries]
@@ -55,11 +55,11 @@ def inspect_database(folder: Path) -> Finding:
     return finding
 
 
-def _check_fingerprint(folder: Path, recorded: object, identity: Mapping, finding: Finding) -> None:
+def _check_fingerprint(finding: Finding, identity: Mapping, *, recorded: object) -> None:
     actual = fingerprint(identity)
     if recorded != actual:
         finding.defects.append("the fingerprint in manifest.json does not match its identity")
-    elif not folder.resolve().name.endswith(actual[:12]):
+    elif not finding.path.resolve().name.endswith(actual[:12]):
         finding.defects.append(f"the folder has the name of another database; this one is {actual[:12]}")
 
 
@@ -76,13 +76,13 @@ def _block_name(block: str) -> str:
     return "embeddings and head" if block == str(OUTSIDE) else f"block {block}"
 
 
-def _levels_of_block(folder: Path, name: str, entry: Mapping, finding: Finding) -> Mapping[str, int]:
+def _levels_of_block(finding: Finding, name: str, entry: Mapping) -> Mapping[str, int]:
     """Number of levels per layer of one block; empty, and a defect, if its file does not match its entry."""
     file = entry.get("file")
     if not isinstance(file, str) or Path(file).name != file:
         finding.defects.append(f"{_block_name(name)}: its entry in manifest.json cannot be read; {REBUILT}")
         return {}
-    path = folder / file
+    path = finding.path / file
     if not path.is_file():
         problem = f"{file} is missing"
     elif path.stat().st_size != entry.get("bytes"):

@@ -42,7 +42,7 @@ def block_grid(axes: Axes, kinds: Sequence[str], num_blocks: int) -> None:
     axes.set_ylabel("block")
 
 
-def fill_cell(axes: Axes, cell: tuple[int, int], colour: Sequence[float], text: str) -> None:
+def fill_cell(axes: Axes, cell: tuple[int, int], *, colour: Sequence[float], text: str) -> None:
     """Colour the cell at (column, row) and write `text` on it in black or white, whichever is legible."""
     column, row = cell
     axes.add_patch(Rectangle((column - 0.48, row - 0.46), 0.96, 0.92, facecolor=colour, linewidth=0))

@@ -111,7 +111,7 @@ def profile_difference(base: Run, other: Run, style: Style) -> Figure | None:
     for (block, kind), value in change.items():
         if abs(value) > 1e-9:
             colour = matplotlib.colormaps["PuOr"](0.5 + 0.45 * value / largest)
-            fill_cell(axes, (kinds.index(kind), block), colour, f"{value:+.3g}")
+            fill_cell(axes, (kinds.index(kind), block), colour=colour, text=f"{value:+.3g}")
         else:
             axes.text(kinds.index(kind), block, "=", ha="center", va="center", fontsize=7, color=style.faint)
     block_grid(axes, kinds, num_blocks)

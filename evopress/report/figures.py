@@ -66,9 +66,10 @@ def profile_map(run: Run, style: Style) -> Figure | None:
         return None
     kinds, num_blocks = run.kinds, max(block for block, _ in cells) + 1
     figure, axes = new_axes(0.6 + 0.19 * num_blocks)
-    colour = _colours(run.choices)
+    colour_of = _colours(run.choices)
     for (block, kind), choice in cells.items():
-        fill_cell(axes, (kinds.index(kind), block), colour(choice.kept), choice.label.removesuffix("bit")[:9])
+        label = choice.label.removesuffix("bit")[:9]
+        fill_cell(axes, (kinds.index(kind), block), colour=colour_of(choice.kept), text=label)
     block_grid(axes, kinds, num_blocks)
     return figure
 
@@ -79,11 +80,11 @@ def level_histogram(run: Run, style: Style) -> Figure | None:
     if not groups:
         return None
     figure, axes = new_axes(0.7 + 0.24 * len(groups))
-    colour, counts = _colours(run.choices), [len(group.members) for group in groups]
+    colour_of, counts = _colours(run.choices), [len(group.members) for group in groups]
     bars = axes.barh(
         [shortened(group.label) for group in groups],
         counts,
-        color=[colour(group.kept) for group in groups],
+        color=[colour_of(group.kept) for group in groups],
         edgecolor=style.faint,
         lw=0.6,
     )
@@ -102,8 +103,8 @@ def bytes_by_part(run: Run, style: Style) -> Figure | None:
     if not parts:
         return None
     figure, axes = new_axes(2.5)
-    colour, total = _colours(run.choices), {"dense": 0.0, "searched": 0.0}
-    shades = {group.label: colour(group.kept) for group in level_groups(run.choices)}
+    colour_of, total = _colours(run.choices), {"dense": 0.0, "searched": 0.0}
+    shades = {group.label: colour_of(group.kept) for group in level_groups(run.choices)}
     for candidate, label, size in parts:
         axes.barh(
             candidate,
