@@ -11,7 +11,7 @@ from evopress.compressors.group_rounder import GroupRounder
 from evopress.compressors.scalars import fetch_scalars
 from evopress.compressors.sweep import by_level, lanes_of, split_levels, sweep
 from evopress.weights.block_grids import BLOCK, TYPES, fit_blocks
-from evopress.weights.ggml import GgmlWeight, out_of_reach
+from evopress.weights.ggml import GgmlWeight, num_clipped_blocks
 
 
 def sweep_to_types(
@@ -62,7 +62,7 @@ def clipping_notes(group: LayerGroup, levels: Sequence[Sequence[GgmlWeight]]) ->
     counts = iter(
         fetch_scalars(
             *(
-                out_of_reach(weight, level)
+                num_clipped_blocks(weight, level)
                 for weight, layer_levels in zip(group.weights, levels, strict=True)
                 for level in layer_levels
             )

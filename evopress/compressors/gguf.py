@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 from evopress.compressors.base import CompressedGroup, Compressor, LayerGroup
 from evopress.compressors.block_sweep import clipping_notes, sweep_to_types
 from evopress.compressors.inverse_factor import factor_inverse
-from evopress.compressors.output_errors import DenseLevels, relative_errors, undamped_errors
+from evopress.compressors.output_errors import dense_levels, relative_errors, undamped_errors
 from evopress.runtime.config_class import config_class
 from evopress.space.budget import Metric
 from evopress.space.shapes import LayerShape
@@ -112,22 +112,18 @@ class GGUF(Compressor):
             [round_by_ggml(weight, name, importance=H.diagonal()) for name in k_types] for weight in group.weights
         ]
         if factor.U is None or not block_types:
-            errors = relative_errors(_dense(swept), group.weights, H=H)
+            errors = relative_errors(dense_levels(swept), group.weights, H=H)
         else:
             errors = undamped_errors(
-                _dense(swept), group.weights, losses=losses, H=H, absolute_damping=factor.absolute_damping
+                dense_levels(swept), group.weights, losses=losses, H=H, absolute_damping=factor.absolute_damping
             )
-        library_errors = relative_errors(_dense(by_library), group.weights, H=H)
+        library_errors = relative_errors(dense_levels(by_library), group.weights, H=H)
         order = [[*block_types, *k_types].index(name) for name in types]
         return CompressedGroup(
             _joined(swept, by_library, order),
             _joined(errors, library_errors, order),
             (*notes, *clipping_notes(group, swept)),
         )
-
-
-def _dense(levels: Sequence[Sequence[CompressedWeight]]) -> list[DenseLevels]:
-    return [[level.dense for level in layer_levels] for layer_levels in levels]
 
 
 def _joined(first: Sequence[Sequence[T]], second: Sequence[Sequence[T]], order: Sequence[int]) -> list[list[T]]:

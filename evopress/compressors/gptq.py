@@ -12,7 +12,7 @@ from evopress.compressors.base import CompressedGroup, LayerGroup
 from evopress.compressors.group_rounder import GroupRounder
 from evopress.compressors.integer_levels import IntegerLevels, RoundedRows, fitting_group_size
 from evopress.compressors.inverse_factor import factor_inverse
-from evopress.compressors.output_errors import undamped_errors
+from evopress.compressors.output_errors import dense_levels, undamped_errors
 from evopress.compressors.rtn import round_to_nearest
 from evopress.compressors.sweep import by_level, lanes_of, split_levels, sweep
 from evopress.runtime.config_class import config_class
@@ -58,7 +58,7 @@ class GPTQ(IntegerLevels):
         levels = self.packed([part for part, _ in parts], group.num_rows)
         losses = torch.cat([loss for _, loss in parts]).split(group.num_rows, 1)
         errors = undamped_errors(
-            [[level.dense for level in layer_levels] for layer_levels in levels],
+            dense_levels(levels),
             group.weights,
             losses=[loss.sum(1) for loss in losses],
             H=H,

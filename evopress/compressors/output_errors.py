@@ -8,9 +8,15 @@ import torch
 from torch import Tensor
 
 from evopress.compressors.scalars import fetch_scalars
+from evopress.weights.base import CompressedWeight
 
 DenseLevels = Sequence[Callable[[], Tensor]]
 """The dense weights (rows, cols) of a layer, one function per level that makes them."""
+
+
+def dense_levels(levels: Sequence[Sequence[CompressedWeight]]) -> list[DenseLevels]:
+    """The dense weights of compressed weights [layer][level]."""
+    return [[level.dense for level in layer_levels] for layer_levels in levels]
 
 
 def energy(weight: Tensor, H: Tensor | None) -> Tensor:

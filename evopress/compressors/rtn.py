@@ -8,7 +8,7 @@ from torch import Tensor
 
 from evopress.compressors.base import CompressedGroup, LayerGroup
 from evopress.compressors.integer_levels import IntegerLevels, RoundedRows, fitting_group_size
-from evopress.compressors.output_errors import relative_errors
+from evopress.compressors.output_errors import dense_levels, relative_errors
 from evopress.compressors.sweep import lanes_of, split_levels
 from evopress.runtime.config_class import config_class
 from evopress.weights.grids import Grid, max_codes
@@ -34,8 +34,7 @@ def round_to_nearest(settings: IntegerLevels, group: LayerGroup) -> CompressedGr
     rows = torch.cat(group.weights)
     parts = [_round(settings, rows, bits) for bits in split_levels(settings.bits, rows)]
     levels = settings.packed(parts, group.num_rows)
-    dense = [[level.dense for level in layer_levels] for layer_levels in levels]
-    errors = relative_errors(dense, group.weights, H=group.hessian)
+    errors = relative_errors(dense_levels(levels), group.weights, H=group.hessian)
     return CompressedGroup(levels, errors, settings.clipping_notes(group, levels))
 
 

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from evopress.compressors.base import CompressedGroup, Compressor, LayerGroup
-from evopress.compressors.output_errors import relative_errors
+from evopress.compressors.output_errors import dense_levels, relative_errors
 from evopress.runtime.config_class import config_class
 from evopress.space.budget import Metric
 from evopress.space.shapes import LayerShape
@@ -112,5 +112,4 @@ def prune(settings: SparsityLevels, group: LayerGroup, *, masks_of: MaskMaker) -
                 for mask, zeros in zip(masks_of(weight, num_zeros), num_zeros, strict=True)
             ]
         )
-    dense = [[level.dense for level in layer_levels] for layer_levels in levels]
-    return CompressedGroup(levels, relative_errors(dense, group.weights, H=group.hessian))
+    return CompressedGroup(levels, relative_errors(dense_levels(levels), group.weights, H=group.hessian))

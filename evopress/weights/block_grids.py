@@ -34,10 +34,6 @@ class BlockType:
         return 2 + 2 * self.has_offset + BLOCK * self.bits // 8
 
     @property
-    def bits_per_weight(self) -> float:
-        return 8 * self.num_bytes / BLOCK
-
-    @property
     def bias(self) -> int:
         """What is added to a code before it is stored; Q8_0 stores signed bytes."""
         return 0 if self.bits == 8 else -self.low

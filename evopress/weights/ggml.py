@@ -38,9 +38,9 @@ class GgmlWeight(CompressedWeight):
         kind = TYPES[type_name]
         stored = (codes.int() + kind.bias).to(torch.int8 if kind.bits == 8 else torch.uint8)
         blocks = stored.view(torch.uint8).unflatten(1, (-1, BLOCK))  # (rows, blocks, 32)
-        parts = [_bytes_of(scales)]
+        parts = [_halves_to_bytes(scales)]
         if kind.has_offset:
-            parts.append(_bytes_of(offsets))
+            parts.append(_halves_to_bytes(offsets))
         if kind.bits == 5:
             parts.append(_fifth_bits(blocks))
         parts.append(blocks if kind.bits == 8 else (blocks[..., :16] & 15) | (blocks[..., 16:] << 4))
@@ -75,8 +75,8 @@ class GgmlWeight(CompressedWeight):
     def scales(self) -> tuple[Tensor, Tensor]:
         """Scales and offsets, float32 (rows, blocks)."""
         blocks = self.data.unflatten(1, (-1, self.kind.num_bytes))
-        scale = _halves(blocks[..., 0:2])
-        return scale, _halves(blocks[..., 2:4]) if self.kind.has_offset else torch.zeros_like(scale)
+        scale = _bytes_to_halves(blocks[..., 0:2])
+        return scale, _bytes_to_halves(blocks[..., 2:4]) if self.kind.has_offset else torch.zeros_like(scale)
 
     def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
         scale, offset = self.scales()
@@ -93,13 +93,13 @@ class GgmlWeight(CompressedWeight):
         return {"kind": "ggml", "type": self.type_name}
 
 
-def _bytes_of(values: Tensor) -> Tensor:
+def _halves_to_bytes(values: Tensor) -> Tensor:
     """float16 bytes of (rows, blocks) as uint8 (rows, blocks, 2)."""
     return values.half().contiguous().view(torch.uint8).unflatten(1, (-1, 2))
 
 
-def _halves(data: Tensor) -> Tensor:
-    """Undo `_bytes_of`, from uint8 (rows, blocks, 2) to float32 (rows, blocks)."""
+def _bytes_to_halves(data: Tensor) -> Tensor:
+    """Undo `_halves_to_bytes`, from uint8 (rows, blocks, 2) to float32 (rows, blocks)."""
     return data.contiguous().view(torch.float16).float().squeeze(-1)
 
 
@@ -122,7 +122,7 @@ def round_to(weight: Tensor, type_name: str) -> GgmlWeight:
     return GgmlWeight.from_codes(codes, grid.scale.view(shape), offsets=grid.offset.view(shape), type_name=type_name)
 
 
-def out_of_reach(weight: Tensor, stored: GgmlWeight) -> Tensor:
+def num_clipped_blocks(weight: Tensor, stored: GgmlWeight) -> Tensor:
     """Number of blocks of weight (rows, cols) that `stored` clips or flattens because its scales are float16.
 
     The scale or the offset of such a block is the largest number of float16, or the scale is 0 although the weights
