@@ -1,74 +1,26 @@
 """Every figure in a table that has a record equals the record, to the digits that are printed."""
 
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from statistics import fmean, stdev
+from statistics import fmean
 
 import pytest
 
 from experiments.compare import collect as compare
 from experiments.known import collect as known
 from experiments.search import front, show
-from tests.documents import README, ROOT, listings, page, study, table, tables
-
-EXPERIMENTS = ROOT / "experiments"
-NUMBER = r"−?\d+(?:[ ,]\d{3}(?!\d))*(?:\.\d+)?"
-
-
-def record(name: str):
-    return json.loads((EXPERIMENTS / name).read_text())
-
-
-def number(text: str) -> float:
-    """A printed number, with , or a space between thousands, and a real minus sign."""
-    return float(re.sub("[ ,]", "", text).replace("−", "-"))
-
-
-def is_rounded(printed: str, value: float) -> bool:
-    """Whether a printed number is `value` rounded to its digits."""
-    digits = re.sub(r"[^\d.]", "", printed)
-    decimals = len(digits.partition(".")[2])
-    return abs(number(printed) - value) <= 0.5000001 * 10**-decimals
-
-
-def assert_printed(cell: str, *values: float) -> None:
-    """The numbers of a cell, in order, are `values`; words and units in it do not matter."""
-    printed = re.findall(NUMBER, cell)
-    assert len(printed) == len(values), f"{cell!r} has other numbers than {values}"
-    for text, value in zip(printed, values, strict=True):
-        assert is_rounded(text, value), f"{cell!r} says {text} where the record has {value}"
-
-
-def groups_of(task: str, search: str) -> list[list[dict]]:
-    """Records of the search study in groups of three seeds, from cheap to expensive."""
-    groups = show.grouped([run for run in record("search/results.json") if run["task"] == task])
-    of_search = [runs for (_, name, _), runs in groups.items() if name == search]
-    return sorted(of_search, key=lambda runs: mean_of(runs, "token_equivalents"))
-
-
-def mean_of(runs: Iterable[Mapping], key: str) -> float:
-    return fmean(float(run[key]) for run in runs)
-
-
-def ended(task: str, options: Sequence[str]) -> list[dict]:
-    """Runs of the search study that came to their end, with exactly these options of the search."""
-    return [
-        run
-        for run in record("search/results.json")
-        if run["task"] == task
-        and run["stands_at"] == "end"
-        and [word for word in run["overrides"] if word.startswith("search")] == list(options)
-    ]
-
-
-ALGORITHM_1 = (
-    "search=evolution",
-    "search.offspring=16",
-    "search.stages=[{survivors:4,tokens:512},{survivors:1,tokens:2048}]",
-    "search.generations=16",
-    "search.initial_candidates=16",
-    "search.initial_tokens=512",
+from tests.documents import README, listings, page, study, table, tables
+from tests.records import (
+    ALGORITHM_1,
+    EXPERIMENTS,
+    NUMBER,
+    assert_mean_and_spread,
+    assert_printed,
+    ended,
+    groups_of,
+    is_rounded,
+    mean_of,
+    number,
+    record,
 )
 
 
@@ -139,10 +91,6 @@ def test_the_four_databases_of_the_search_study_are_those_of_its_records(row):
         assert_mean_and_spread(cell, [run["kl_unseen"] for run in members])
     if row[5]:
         assert_mean_and_spread(row[5], [run["kl_unseen"] for run in ended(task, ALGORITHM_1)])
-
-
-def assert_mean_and_spread(cell: str, values: Sequence[float]) -> None:
-    assert_printed(cell, fmean(values), stdev(values))
 
 
 @pytest.mark.parametrize("row", table(page("larger_models"), "stage", "tokens, 7B"), ids=lambda row: row[0])
