@@ -7,6 +7,7 @@ from pathlib import Path
 from evopress.compressors.base import Compressor
 from evopress.compressors.drop import Drop
 from evopress.data.settings import Data
+from evopress.data.test_sets import TestSet, check_text_column, list_test_sets
 from evopress.evaluation.eval_checks import check_eval
 from evopress.evaluation.eval_settings import Eval
 from evopress.evaluation.evaluator import EvaluatorSettings
@@ -62,6 +63,11 @@ class Job:
     outputs: Path
     config: Mapping[str, object] = field(default_factory=dict)
 
+    @property
+    def test_sets(self) -> list[TestSet]:
+        """The texts that the results are measured on; the first is the test split. Raises ValueError, see `check`."""
+        return list_test_sets(self.data, self.eval.datasets, self.eval.test_tokens)
+
     def check(self) -> None:
         """Raises ValueError if settings do not fit together. Loads nothing."""
         unknown = set(self.stages) - {"plan", *STAGES}
@@ -79,6 +85,7 @@ class Job:
         for target in self.targets or (self.budget.target,):
             replace(self.budget, target=target).check(self.compress.metric, (low, high))
         check_export(self.export, self.compress, self.space)
+        check_text_column(self.data, [test_set.source for test_set in self.test_sets])
         check_eval(self.eval)
 
 

@@ -1,32 +1,49 @@
 """The sources of text by name: `pydoc`, a data set of the hub, or a local file or folder."""
 
+import hashlib
 import json
-from collections.abc import Iterator
-from hashlib import sha256
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
-from evopress.data.hub_datasets import HUB_DATASETS, HubDataset, read_documents
+from evopress.data.documents import Document
+from evopress.data.hub_datasets import HUB_DATASETS, TRAIN, HubDataset, read_documents
 from evopress.data.text_files import SUFFIXES, read_file, text_files
+
+BYTES_PER_TOKEN = 4
+"""Of English text, about."""
+
+AS_ONE_TEXT = "one text, tokenized as a whole"
+AS_DOCUMENTS = "documents, each tokenized by itself, joined by a blank line"
 
 
 class TextSource(Protocol):
     """Documents in a fixed order, and what identifies them."""
 
-    label: str
-    """What the source is called in tables."""
+    names: Sequence[str]
+    """What the source may be called in tables, the shortest name first. The last one is unique."""
 
-    is_one_text: bool
-    """Whether the source is one long text, to be divided by position, rather than a list of documents."""
+    has_columns: bool
+    """Whether `data.text_column` says where its text is."""
 
     def content_key(self) -> str:
         """What identifies the text, for caching: a hash of local content, the name of a hub data set."""
 
     def split_for(self, split: str) -> str:
-        """The split of the source that serves as `split` ("train", "validation", "test")."""
+        """The first of "train", "validation" and "test" that gives the same text as `split` does."""
 
-    def documents(self, column: str, split: str) -> Iterator[str]:
+    def is_one_text(self, split: str) -> bool:
+        """Whether the split is one long text, to be divided by position, rather than a list of documents."""
+
+    def convention(self, split: str) -> str:
+        """How the tokens of a split are made of its text, in words."""
+
+    def about_tokens(self, split: str) -> int | None:
+        """Roughly how many tokens a split has; None for more than anyone needs."""
+
+    def documents(self, column: str, split: str) -> Iterator[Document]:
         """The documents, always in the same order.
 
         Raises ValueError for text that cannot be read, a missing column, or a hub that cannot be reached.
@@ -34,40 +51,71 @@ class TextSource(Protocol):
 
 
 class PydocSource:
-    """The topics of Python's help system, shuffled by the hash of their names: text without a file or a network."""
+    """The topics of Python's help system, shuffled by the hash of their names: text without a file or a network.
 
-    label = "pydoc"
-    is_one_text = False
+    Where two topics have the same text, only the first is used.
+    """
+
+    names: Sequence[str] = ("pydoc",)
+    has_columns = False
 
     def content_key(self) -> str:
-        return sha256("\x00".join(self.documents("text", "train")).encode()).hexdigest()
+        texts = (text for document in self.documents("text", TRAIN) for text in document.content)
+        return _sha256("\x00".join(map(str, texts)))
 
     def split_for(self, split: str) -> str:
-        return "train"
+        return TRAIN
 
-    def documents(self, column: str, split: str) -> Iterator[str]:
+    def is_one_text(self, split: str) -> bool:
+        return False
+
+    def convention(self, split: str) -> str:
+        return AS_DOCUMENTS
+
+    def about_tokens(self, split: str) -> int:
+        return 110_000
+
+    def documents(self, column: str, split: str) -> Iterator[Document]:
         topics: dict[str, str] = import_module("pydoc_data.topics").topics
-        for name in sorted(topics, key=lambda name: sha256(name.encode()).digest()):
-            yield topics[name]
+        name_of_text: dict[str, str] = {}
+        for name in sorted(topics, key=_sha256):
+            name_of_text.setdefault(topics[name], name)
+        for text, name in name_of_text.items():
+            yield Document(f"topic {name}", (text,))
 
 
 class HubSource:
     """A data set of the hub."""
 
-    is_one_text = False
+    has_columns = False
 
-    def __init__(self, label: str, dataset: HubDataset):
-        self.label = label
+    def __init__(self, name: str, dataset: HubDataset):
+        self.names: Sequence[str] = (name,)
         self.dataset = dataset
 
     def content_key(self) -> str:
-        return json.dumps([self.dataset.repository, self.dataset.configuration, dict(self.dataset.splits)])
+        splits = {name: asdict(split) for name, split in self.dataset.splits.items()}
+        return json.dumps([self.dataset.repository, self.dataset.configuration, splits])
 
     def split_for(self, split: str) -> str:
-        return self.dataset.splits[split]
+        return next(name for name, rows in self.dataset.splits.items() if rows == self.dataset.splits[split])
 
-    def documents(self, column: str, split: str) -> Iterator[str]:
-        return read_documents(self.label, self.dataset, split)
+    def is_one_text(self, split: str) -> bool:
+        return self.dataset.splits[split].separator is not None
+
+    def convention(self, split: str) -> str:
+        rows = self.dataset.splits[split]
+        if rows.separator is None:
+            return AS_DOCUMENTS
+        which = "all rows" if rows.num_rows is None else f"the first {rows.num_rows} rows"
+        place = f" of {rows.file}" if rows.file else f" of the {rows.split} split"
+        return f"{which}{place}, joined by {json.dumps(rows.separator)}, tokenized as one text"
+
+    def about_tokens(self, split: str) -> int | None:
+        return self.dataset.splits[split].about_tokens
+
+    def documents(self, column: str, split: str) -> Iterator[Document]:
+        return read_documents(self.dataset, self.dataset.splits[split])
 
 
 class FileSource:
@@ -75,21 +123,37 @@ class FileSource:
 
     def __init__(self, path: Path):
         self.path = path
-        self.label = path.stem
-        self.is_one_text = path.suffix == ".txt"
+        place = path.resolve()
+        in_folder = [f"{place.parent.name}/{name}" for name in (place.stem, place.name)]
+        self.names: Sequence[str] = (place.stem, *in_folder, str(place))
+        self.has_columns = any(file.suffix != ".txt" for file in text_files(path))
 
     def content_key(self) -> str:
-        digest = sha256()
-        for file in text_files(self.path):
-            digest.update(sha256(file.read_bytes()).digest())
+        digest = hashlib.sha256()
+        for path in text_files(self.path):
+            with open(path, "rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest() + path.suffix.encode())
         return digest.hexdigest()
 
     def split_for(self, split: str) -> str:
-        return "train"
+        return TRAIN
 
-    def documents(self, column: str, split: str) -> Iterator[str]:
+    def is_one_text(self, split: str) -> bool:
+        return self.path.is_file() and self.path.suffix == ".txt"
+
+    def convention(self, split: str) -> str:
+        return AS_ONE_TEXT if self.is_one_text(split) else AS_DOCUMENTS
+
+    def about_tokens(self, split: str) -> int:
+        return sum(file.stat().st_size for file in text_files(self.path)) // BYTES_PER_TOKEN
+
+    def documents(self, column: str, split: str) -> Iterator[Document]:
         for file in text_files(self.path):
             yield from read_file(file, column)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def text_source(name: str) -> TextSource:
@@ -112,3 +176,11 @@ def check_source(name: str, key: str) -> None:
         raise ValueError(f"{key} is {name!r}: text files end in {', '.join(SUFFIXES)}")
     if path.is_dir() and not text_files(path):
         raise ValueError(f"{key} is {name!r}, a folder without {', '.join(SUFFIXES)} files")
+
+
+def check_whole_test_split(name: str, key: str) -> None:
+    """Raises ValueError, naming the setting `key`, for a source whose test text has no end within reach."""
+    if text_source(name).about_tokens("test") is None:
+        raise ValueError(
+            f"{key} is null, which takes the whole test split, and {name} has none: set {key} to a number of tokens"
+        )

@@ -1,6 +1,7 @@
-"""Readers of local text files, one per file type."""
+"""Readers of local text files, one per file type. A file is read no further than its text is needed."""
 
 import json
+from codecs import getincrementaldecoder
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,8 +9,16 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 
+from evopress.data.documents import Document, document_of_value
 
-def read_file(file: Path, column: str) -> Iterator[str]:
+PIECE_BYTES = 2**16
+"""A .txt file is read in pieces of this size."""
+
+BATCH_ROWS = 256
+"""A .parquet file is read in batches of this size."""
+
+
+def read_file(file: Path, column: str) -> Iterator[Document]:
     """The documents of a file. `column` contains the text, where the file type has columns.
 
     Raises ValueError for a file that is damaged, is not UTF-8 or has no such column.
@@ -18,38 +27,65 @@ def read_file(file: Path, column: str) -> Iterator[str]:
 
 
 def text_files(path: Path) -> list[Path]:
-    """The file itself, or all text files of a folder in the order of their names."""
-    return [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES)
+    """The file itself, or all text files of a folder in the order of their names, without hidden files and folders."""
+    if path.is_file():
+        return [path]
+    files = (file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
+    return sorted(file for file in files if not _is_hidden(file.relative_to(path)))
 
 
-def read_txt(file: Path, column: str) -> Iterator[str]:
+def _is_hidden(path: Path) -> bool:
+    """Whether the file or a folder that contains it is hidden, as the copies in .ipynb_checkpoints are."""
+    return any(part.startswith(".") for part in path.parts)
+
+
+def read_txt(file: Path, column: str) -> Iterator[Document]:
     """The whole file as one document."""
-    yield _decoded(file, file.read_bytes())
+    yield Document(str(file), _pieces(file))
 
 
-def read_jsonl(file: Path, column: str) -> Iterator[str]:
+def _pieces(file: Path) -> Iterator[str]:
+    decoder = getincrementaldecoder("utf-8-sig")()
+    num_bytes = 0
+    with open(file, "rb") as opened:
+        while True:
+            content = opened.read(PIECE_BYTES)
+            waiting = len(decoder.getstate()[0])  # the first bytes of a character that the last piece ended in
+            try:
+                yield decoder.decode(content, final=not content)
+            except UnicodeDecodeError as error:
+                raise _not_utf8(file, num_bytes - waiting + error.start) from error
+            if not content:
+                return
+            num_bytes += len(content)
+
+
+def read_jsonl(file: Path, column: str) -> Iterator[Document]:
     """One document per line; empty lines are skipped."""
-    for number, line in enumerate(_decoded(file, file.read_bytes()).split("\n"), start=1):
-        if line.strip():
-            yield _text_of_line(line, f"line {number} of {file}", column)
+    num_bytes = 0
+    with open(file, "rb") as opened:
+        for number, content in enumerate(opened, start=1):
+            try:
+                line = content.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise _not_utf8(file, num_bytes + error.start) from error
+            if line.strip():
+                yield _document_of_line(line, f"line {number} of {file}", column)
+            num_bytes += len(content)
 
 
-def _text_of_line(line: str, place: str, column: str) -> str:
+def _document_of_line(line: str, name: str, column: str) -> Document:
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"data.source: {place} is not JSON ({error})") from error
-    if not isinstance(entry, dict) or not isinstance(entry.get(column), str):
+        raise ValueError(f"{name} is not JSON ({error})") from error
+    if not isinstance(entry, dict) or column not in entry:
         content = ", ".join(map(str, entry)) if isinstance(entry, dict) else type(entry).__name__
-        raise ValueError(f"{place} has no text in {column!r} but {content}: set data.text_column")
-    try:
-        entry[column].encode()
-    except UnicodeEncodeError as error:  # \ud800, half of a character, is valid JSON but not text
-        raise ValueError(f"data.source: {place} is not Unicode text ({error.reason})") from error
-    return entry[column]
+        raise ValueError(f"{name} has no text in {column!r} but {content}: set data.text_column")
+    return document_of_value(entry[column], name, column)
 
 
-def read_parquet(file: Path, column: str) -> Iterator[str]:
+def read_parquet(file: Path, column: str) -> Iterator[Document]:
     """One document per row; empty rows are skipped."""
     with _explain_damage(file):
         table = pyarrow.parquet.ParquetFile(file)
@@ -57,16 +93,14 @@ def read_parquet(file: Path, column: str) -> Iterator[str]:
         raise ValueError(
             f"{file} has no column {column!r} but {', '.join(table.schema_arrow.names)}: set data.text_column"
         )
-    for values in _batches(file, table, column):
-        for text in values:
-            if text is not None and not isinstance(text, str):
-                raise ValueError(f"column {column!r} of {file} holds {type(text).__name__}: set data.text_column")
-            if text:
-                yield text
+    values = (value for batch in _batches(file, table, column) for value in batch)
+    for number, value in enumerate(values, start=1):
+        if value is not None and value != "":
+            yield document_of_value(value, f"row {number} of {file}", column)
 
 
 def _batches(file: Path, table: pyarrow.parquet.ParquetFile, column: str) -> Iterator[list[object]]:
-    batches = table.iter_batches(columns=[column])
+    batches = table.iter_batches(BATCH_ROWS, columns=[column])
     while True:
         with _explain_damage(file):
             batch = next(batches, None)
@@ -82,18 +116,15 @@ def _explain_damage(file: Path) -> Iterator[None]:
     try:
         yield
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"data.source: {file} is not a parquet file, or is damaged ({reason})") from error
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{file} is not a parquet file, or is damaged ({reason})") from error
 
 
-def _decoded(file: Path, content: bytes) -> str:
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"data.source: {file} is not UTF-8 text (byte {error.start})") from error
+def _not_utf8(file: Path, byte: int) -> ValueError:
+    return ValueError(f"{file} is not UTF-8 text (byte {byte})")
 
 
-READERS: Mapping[str, Callable[[Path, str], Iterator[str]]] = {
+READERS: Mapping[str, Callable[[Path, str], Iterator[Document]]] = {
     ".txt": read_txt,
     ".jsonl": read_jsonl,
     ".parquet": read_parquet,

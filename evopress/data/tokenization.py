@@ -1,14 +1,24 @@
 """Cuts the tokens of documents into windows."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import chain
+from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from evopress.data.documents import Document
+from evopress.data.duplicates import DocumentsOfSplits
 from evopress.data.windows import Windows
+
+MARGIN_TOKENS = 512
+"""How far from a cut in a text the tokens are certain to be those of the whole text."""
+
+CHARACTERS_PER_TOKEN = 6
+"""A first guess at how much text has the tokens that are asked for."""
 
 
 @dataclass(frozen=True)
@@ -23,44 +33,126 @@ class WindowFormat:
     bos: tuple[int, ...]
     divides_documents: bool
 
+    @property
+    def text_length(self) -> int:
+        """Tokens of text in a window."""
+        return self.length - len(self.bos)
+
+
+class Amount(NamedTuple):
+    """How many windows a split gets: as many as there are, from `least` to `most`; None: without a limit.
+
+    `setting` is the key that says so, for errors.
+    """
+
+    least: int
+    most: int | None
+    setting: str
+
+
+class Start(NamedTuple):
+    """The first tokens of a text, and what was read of it for them; `is_whole` if that is all of it."""
+
+    ids: list[int]
+    text: str
+    is_whole: bool
+
 
 def cut_windows(
-    documents: Iterator[str],
+    documents: Iterator[Document],
     tokenizer: PreTrainedTokenizerBase,
     *,
-    counts: Mapping[str, int],
+    amounts: Mapping[str, Amount],
     window_format: WindowFormat,
     source: str,
 ) -> dict[str, Windows]:
-    """Windows int64 (count, length) of each split in turn. No more documents are tokenized than that takes.
+    """Windows int64 (count, length) of each split in turn. No more text is read than that takes.
 
-    Raises ValueError, naming `source` and the settings, for too few tokens.
+    Raises ValueError, naming `source` and the settings, for too few tokens, and for one document in two splits.
     """
     windows: dict[str, Windows] = {}
-    length = window_format.length - len(window_format.bos)
-    starts = torch.tensor(window_format.bos, dtype=torch.int64)
+    length = window_format.text_length
+    documents_of_splits = DocumentsOfSplits()
     ids: list[int] = []
-    for split, count in counts.items():
-        while len(ids) < count * length:
+    for split, amount in amounts.items():
+        wanted = _num_tokens([amount], length)
+        is_divided = window_format.divides_documents
+        usable = _num_tokens(list(amounts.values())[len(windows) :], length) if is_divided else wanted
+        while wanted is None or len(ids) < wanted:
             document = next(documents, None)
             if document is None:
-                settings = _settings_text(counts, length)
-                missing = count * length - len(ids)
-                available = len(ids) + length * sum(len(part) for part in windows.values())
-                raise ValueError(
-                    f"{source} has about {available} tokens, too few for {settings}: {split} is short of "
-                    f"{missing}; lower these settings or give more text"
-                )
+                break
             # Each document is tokenized by itself, with a blank line between two of them.
-            ids += tokenizer(document if not ids else f"\n\n{document}", add_special_tokens=False)["input_ids"]
-        body = torch.tensor(ids[: count * length], dtype=torch.int64).view(count, length)
-        windows[split] = torch.cat([starts.expand(count, -1), body], 1)
-        ids = ids[count * length :] if window_format.divides_documents else []
+            pieces = chain(["\n\n"] if ids else [], document.pieces(tokenizer))
+            start = first_ids(pieces, tokenizer, None if usable is None else usable - len(ids))
+            documents_of_splits.add(start.text, is_whole=start.is_whole, split=split, name=document.name)
+            ids += start.ids
+        count = (len(ids) if wanted is None else min(len(ids), wanted)) // length
+        if count < amount.least:
+            available = len(ids) + length * sum(len(part) for part in windows.values())
+            missing = amount.least * length - len(ids)
+            raise ValueError(_shortage(source, amounts, length, split=split, missing=missing, available=available))
+        windows[split] = _as_windows(ids[: count * length], count, window_format)
+        ids = ids[count * length :] if is_divided else []
     return windows
 
 
-def _settings_text(counts: Mapping[str, int], length: int) -> str:
-    return ", ".join(f"data.{split}_tokens {count * length}" for split, count in counts.items())
+def _as_windows(ids: list[int], count: int, window_format: WindowFormat) -> Windows:
+    starts = torch.tensor(window_format.bos, dtype=torch.int64)
+    body = torch.tensor(ids, dtype=torch.int64).view(count, window_format.text_length)
+    return torch.cat([starts.expand(count, -1), body], 1)
+
+
+def first_ids(pieces: Iterable[str], tokenizer: PreTrainedTokenizerBase, num_tokens: int | None) -> Start:
+    """The first `num_tokens` tokens of a text, or fewer where it is shorter; None: all of them.
+
+    They are those that tokenizing the whole text would start with, but only the start of the text is read. Where a text
+    is cut changes only the tokens close to the cut, so the start that is tokenized has `MARGIN_TOKENS` more tokens than
+    are used of it.
+    """
+    rest = iter(pieces)
+    text = ""
+    size = None if num_tokens is None else CHARACTERS_PER_TOKEN * (num_tokens + MARGIN_TOKENS)
+    while True:
+        text, is_whole = _extended(text, rest, size)
+        start = text if size is None else text[:size]
+        ids = tokenizer(start, add_special_tokens=False)["input_ids"]
+        if is_whole and len(start) == len(text):
+            return Start(ids[:num_tokens], start, is_whole=True)
+        assert num_tokens is not None and size is not None
+        if len(ids) >= num_tokens + MARGIN_TOKENS:
+            return Start(ids[:num_tokens], start, is_whole=False)
+        size *= 2
+
+
+def _extended(text: str, rest: Iterator[str], size: int | None) -> tuple[str, bool]:
+    """The text with further pieces, at least `size` characters, and whether nothing is left of it."""
+    pieces = [text]
+    num_characters = len(text)
+    while size is None or num_characters <= size:
+        piece = next(rest, None)
+        if piece is None:
+            return "".join(pieces), True
+        pieces.append(piece)
+        num_characters += len(piece)
+    return "".join(pieces), False
+
+
+def _num_tokens(amounts: list[Amount], length: int) -> int | None:
+    """The tokens of text that several splits can use, None for all there are."""
+    limits = [amount.most for amount in amounts]
+    return None if None in limits else length * sum(limit for limit in limits if limit is not None)
+
+
+def _shortage(
+    source: str, amounts: Mapping[str, Amount], length: int, *, split: str, missing: int, available: int
+) -> str:
+    settings = ", ".join(f"{amount.setting} {amount.least * length}" for amount in amounts.values())
+    all_there_is = f", set {amounts[split].setting}=null for all there is," if split == "test" else ""
+    return (
+        f"{source} has about {available} tokens, too few for {settings}: {split} is short of {missing}; lower these "
+        f"settings{all_there_is} or give more text"
+    )
 
 
 def bos_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
@@ -71,7 +163,8 @@ def bos_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
 
 
 def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 of everything that decides how a tokenizer splits text."""
+    """SHA-256 of everything that decides how a tokenizer splits text and writes conversations."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     content = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    return sha256(content.encode()).hexdigest()
+    template = json.dumps(tokenizer.chat_template, sort_keys=True)
+    return sha256(f"{content}{template}".encode()).hexdigest()

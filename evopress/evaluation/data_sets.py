@@ -1,21 +1,40 @@
 """The token windows that the results of a run are measured on."""
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from evopress.data.settings import Data
-from evopress.data.splits import dataset_name, load_test_windows
-from evopress.evaluation.context import EvaluationContext
+from evopress.data.splits import Splits, check_test_windows, load_test_windows
+from evopress.data.test_sets import TestSet
+from evopress.data.windows import Windows
 from evopress.runtime import distributed
 
+log = logging.getLogger(__name__)
 
-def load_test_sets(context: EvaluationContext, data: Data, *, sources: Sequence[str], cache: Path) -> dict[str, Tensor]:
-    """The test split, then the test windows of each of `sources`, by the name of the data set. Collective."""
-    test_sets = {dataset_name(data.test_source or data.source): context.splits.test}
-    for source in sources:
-        load = partial(load_test_windows, source, data, context.lm.tokenizer, cache)
-        test_sets[dataset_name(source)] = distributed.from_first(load)
-    return test_sets
+
+def load_test_sets(
+    splits: Splits, data: Data, *, test_sets: Sequence[TestSet], tokenizer: PreTrainedTokenizerBase, cache: Path
+) -> dict[str, Windows]:
+    """The test split, which is the first of `test_sets`, and the windows of the others, by name. Collective.
+
+    Raises ValueError for too little text, and for text that is also in the calibration, search or validation split.
+    """
+    return distributed.from_first(partial(_load, splits, data, test_sets, tokenizer, cache))
+
+
+def _load(
+    splits: Splits, data: Data, test_sets: Sequence[TestSet], tokenizer: PreTrainedTokenizerBase, cache: Path
+) -> dict[str, Windows]:
+    first, *others = test_sets
+    windows = {
+        test_set.name: load_test_windows(test_set.source, data, test_set.num_tokens, tokenizer=tokenizer, cache=cache)
+        for test_set in others
+    }
+    check_test_windows(splits, windows)
+    for name, tokens in windows.items():
+        log.info("tokens of the test text %s: %d", name, tokens.numel())
+    return {first.name: splits.test, **windows}

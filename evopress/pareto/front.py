@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import astuple, fields
 from functools import partial
 
-from evopress.data.splits import dataset_name
 from evopress.evaluation.context import EvaluationContext
 from evopress.evaluation.layer_errors import layer_errors
 from evopress.job import Job
@@ -62,7 +61,7 @@ def _write_front(job: Job, context: EvaluationContext, target_jobs: Sequence[Job
     additive_kls = [_additive_kl(context, target_job.budget) for target_job in target_jobs]
     if not distributed.is_first():
         return
-    data_set = dataset_name(job.data.test_source or job.data.source)
+    data_set = job.test_sets[0].name
     points = [_point(target_job, data_set, kl) for target_job, kl in zip(target_jobs, additive_kls, strict=True)]
     write_atomically(job.folder / "front.csv", front_csv(points))
     (png,) = render(partial(front_figure, points, job.budget.metric, data_set), LIGHT, ["png"]) or [b""]

@@ -11,6 +11,8 @@ With P weights in the blocks and the head, and rows × cols weights in each grou
     memory          the weights, and what each stage needs in addition (`memory.py`)
 """
 
+from math import ceil
+
 from evopress.job import Job
 from evopress.planning.dry_run import dry_run_targets
 from evopress.planning.estimate import ResourceEstimate, StageEstimate
@@ -63,11 +65,15 @@ def _states_on_disk(run: PlannedRun) -> int:
     return run.calibration_state_bytes * distributed.world_size() * (is_in_files and run.needs_hessians)
 
 
+def _test_tokens(job: Job) -> int:
+    """Tokens of all test sets, in whole windows; roughly, for those that are measured whole."""
+    return sum(ceil(test_set.about_tokens() / job.data.window) * job.data.window for test_set in job.test_sets)
+
+
 def _search_and_evaluate_stages(run: PlannedRun) -> tuple[StageEstimate, StageEstimate]:
     dry_runs = dry_run_targets(run.job, run.model.num_blocks, run.space)
     search_tokens = sum(dry_run.token_equivalents for dry_run in dry_runs)
-    test_windows = run.job.data.num_windows("test") * (1 + len(run.job.eval.datasets))
-    test_tokens = 4.0 * len(dry_runs) * test_windows * run.job.data.window
+    test_tokens = 4.0 * len(dry_runs) * _test_tokens(run.job)
     levels = frozenset[tuple[int, int]]().union(*(dry_run.levels for dry_run in dry_runs))
     memory = (*memory_of_every_stage(run), *memory_of_evaluator(run, levels))
     per_token = operations_per_token(run.model)

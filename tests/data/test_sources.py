@@ -13,6 +13,11 @@ from tests.data.texts import settings
 from tests.tiny_models import tokenizer
 
 
+def texts_of(path: Path, column: str = "text") -> list[str]:
+    documents = text_source(str(path)).documents(column, "train")
+    return ["".join(document.pieces(tokenizer())) for document in documents]
+
+
 def write_parquet(path: Path, column: str, rows: list[str | None]) -> None:
     pyarrow.parquet.write_table(pyarrow.table({column: rows, "number": list(range(len(rows)))}), path)
 
@@ -22,29 +27,21 @@ def test_every_kind_of_file_gives_its_documents_in_order(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "first"}\n\n{"text": "séc\\u006fnd", "other": 3}\n', encoding="utf-8")
     write_parquet(tmp_path / "c.parquet", "text", ["third", None, "", "fourth"])
     (tmp_path / "ignored.md").write_text("ignored")
-    documents = {
-        name: list(text_source(str(tmp_path / name)).documents("text", "train")) for name in ("a.jsonl", "c.parquet")
-    }
+    documents = {name: texts_of(tmp_path / name) for name in ("a.jsonl", "c.parquet")}
     assert documents == {"a.jsonl": ["first", "sécond"], "c.parquet": ["third", "fourth"]}
-    assert list(text_source(str(tmp_path)).documents("text", "train")) == [
-        "first",
-        "sécond",
-        "whole\n\ntext",
-        "third",
-        "fourth",
-    ]
+    assert texts_of(tmp_path) == ["first", "sécond", "whole\n\ntext", "third", "fourth"]
 
 
 def test_line_separators_inside_a_json_string_do_not_end_the_line(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"text": "one\u2028two\x85three"}, ensure_ascii=False) + "\n", encoding="utf-8")
-    assert list(text_source(str(path)).documents("text", "train")) == ["one\u2028two\x85three"]
+    assert texts_of(path) == ["one\u2028two\x85three"]
 
 
 def test_another_text_column_is_read(tmp_path):
     write_parquet(tmp_path / "a.parquet", "story", ["once", "upon"])
     (tmp_path / "b.jsonl").write_text('{"story": "a time"}')
-    assert list(text_source(str(tmp_path)).documents("story", "train")) == ["once", "upon", "a time"]
+    assert texts_of(tmp_path, "story") == ["once", "upon", "a time"]
 
 
 @pytest.mark.counts("bad inputs")
@@ -84,3 +81,51 @@ def test_pydoc_needs_no_network_and_never_changes(tmp_path):
     first = load_splits(settings("pydoc"), tokenizer(), tmp_path / "a")
     assert load_splits(settings("pydoc"), tokenizer(), tmp_path / "b").hashes == first.hashes
     assert len(list(text_source("pydoc").documents("text", "train"))) > 50
+
+
+def test_hidden_files_and_folders_are_not_read(tmp_path):
+    for name in ("b.txt", ".ipynb_checkpoints/b-checkpoint.txt", ".draft.txt", "a/.git/c.txt", "a/a.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert texts_of(tmp_path) == ["a/a.txt", "b.txt"]
+    assert texts_of(tmp_path / ".draft.txt") == [".draft.txt"]
+    assert texts_of(tmp_path / "a" / ".git") == ["a/.git/c.txt"]
+
+
+def test_a_folder_is_a_list_of_documents_whatever_its_name(tmp_path):
+    folder = tmp_path / "x.txt"
+    (folder / "y.txt").mkdir(parents=True)
+    (folder / "z.txt").write_text("text")
+    assert not text_source(str(folder)).is_one_text("train")
+    assert text_source(str(folder / "z.txt")).is_one_text("train")
+    assert texts_of(folder) == ["text"]
+
+
+def test_the_content_of_a_source_is_its_bytes_and_the_types_of_its_files(tmp_path):
+    (tmp_path / "a.txt").write_text('{"text": "x"}')
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}')
+    (tmp_path / "b.txt").write_text('{"text": "x"}')
+    keys = [text_source(str(tmp_path / name)).content_key() for name in ("a.txt", "a.jsonl", "b.txt")]
+    assert keys[0] == keys[2] != keys[1]
+
+
+def test_a_text_is_read_in_pieces_with_characters_kept_whole(tmp_path, monkeypatch):
+    text = "\ufeffzwölf €uro 😀\r\n" * 20
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8", newline="")
+    monkeypatch.setattr("evopress.data.text_files.PIECE_BYTES", 5)
+    assert texts_of(tmp_path / "a.txt") == [text.removeprefix("\ufeff")]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_the_place_of_a_byte_that_is_not_text_is_exact(name, tmp_path, monkeypatch):
+    monkeypatch.setattr("evopress.data.text_files.PIECE_BYTES", 5)
+    content = '{"text": "zwölf"}\n'.encode() * 3 + b"\xff"
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"not UTF-8 text \(byte {len(content) - 1}\)"):
+        texts_of(tmp_path / name)
+
+
+def test_only_so_much_of_a_file_is_read_as_its_documents_are_asked_for(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "first"}\n\xff')
+    document = next(text_source(str(tmp_path / "a.jsonl")).documents("text", "train"))
+    assert document.content == ["first"]

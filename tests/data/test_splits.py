@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from evopress.data.splits import SPLITS, Splits, dataset_name, extracts_of, load_splits, load_test_windows
+from evopress.data.splits import SPLITS, Splits, extracts_of, load_splits, load_test_windows
 from tests.data.texts import BOS, NUM_WINDOWS, document, ids, prose, settings
 from tests.tiny_models import tokenizer
 
@@ -24,6 +24,10 @@ class CountingTokenizer:
     @property
     def bos_token_id(self):
         return self.real.bos_token_id
+
+    @property
+    def chat_template(self):
+        return self.real.chat_template
 
     def __call__(self, text, **options):
         self.texts.append(text)
@@ -72,14 +76,85 @@ def test_bos_is_refused_for_a_tokenizer_without_a_bos_token(text, tmp_path):
         load_splits(settings(text, bos=True), without, tmp_path)
 
 
-def test_a_test_source_gives_test_and_validation(text, tmp_path):
-    other = tmp_path / "other.txt"
-    other.write_text(prose(100, seed=1))
+@pytest.fixture
+def other(tmp_path):
+    path = tmp_path / "other.txt"
+    path.write_text(prose(100, seed=1))
+    return path
+
+
+def test_a_test_source_gives_test_text_and_nothing_else(text, other, tmp_path):
     splits = load_splits(settings(text, test_source=str(other)), tokenizer(), tmp_path)
-    assert flat(splits, "calibration") + flat(splits, "search") == ids(prose(200))[:100]
-    assert flat(splits, "test") + flat(splits, "validation") == ids(prose(100, seed=1))[:30]
-    alone = load_test_windows(str(other), settings(text), tokenizer(), tmp_path)
+    assert [token for name in SPLITS[:3] for token in flat(splits, name)] == ids(prose(200))[:110]
+    assert flat(splits, "test") == ids(prose(100, seed=1))[:20]
+    alone = load_test_windows(str(other), settings(text), 20, tokenizer=tokenizer(), cache=tmp_path)
     assert torch.equal(alone, splits.test)
+
+
+def test_a_validation_source_gives_validation_text_and_nothing_else(text, other, tmp_path):
+    splits = load_splits(settings(text, validation_source=str(other)), tokenizer(), tmp_path)
+    assert [token for name in ("calibration", "search", "test") for token in flat(splits, name)] == ids(prose(200))[
+        :120
+    ]
+    assert flat(splits, "validation") == ids(prose(100, seed=1))[:10]
+
+
+def test_one_source_for_test_and_validation_gives_its_first_tokens_to_test(text, other, tmp_path):
+    both = settings(text, test_source=str(other), validation_source=str(other))
+    splits = load_splits(both, tokenizer(), tmp_path)
+    assert flat(splits, "test") + flat(splits, "validation") == ids(prose(100, seed=1))[:30]
+
+
+def test_the_whole_test_text_is_all_its_whole_windows(text, other, tmp_path):
+    splits = load_splits(settings(text, test_source=str(other), test_tokens=None), tokenizer(), tmp_path)
+    assert flat(splits, "test") == ids(prose(100, seed=1))[:100]
+    rest = load_splits(settings(text, test_tokens=None), tokenizer(), tmp_path)
+    assert flat(rest, "test") == ids(prose(200))[110:200]
+    other.write_text(prose(47, seed=1))
+    whole = load_test_windows(str(other), settings(text), None, tokenizer=tokenizer(), cache=tmp_path)
+    assert whole.flatten().tolist() == ids(prose(47, seed=1))[:40]
+
+
+def test_a_calibration_seed_changes_the_calibration_windows_and_no_others(text, tmp_path):
+    text.write_text(prose(500))
+    first = load_splits(settings(text), tokenizer(), tmp_path)
+    seeded = [load_splits(settings(text, calibration_seed=seed), tokenizer(), tmp_path) for seed in (0, 1, 0)]
+    for splits in seeded:
+        assert splits.calibration.shape == first.calibration.shape
+        assert set(splits.hashes) == set(SPLITS)
+        assert all(splits.hashes[name] == first.hashes[name] for name in SPLITS[1:])
+    hashes = [splits.hashes["calibration"] for splits in (first, *seeded)]
+    assert len(set(hashes)) == 3 and hashes[1] == hashes[3]
+    pool = [ids(prose(500))[start : start + 10] for start in (*range(0, 60, 10), *range(130, 310, 10))]
+    assert all(window in pool for window in seeded[0].calibration.tolist())
+
+
+def test_a_calibration_seed_needs_more_text_than_the_splits_take(text, tmp_path):
+    text.write_text(prose(139))
+    with pytest.raises(ValueError, match=r"about 139 tokens.*more for data\.calibration_seed 10.*short of 1"):
+        load_splits(settings(text, calibration_seed=0), tokenizer(), tmp_path)
+
+
+def test_one_document_in_two_splits_is_refused_with_both_names(documents, tmp_path):
+    lines = documents.read_text().splitlines()
+    documents.write_text("\n".join([*lines[:6], lines[0], *lines[7:]]))
+    with pytest.raises(
+        ValueError, match=r"data\.source: line 7 of .* same text as line 1 .*calibration and validation"
+    ):
+        load_splits(settings(documents), tokenizer(), tmp_path)
+
+
+def test_a_document_may_be_twice_in_one_split(documents, tmp_path):
+    lines = documents.read_text().splitlines()
+    documents.write_text("\n".join([lines[0], *lines]))
+    assert load_splits(settings(documents), tokenizer(), tmp_path).calibration.shape == (6, 10)
+
+
+def test_a_test_source_with_text_of_another_split_is_refused_with_the_keys(text, other, tmp_path):
+    other.write_text("x" * 10 + prose(200)[60:95])
+    keys = r"1 of the 2 windows of the test split \(data\.test_source\) .* the search split \(data\.source\)"
+    with pytest.raises(ValueError, match=keys):
+        load_splits(settings(text, test_source=str(other)), tokenizer(), tmp_path)
 
 
 def test_hashes_differ_where_windows_differ(text, tmp_path):
@@ -155,24 +230,19 @@ def test_an_empty_file_is_too_little_text(name, tmp_path):
         load_splits(settings(tmp_path / name), tokenizer(), tmp_path)
 
 
-def test_tables_name_a_source_by_its_name_or_its_file(text):
-    assert [dataset_name("pydoc"), dataset_name("c4"), dataset_name(str(text))] == ["pydoc", "c4", "text"]
-
-
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
         ("pydoc", [("train", SPLITS)]),
         ("fineweb_edu", [("train", SPLITS)]),
-        ("c4", [("train", ("calibration", "search")), ("test", ("test", "validation"))]),
-        (
-            "wikitext2",
-            [("train", ("calibration", "search")), ("validation", ("validation",)), ("test", ("test",))],
+        *(
+            (name, [("train", ("calibration", "search")), ("validation", ("validation",)), ("test", ("test",))])
+            for name in ("c4", "wikitext2")
         ),
     ],
 )
 def test_a_source_with_a_test_split_gives_test_and_validation_from_its_held_out_splits(source, expected):
     extracts = extracts_of(settings(source))
-    assert [(extract.source, extract.source_split, extract.splits) for extract in extracts] == [
+    assert [(extract.source, extract.source_split, tuple(extract.amounts)) for extract in extracts] == [
         (source, *row) for row in expected
     ]
