@@ -74,6 +74,14 @@ def describe_run(job: Job, context: EvaluationContext, profile: Profile) -> dict
         "seed": job.seed,
         "data": {**asdict(job.data), "hashes": context.splits.hashes},
         "perplexity_convention": f"token level, windows of {job.data.window}, BOS {'on' if job.data.bos else 'off'}",
+        "test_sets": {
+            test_set.name: {
+                "source": test_set.source,
+                "asked_tokens": test_set.num_tokens,  # None: all whole windows
+                "text": test_set.convention(),
+            }
+            for test_set in job.test_sets
+        },
         "tokens": {
             "calibration": context.splits.calibration.numel(),
             "search": search_tokens,

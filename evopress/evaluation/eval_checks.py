@@ -3,15 +3,12 @@
 import difflib
 from pathlib import Path
 
-from evopress.data.sources import check_source
 from evopress.evaluation.eval_settings import Eval
 from evopress.evaluation.lm_eval_tasks import task_manager
 
 
 def check_eval(settings: Eval) -> None:
-    """Raises ValueError for data sets, folders and tasks that do not exist. Loads no model and no data."""
-    for source in settings.datasets:
-        check_source(source, "eval.datasets")
+    """Raises ValueError for folders and tasks that do not exist. Loads no model and no data."""
     if settings.include_path is not None and not Path(settings.include_path).is_dir():
         raise ValueError(f"eval.include_path is {settings.include_path!r}, which is not a folder")
     if settings.tasks:

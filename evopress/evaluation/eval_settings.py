@@ -13,6 +13,7 @@ class Eval:
 
     Attributes:
         datasets: More texts for KL and perplexity; sources as in `data.source`.
+        test_tokens: Of each of these texts, rounded up to whole windows. None takes all whole windows there are.
         tasks: Tasks of lm-evaluation-harness, or of the YAML files in `include_path`.
         include_path: A folder with YAML files of tasks. They may name Python functions and templates, which lm-eval
             runs, so use only files that you trust.
@@ -22,6 +23,7 @@ class Eval:
     """
 
     datasets: list[str] = field(default_factory=list)
+    test_tokens: int | None = Field(default=None, gt=0)
     tasks: list[str] = field(default_factory=list)
     include_path: str | None = None
     num_fewshot: int | None = Field(default=None, ge=0)
