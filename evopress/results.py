@@ -3,10 +3,13 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from evopress.evaluation.candidates import Candidate
 from evopress.evaluation.context import EvaluationContext
+from evopress.evaluation.task_identity import task_identities
 from evopress.job import Job, name_of
 from evopress.runtime import distributed
 from evopress.runtime.checksums import read_json_if_intact, with_checksum
@@ -25,7 +28,7 @@ class ResultsFile:
     """
 
     path: Path
-    measured: Mapping[str, object]
+    measured: Mapping[str, Any]
     done: Mapping[str, object]
     recorded: Mapping[str, dict]
 
@@ -48,7 +51,8 @@ def open_results(job: Job, context: EvaluationContext, profile: Profile) -> Resu
     """The results file of a job whose search returned `profile`. Collective."""
     path = job.folder / "results.json"
     settings = {"data": asdict(job.data), "eval": asdict(job.eval)}
-    measured = {**settings, "profile": list(profile), "depends_on": context.identity}
+    tasks = distributed.from_first(partial(task_identities, job.eval, context.lm))
+    measured = {**settings, "tasks": tasks, "profile": list(profile), "depends_on": context.identity}
     done = {**measured, "export": asdict(job.export)}
     recorded = distributed.from_first(lambda: read_json_if_intact(path))
     return ResultsFile(path, _as_json(measured), _as_json(done), recorded)

@@ -6,13 +6,10 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from evopress.evaluation.context import EvaluationContext
-from evopress.evaluation.eval_settings import Eval
-from evopress.evaluation.lm_eval_tasks import run_tasks
 from evopress.evaluation.metrics import NO_DIVERGENCE, Divergence
-from evopress.runtime import distributed
+from evopress.evaluation.task_scores import Scores, short_key
 from evopress.runtime.progress import progress
 from evopress.search.start_profiles import evenly_spaced_profile
-from evopress.space.apply import applied
 from evopress.space.budget import Budget, Metric
 from evopress.space.build import dense_bytes
 from evopress.space.units import Profile, Space
@@ -28,8 +25,9 @@ DENSE_BITS = 16.0
 class Candidate:
     """The size of a model and its scores, as `results.json` stores them.
 
-    `perplexity`, `kl` and `kl_by_position` have a value per data set, `tasks` a value per task and metric.
-    `bits_per_weight` counts the codes of the weights only, `bits_per_weight_with_scales` also scales and zero points.
+    `perplexity`, `kl` and `kl_by_position` have a value per data set. `tasks` has the scores of every task or group, as
+    lm-eval names them. `bits_per_weight` counts the codes of the weights only, `bits_per_weight_with_scales` also
+    scales and zero points.
     """
 
     size_bytes: int
@@ -38,32 +36,35 @@ class Candidate:
     perplexity: dict[str, float] = field(default_factory=dict)
     kl: dict[str, float] = field(default_factory=dict)
     kl_by_position: dict[str, list[float]] = field(default_factory=dict)
-    tasks: dict[str, dict[str, float]] = field(default_factory=dict)
+    tasks: dict[str, Scores] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
         """All sizes and scores for a tracker, under names such as `kl/wikitext2`."""
         sizes = {"size_bytes": self.size_bytes, "bits_per_weight_with_scales": self.bits_per_weight_with_scales}
         scores = {f"perplexity/{name}": value for name, value in self.perplexity.items()}
         scores |= {f"kl/{name}": value for name, value in self.kl.items()}
-        tasks = {f"{task}/{key}": value for task, values in self.tasks.items() for key, value in values.items()}
+        tasks = {
+            f"{task}/{short_key(key)}": value for task, values in self.tasks.items() for key, value in values.items()
+        }
         return {**sizes, **scores, **tasks}
+
+
+def compared_profiles(space: Space, searched: Profile, budget: Budget) -> dict[str, Profile | None]:
+    """The profiles of the candidates by name; None stands for the dense model."""
+    return {"dense": None, "uniform": evenly_spaced_profile(space, budget), "searched": searched}
 
 
 def measure_candidates(
     context: EvaluationContext,
-    searched: Profile,
+    profiles: Mapping[str, Profile | None],
     *,
-    budget: Budget,
     metric: Metric,
     test_sets: Mapping[str, Tensor],
-    settings: Eval,
 ) -> dict[str, Candidate]:
-    """Measure the dense, the uniform and the searched model on `test_sets` (windows by name) and on the tasks.
+    """Measure the candidates, given by name, on `test_sets` (windows by name). Their tasks stay empty.
 
     `metric` says what the compressor's levels are measured in. Collective.
     """
-    uniform = evenly_spaced_profile(context.space, budget)
-    profiles: dict[str, Profile | None] = {"dense": None, "uniform": uniform, "searched": searched}
     candidates = {name: _unmeasured(context, profile, metric) for name, profile in profiles.items()}
     for test_set, tokens in test_sets.items():
         divergences = _divergences(context, list(profiles.values()), tokens, test_set)
@@ -71,10 +72,6 @@ def measure_candidates(
             candidate.perplexity[test_set] = divergence.perplexity
             candidate.kl[test_set] = divergence.mean_kl
             candidate.kl_by_position[test_set] = [round(kl, 5) for kl in divergence.kl_by_position]
-    if settings.tasks and distributed.is_first():
-        for name, candidate in candidates.items():
-            with applied(context.lm, context.space, context.evaluator.weights, profiles[name]):
-                candidate.tasks = run_tasks(context.lm.model, context.lm.tokenizer, settings)
     return candidates
 
 

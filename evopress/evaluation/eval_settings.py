@@ -1,31 +1,78 @@
 """The settings of the final evaluation."""
 
 from dataclasses import field
+from typing import TypeGuard
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from evopress.runtime.config_class import config_class
+
+GenerationValue = bool | int | float | str | list[str]
 
 
 @config_class
 class Eval:
     """What is measured at the end, besides KL and perplexity on the test split.
 
+    The settings of tasks have the names and the meaning that they have in lm-eval.
+
     Attributes:
         datasets: More texts for KL and perplexity; sources as in `data.source`.
         test_tokens: Of each of these texts, rounded up to whole windows. None takes all whole windows there are.
-        tasks: Tasks of lm-evaluation-harness, or of the YAML files in `include_path`.
+        tasks: Tasks, groups and tags of lm-evaluation-harness, or of the YAML files in `include_path`.
         include_path: A folder with YAML files of tasks. They may name Python functions and templates, which lm-eval
             runs, so use only files that you trust.
-        num_fewshot: Examples in the prompt; None leaves it to the task.
-        limit: Only this many examples of each task, the first ones.
-        batch_size: Sequences that the model scores at once.
+        num_fewshot: Examples in the prompt, for all tasks or by the name of the task; None leaves it to the task.
+        limit: Only the first examples of each task: a number of them, or a share below 1.
+        batch_size: Sequences that the model scores at once; "auto" tries what fits into memory.
+        apply_chat_template: Whether prompts are written as messages, with the chat template of the tokenizer.
+        fewshot_as_multiturn: Whether each example is a question and an answer in a conversation, instead of all of them
+            in one message. Matters with a chat template only.
+        system_instruction: Text before every prompt; with a chat template, the message of the system.
+        gen_kwargs: Settings of generation, such as `temperature`, that replace those of the task.
+        log_samples: Whether every prompt and answer is written to the run directory.
     """
 
     datasets: list[str] = field(default_factory=list)
     test_tokens: int | None = Field(default=None, gt=0)
     tasks: list[str] = field(default_factory=list)
     include_path: str | None = None
-    num_fewshot: int | None = Field(default=None, ge=0)
-    limit: int | None = Field(default=None, gt=0)
-    batch_size: int = Field(default=8, gt=0)
+    num_fewshot: int | dict[str, int] | None = None
+    limit: int | float | None = None
+    batch_size: int | str = 8
+    apply_chat_template: bool = False
+    fewshot_as_multiturn: bool = True
+    system_instruction: str | None = None
+    gen_kwargs: dict[str, GenerationValue] | None = None
+    log_samples: bool = False
+
+    @field_validator("num_fewshot", mode="before")
+    @classmethod
+    def _check_num_fewshot(cls, value: object) -> object:
+        numbers = list(value.values()) if isinstance(value, dict) else [0 if value is None else value]
+        if all(_is_integer(number) and number >= 0 for number in numbers):
+            return value
+        raise ValueError("give one number of examples, or a mapping such as {gsm8k: 5}; 0 is the smallest number")
+
+    @field_validator("limit", mode="before")
+    @classmethod
+    def _check_limit(cls, value: object) -> object:
+        is_share = isinstance(value, float) and 0 < value < 1
+        if value is None or is_share or (_is_integer(value) and value > 0):
+            return value
+        raise ValueError("give a number of examples, at least 1, or a share of them between 0 and 1")
+
+    @field_validator("batch_size", mode="before")
+    @classmethod
+    def _check_batch_size(cls, value: object) -> object:
+        if value == "auto" or (_is_integer(value) and value > 0):
+            return value
+        raise ValueError("give a number of sequences, at least 1, or auto")
+
+    def num_fewshot_of(self, task: str) -> int | None:
+        """The examples in the prompt of one entry of `tasks`; None leaves it to the task."""
+        return self.num_fewshot.get(task) if isinstance(self.num_fewshot, dict) else self.num_fewshot
+
+
+def _is_integer(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)

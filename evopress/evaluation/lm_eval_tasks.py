@@ -1,41 +1,77 @@
 """Runs tasks of lm-evaluation-harness on a model in memory. The harness is imported when used: it takes seconds."""
 
 import contextlib
+import copy
+import io
 import logging
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from evopress.evaluation.eval_settings import Eval
+from evopress.evaluation.task_scores import Scores, columns, scores_of
 
 if TYPE_CHECKING:
+    from lm_eval.api.task import Task
     from lm_eval.tasks import TaskManager
 
 SEEDS = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), 0)
 
-Scores = dict[str, float]
-"""The scores of one task by the name of the metric: "acc", "acc_norm", "acc_stderr", …"""
+BOOTSTRAP_ITERS = 1000
+"""Resamples for the standard errors of metrics that have no formula. That of a mean, such as accuracy, has one."""
+
+ALONE = {"LOCAL_RANK": "0", "DISABLE_MULTIPROC": "1"}
+"""The environment in which lm-eval returns results in every process, and starts no processes of its own."""
 
 
-def run_tasks(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: Eval) -> dict[str, Scores]:
-    """The scores of the model on each task."""
+@dataclass(frozen=True)
+class TaskResult:
+    """The result of one entry of `eval.tasks`.
+
+    `columns` is what tables show, `scores` has every task and group inside the entry as well, and `samples` the prompts
+    and answers of every task inside it, if they were asked for.
+    """
+
+    columns: dict[str, Scores]
+    scores: dict[str, Scores]
+    samples: Mapping[str, Sequence[Mapping[str, object]]]
+
+
+def run_task(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    task: str,
+    settings: Eval,
+    manager: "TaskManager",
+) -> TaskResult:
+    """Run one entry of `eval.tasks`. The result depends neither on other tasks nor on other processes."""
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    harness_model = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size)
-    with _inside(settings.include_path), _quiet():
-        results = simple_evaluate(
+    with _quiet(logging.ERROR):  # it warns about models in memory. It sets a padding token: that of a copy.
+        harness_model = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=settings.batch_size)
+    with _inside(settings.include_path), _quiet(logging.WARNING), _environment(ALONE):
+        results: Any = simple_evaluate(
             model=harness_model,
-            tasks=list(settings.tasks),
-            num_fewshot=settings.num_fewshot,
+            tasks=[task],
+            num_fewshot=settings.num_fewshot_of(task),
             limit=settings.limit,
-            task_manager=task_manager(settings),
-            bootstrap_iters=0,
+            task_manager=manager,
+            bootstrap_iters=BOOTSTRAP_ITERS,
+            log_samples=settings.log_samples,
+            apply_chat_template=settings.apply_chat_template,
+            fewshot_as_multiturn=settings.apply_chat_template and settings.fewshot_as_multiturn,
+            system_instruction=settings.system_instruction,
+            gen_kwargs=dict(settings.gen_kwargs) if settings.gen_kwargs else None,  # type: ignore[arg-type]
             **SEEDS,
         )
-    return {task: _numbers(entry) for task, entry in results["results"].items()}
+    scores = {name: scores_of(name, results) for name in results["results"]}
+    return TaskResult(columns(results), scores, results.get("samples") or {})
 
 
 def task_manager(settings: Eval) -> "TaskManager":
@@ -50,9 +86,38 @@ def task_manager(settings: Eval) -> "TaskManager":
     return local_tasks if is_complete else TaskManager(include_path=folder)
 
 
-def _numbers(entry: Mapping[str, object]) -> Scores:
-    """The metrics in the results of a task, whose keys are such as "acc,none"."""
-    return {key.partition(",")[0]: float(value) for key, value in entry.items() if isinstance(value, int | float)}
+def load_tasks(settings: Eval) -> "dict[str, dict[str, Task]]":
+    """For every entry of `eval.tasks`, the tasks inside it by name, with their data. Downloads data that is missing.
+
+    Raises ValueError if lm-eval cannot load one of them.
+    """
+    manager = task_manager(settings)
+    loaded = {}
+    with _inside(settings.include_path), _quiet(logging.WARNING):
+        for entry in settings.tasks:
+            try:
+                loaded[entry] = _load(manager, entry)
+            except Exception as error:  # a task runs code of its own, which may raise anything
+                raise ValueError(
+                    f"eval.tasks names {entry!r}, which lm-eval cannot load ({type(error).__name__}: {error}): install "
+                    "the packages and provide the data that the task needs, or remove it from eval.tasks"
+                ) from error
+    return loaded
+
+
+def _load(manager: "TaskManager", entry: str) -> "dict[str, Task]":
+    if hasattr(manager, "load"):
+        return dict(manager.load([entry])["tasks"])
+    return dict(_leaves(manager.load_task_or_group([entry])))  # lm-eval before 0.4.12
+
+
+def _leaves(nested: Mapping[Any, Any]) -> "Iterator[tuple[str, Task]]":
+    """The tasks in groups of groups."""
+    for name, value in nested.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value)
+        else:
+            yield name, value
 
 
 def _inside(include_path: str | None) -> contextlib.AbstractContextManager[None]:
@@ -61,14 +126,30 @@ def _inside(include_path: str | None) -> contextlib.AbstractContextManager[None]
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """While open, lm-eval and datasets log warnings and errors only."""
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval", "datasets")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """While open, these environment variables have these values."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _quiet(level: int) -> Iterator[None]:
+    """While open, lm-eval and datasets log from `level` on only, and print nothing."""
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval", "datasets")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(level)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        for logger, before in zip(loggers, levels, strict=True):
+            logger.setLevel(before)

@@ -1,33 +1,43 @@
 """The results of a run as a text table."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from evopress.evaluation.candidates import Candidate
-
-HEADLINE_METRICS = ("acc_norm", "acc", "exact_match")
-"""The table shows the first of these metrics that a task has."""
+from evopress.evaluation.task_scores import Scores, metric_keys, short_key, stderr_key
 
 
 def as_table(candidates: Mapping[str, Candidate]) -> str:
-    """A row per candidate. With two data sets and one task, a line has at most 100 characters."""
+    """A row per candidate, with the first score of every task and its standard error."""
     data_sets = list(next(iter(candidates.values())).perplexity)
-    tasks = sorted({name for candidate in candidates.values() for name in candidate.tasks})
-    header = ["", "MB", "bits/weight", *(f"{kind} {name}" for name in data_sets for kind in ("ppl", "KL")), *tasks]
+    tasks = _main_keys(candidates.values())
+    header = ["", "MB", "bits/weight", *(f"{kind} {name}" for name in data_sets for kind in ("ppl", "KL"))]
+    header += [f"{task} {short_key(key)}" for task, key in tasks.items()]
     rows = [
         [
             name,
             f"{candidate.size_bytes / 1e6:.1f}",
             f"{candidate.bits_per_weight_with_scales:.2f}",
             *(cell for key in data_sets for cell in (f"{candidate.perplexity[key]:.4g}", f"{candidate.kl[key]:.4f}")),
-            *(f"{_headline(candidate.tasks.get(task, {})):.3f}" for task in tasks),
+            *(_score(candidate.tasks.get(task, {}), key) for task, key in tasks.items()),
         ]
         for name, candidate in candidates.items()
     ]
     return _aligned([header, *rows])
 
 
-def _headline(scores: Mapping[str, float]) -> float:
-    return next((scores[name] for name in HEADLINE_METRICS if name in scores), float("nan"))
+def _main_keys(candidates: Iterable[Candidate]) -> dict[str, str]:
+    """The main metric of every task that has one."""
+    scores = {task: scores for candidate in candidates for task, scores in candidate.tasks.items()}
+    return {task: key for task, of_task in scores.items() for key in metric_keys(of_task)[:1]}
+
+
+def _score(scores: Scores, key: str) -> str:
+    """0.6127 → 0.613 ± 0.011; – if the task was not scored."""
+    if key not in scores:
+        return "–"
+    value, error = scores[key], scores.get(stderr_key(key))
+    digits = ".3f" if abs(value) < 10 else ".4g"
+    return f"{value:{digits}}" if error is None else f"{value:{digits}} ± {error:{digits}}"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
