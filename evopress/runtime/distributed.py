@@ -2,7 +2,7 @@
 
 Every process runs the same program with the same settings. Collective functions (all but `rank`, `world_size`,
 `is_first`, `share` and `share_of`) must be called by all processes in the same order. Only the first process writes
-files and tracks metrics.
+files and tracks metrics; the files of a task are written by the process that ran it.
 
 Results do not depend on the number of processes: the parts of the work do not depend on it, each part is computed by
 one process, and the results of parts are summed in the order of the parts.
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 LONGEST_WAIT = timedelta(hours=12)
-"""The timeout of collective functions. Others may wait for another run's database, or for lm-eval in the first process.
+"""The timeout of collective functions. Others may wait for another run's database, or for a longer task of lm-eval.
 
 If a process dies, the others do not wait: its connections break, and the launcher terminates them.
 """
