@@ -3,36 +3,18 @@
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import pytest
 import torch
-from torch import Tensor
 
 from evopress.weights import base
-from evopress.weights.base import CompressedWeight, Spec, from_tensors, register_reader
+from evopress.weights.base import Spec, from_tensors, register_reader
 from evopress.weights.checks import checked_matrix
+from evopress.weights.dense import Kept
 
 
-@dataclass(frozen=True)
-class Float8Weight(CompressedWeight):
+class Float8Weight(Kept):
     """A kind from outside the package."""
-
-    weight: Tensor
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.weight.shape[0], self.weight.shape[1]
-
-    @property
-    def size_bytes(self) -> int:
-        return self.weight.nbytes
-
-    def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        return self.weight.float().to(dtype)
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {"weight": self.weight}
 
     def spec(self) -> Spec:
         return {"kind": "float8"}
