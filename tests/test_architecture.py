@@ -28,7 +28,7 @@ ALLOWED: dict[str, str] = {
     "saved_profile": "runtime space evaluation job",
     "results": "runtime space evaluation job",
     "planning": "runtime data models space compressors search evaluation job targets",
-    "pareto": "runtime data space search evaluation report job targets",
+    "pareto": "runtime space search evaluation report job targets",
     "pipeline": "runtime space search evaluation export report job preparation saved_profile results planning pareto",
     "config": "job",
     "api": "runtime data models space compressors search evaluation export job pipeline",
