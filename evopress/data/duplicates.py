@@ -3,9 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
+from math import ceil
 from typing import NamedTuple
 
 from evopress.data.windows import Windows
+
+MIN_TOKENS = 64
+"""Text that is the same in two splits for so many tokens is there as a copy, and not by chance."""
 
 NUM_COMPARED = 100
 """Characters at the start of a document that must be equal before the rest is compared."""
@@ -47,13 +51,25 @@ class DocumentsOfSplits:
 
 
 def check_disjoint(splits: Mapping[str, Windows]) -> None:
-    """Raises ValueError for a window that is in two splits. `splits` are by name, with the setting of their text."""
-    contents = {name: [window.numpy().tobytes() for window in windows] for name, windows in splits.items()}
-    for first, second in combinations(contents, 2):
-        seen = set(contents[first])
-        num_shared = sum(window in seen for window in contents[second])
+    """Raises ValueError for text that is in two splits. `splits` are by name, with the setting of their text.
+
+    Windows are compared. Where they have fewer than `MIN_TOKENS` tokens, several in a row are compared as one piece:
+    a few tokens may well be the same by chance.
+    """
+    pieces = {name: _pieces(windows) for name, windows in splits.items()}
+    for first, second in combinations(pieces, 2):
+        seen = set(pieces[first])
+        num_shared = sum(piece in seen for piece in pieces[second])
         if num_shared:
             raise ValueError(
-                f"{num_shared} of the {len(contents[second])} windows of {second} are also in {first}, and no text may "
-                "be in two splits: remove the copies from the text, or change one of the two settings"
+                f"{num_shared} of {len(pieces[second])} pieces of {second} are also in {first}, each at least "
+                f"{MIN_TOKENS} tokens long, and no text may be in two splits: remove the copies from the text, or "
+                "change one of the two settings"
             )
+
+
+def _pieces(windows: Windows) -> list[bytes]:
+    """The token ids of as many windows in a row as have `MIN_TOKENS` tokens, as bytes."""
+    num_windows = ceil(MIN_TOKENS / windows.shape[1])
+    whole = windows[: len(windows) // num_windows * num_windows]
+    return [piece.numpy().tobytes() for piece in whole.view(-1, num_windows * windows.shape[1])]

@@ -3,21 +3,33 @@
 import pytest
 import torch
 
-from evopress.data.duplicates import DocumentsOfSplits, check_disjoint
+from evopress.data.duplicates import MIN_TOKENS, DocumentsOfSplits, check_disjoint
 
 
-def windows(*rows: list[int]) -> torch.Tensor:
-    return torch.tensor(rows, dtype=torch.int64)
+def random_windows(num_windows: int, length: int) -> torch.Tensor:
+    return torch.randint(1000, (num_windows, length), generator=torch.Generator().manual_seed(0))
 
 
-def test_the_error_says_how_many_windows_are_in_which_two_splits():
-    splits = {"the search split": windows([1, 2], [3, 4]), "the test split": windows([5, 6], [3, 4], [1, 2])}
-    with pytest.raises(ValueError, match="2 of the 3 windows of the test split are also in the search split"):
+def test_the_error_says_how_many_pieces_are_in_which_two_splits():
+    one, two, three = random_windows(3, MIN_TOKENS)
+    splits = {"the search split": torch.stack([one, two]), "the test split": torch.stack([three, two, one])}
+    with pytest.raises(ValueError, match="2 of 3 pieces of the test split are also in the search split"):
         check_disjoint(splits)
 
 
 def test_windows_that_differ_in_one_token_or_are_twice_in_one_split_are_no_copies():
-    check_disjoint({"a": windows([1, 2, 3], [1, 2, 3]), "b": windows([1, 2, 4], [2, 2, 3], [3, 2, 1])})
+    one, two = random_windows(2, MIN_TOKENS)
+    other = one.clone()
+    other[-1] += 1
+    check_disjoint({"a": torch.stack([one, one]), "b": torch.stack([other, one.flip(0), two, two])})
+
+
+def test_short_windows_are_copies_only_where_many_in_a_row_are_the_same():
+    text = random_windows(8, MIN_TOKENS // 4)
+    check_disjoint({"a": text, "b": text[2:6]})  # not the same four in a row
+    check_disjoint({"a": text, "b": text[:3]})
+    with pytest.raises(ValueError, match="1 of 1 pieces of b are also in a"):
+        check_disjoint({"a": text, "b": text[4:]})
 
 
 LONG = "".join(map(str, range(200)))

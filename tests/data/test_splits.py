@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from evopress.data.splits import SPLITS, Splits, extracts_of, load_splits, load_test_windows
+from evopress.data.splits import SPLITS, Splits, check_test_windows, extracts_of, load_splits, load_test_windows
 from tests.data.texts import BOS, NUM_WINDOWS, document, ids, prose, settings
 from tests.tiny_models import tokenizer
 
@@ -138,9 +138,7 @@ def test_a_calibration_seed_needs_more_text_than_the_splits_take(text, tmp_path)
 def test_one_document_in_two_splits_is_refused_with_both_names(documents, tmp_path):
     lines = documents.read_text().splitlines()
     documents.write_text("\n".join([*lines[:6], lines[0], *lines[7:]]))
-    with pytest.raises(
-        ValueError, match=r"data\.source: line 7 of .* same text as line 1 .*calibration and validation"
-    ):
+    with pytest.raises(ValueError, match=r"data\.source: line 7 of .* same text as line 1 .*calibration and"):
         load_splits(settings(documents), tokenizer(), tmp_path)
 
 
@@ -151,10 +149,16 @@ def test_a_document_may_be_twice_in_one_split(documents, tmp_path):
 
 
 def test_a_test_source_with_text_of_another_split_is_refused_with_the_keys(text, other, tmp_path):
-    other.write_text("x" * 10 + prose(200)[60:95])
-    keys = r"1 of the 2 windows of the test split \(data\.test_source\) .* the search split \(data\.source\)"
+    text.write_text(prose(2000))
+    long = {"window": 70, "calibration_tokens": 140, "search_tokens": 140}
+    other.write_text("x" * 70 + prose(2000)[210:300])
+    keys = r"1 of 2 pieces of the test split \(data\.test_source\) .* the search split \(data\.source\)"
     with pytest.raises(ValueError, match=keys):
-        load_splits(settings(text, test_source=str(other)), tokenizer(), tmp_path)
+        load_splits(settings(text, test_source=str(other), **long, test_tokens=140), tokenizer(), tmp_path)
+    splits = load_splits(settings(text, **long), tokenizer(), tmp_path)
+    keys = r"1 of 2 pieces of the test text other \(eval\.datasets\) .* the search split"
+    with pytest.raises(ValueError, match=keys):
+        check_test_windows(splits, {"other": torch.stack([splits.test[0], splits.search[1]])})
 
 
 def test_hashes_differ_where_windows_differ(text, tmp_path):
