@@ -87,12 +87,12 @@ def play(
 ) -> tuple[Profile, list[Question]]:
     """Answer every question with `fitness` or `table`. Returns the profile and all questions."""
     run = method.run(space, budget, Random(seed))
-    asked: list[Question] = []
+    questions: list[Question] = []
     try:
         question = next(run)
         while True:
-            asked.append(question)
+            questions.append(question)
             is_batch = isinstance(question, Batch)
             question = run.send([fitness(profile) for profile in question.profiles] if is_batch else table(question))
     except StopIteration as stop:
-        return stop.value, asked
+        return stop.value, questions

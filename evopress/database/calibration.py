@@ -1,4 +1,4 @@
-"""The calibration windows on their way through the model, and the Hessians of the layers that read them."""
+"""Calibration: the hidden states that enter each block, and the Hessians of the inputs of its layers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ NUM_CHUNKS = 16
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationStates:
-    """Hidden states of this process's calibration windows at the input of one block, after that of the next.
+    """Hidden states of this process's calibration windows: the inputs of one block, until `advance` to the next.
 
     `batches` are hidden states (windows, time, hidden) by chunk. `kwargs` are the other arguments of each block.
-    `num_chunks` and `num_tokens` count the windows of all processes.
+    `num_chunks` and `num_tokens` are totals of all processes.
     """
 
     lm: LanguageModel
@@ -37,8 +37,8 @@ class CalibrationStates:
     def hessians(self, block: int) -> dict[LayerNames, RunningHessian]:
         """Run the dense block and sum up one Hessian (cols, cols) for each group that this process solves.
 
-        The sums are over the windows of all processes. In each round every process runs one chunk; then the Hessians of
-        these chunks are added in order by the process that solves the group.
+        The sums are over the windows of all processes. In each round every process runs one chunk. Then the process
+        that solves a group adds the Hessians of these chunks in order.
         """
         groups = groups_of_block(self.lm, block)
         totals = self._zero_hessians(distributed.share(groups))
@@ -79,8 +79,7 @@ def embed_windows(
 ) -> CalibrationStates:
     """The states of `windows` (windows, time) at the first block, in batches of about `batch_tokens`.
 
-    Each process embeds every n-th chunk, n being the number of processes. States of more than `states_gb` are kept in a
-    file in `folder`.
+    With n processes, each embeds every n-th chunk. States of more than `states_gb` are kept in a file in `folder`.
     """
     all_batches = windows.split(max(1, batch_tokens // windows.shape[1]))
     num_chunks = min(NUM_CHUNKS, len(all_batches))

@@ -1,4 +1,4 @@
-"""What the processes of one build exchange: Hessians before the groups are solved, compressed groups afterwards."""
+"""What the processes of a build exchange: Hessians before the groups are solved, compressed groups afterwards."""
 
 from collections.abc import Mapping
 from dataclasses import replace

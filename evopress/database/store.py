@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BlockLevels:
-    """A finished block: by layer, the weights of each level and the normalised error of each level; and notes."""
+    """A finished block: the weights and the normalised error of every level, by layer, and the compressor's notes."""
 
     levels: Mapping[str, list[CompressedWeight]]
     errors: Mapping[str, list[float]]

@@ -25,11 +25,11 @@ def edit_manifest(database: Database, change) -> None:
 def test_every_kind_of_weight_is_read_as_it_was_written(kind, tmp_path):
     weight = WEIGHTS[kind]
     open_database(tmp_path).put(3, block_levels([Kept(random_weight(2, 2)), weight]))
-    found = open_database(tmp_path).read(3, "layers.0.q", 1)
-    assert type(found) is type(weight) and found.shape == weight.shape and found.spec() == weight.spec()
-    assert found.tensors().keys() == weight.tensors().keys()
-    assert all(torch.equal(found.tensors()[name], tensor) for name, tensor in weight.tensors().items())
-    assert torch.equal(found.dense(), weight.dense()) and found.size_bytes == weight.size_bytes
+    stored = open_database(tmp_path).read(3, "layers.0.q", 1)
+    assert type(stored) is type(weight) and stored.shape == weight.shape and stored.spec() == weight.spec()
+    assert stored.tensors().keys() == weight.tensors().keys()
+    assert all(torch.equal(stored.tensors()[name], tensor) for name, tensor in weight.tensors().items())
+    assert torch.equal(stored.dense(), weight.dense()) and stored.size_bytes == weight.size_bytes
 
 
 def test_layers_whose_names_begin_alike_are_distinguished(tmp_path):
@@ -99,10 +99,10 @@ def test_a_killed_put_leaves_the_blocks_before_it(killed_at, tmp_path, monkeypat
         patch.setattr("evopress.runtime.files.os.replace", killing)
         with pytest.raises(KeyboardInterrupt):
             database.put(1, block_levels([Kept(random_weight(2, 2, seed=1))]))
-    found = open_database(tmp_path)
-    assert found.blocks.keys() == {0}
-    assert torch.equal(found.read(0, "layers.0.q", 0).dense(), random_weight(2, 2))
-    assert not list(found.folder.glob("*.tmp"))
+    reopened = open_database(tmp_path)
+    assert reopened.blocks.keys() == {0}
+    assert torch.equal(reopened.read(0, "layers.0.q", 0).dense(), random_weight(2, 2))
+    assert not list(reopened.folder.glob("*.tmp"))
 
 
 def test_a_file_is_replaced_completely_or_unchanged(tmp_path, monkeypatch):
