@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from itertools import product
-from math import inf, isnan
+from math import inf
 
 from evopress.search.caps import Caps, caps_with_and_without_drops
 from evopress.search.effects import Effects
 from evopress.search.knapsack import LevelScores, solve_knapsack
 from evopress.search.scoring import Scoring, level_scores
+from evopress.search.switch_queue import SwitchQueue
 from evopress.space.budget import Cap
 from evopress.space.units import Profile, Space
 
@@ -26,24 +27,28 @@ def fit_to_caps(space: Space, caps: Sequence[Cap], profile: Profile, *, scores: 
     Drops stay as they are, so the result may still break a cap.
     """
     for cap in caps:
-        while cap.slack(space, profile) < 0:
-            lowered = _best_switch(space, cap, profile, scores=scores, extra_cost=(-inf, -1))
-            if lowered == profile:
-                break
-            profile = lowered
+        profile = _lower(space, cap, profile, scores=scores)
     return spend_slack(space, caps, profile, scores=scores)
 
 
 def spend_slack(space: Space, caps: Sequence[Cap], profile: Profile, *, scores: LevelScores) -> Profile:
     """Make the switch to a costlier level with the best score per cost that fits, until none fits within the caps."""
     for cap in caps:
-        while True:
-            slack = cap.slack(space, profile)
-            raised = _best_switch(space, cap, profile, scores=scores, extra_cost=(1, slack))
-            if raised == profile:
-                break
-            profile = raised
+        slack, levels = cap.slack(space, profile), list(profile)
+        queue = SwitchQueue(space, levels, space.tradable_units(profile, cap.members), scores)
+        while (switch := queue.pop(1, slack)) is not None:
+            slack -= queue.make(switch)
+        profile = tuple(levels)
     return profile
+
+
+def _lower(space: Space, cap: Cap, profile: Profile, *, scores: LevelScores) -> Profile:
+    """`profile` after the switches to cheaper levels with the best score per cost, until the cap holds."""
+    slack, levels = cap.slack(space, profile), list(profile)
+    queue = SwitchQueue(space, levels, space.tradable_units(profile, cap.members), scores)
+    while slack < 0 and (switch := queue.pop(-inf, -1)) is not None:
+        slack -= queue.make(switch)
+    return tuple(levels)
 
 
 def path_from_table(space: Space, caps: Caps, tables: Sequence[Effects], *, scoring: Scoring) -> list[Profile]:
@@ -58,23 +63,3 @@ def path_from_table(space: Space, caps: Caps, tables: Sequence[Effects], *, scor
         proposal = best_by_scores(space, caps_to_meet, profile, scores=scores)
         path.append(spend_slack(space, caps_to_meet, proposal, scores=scores))
     return [proposal for proposal in dict.fromkeys(path) if proposal != profile]
-
-
-def _best_switch(
-    space: Space, cap: Cap, profile: Profile, *, scores: LevelScores, extra_cost: tuple[float, float]
-) -> Profile:
-    """`profile` after the switch with the best score per cost. `extra_cost` is the range of costs it may add.
-
-    Returns `profile` itself if there is no such switch.
-    """
-    fitting = [
-        ((scores[unit][level] - scores[unit][profile[unit]]) / abs(extra), unit, level)
-        for unit in space.tradable_units(profile, cap.members)
-        for level, option in enumerate(space.units[unit].levels)
-        for extra in [option.cost - space.units[unit].levels[profile[unit]].cost]
-        if extra_cost[0] <= extra <= extra_cost[1]
-    ]
-    if not fitting:
-        return profile
-    _, unit, level = min(fitting, key=lambda switch: (isnan(switch[0]), switch))
-    return (*profile[:unit], level, *profile[unit + 1 :])
