@@ -69,7 +69,7 @@ def test_the_parts_of_every_experiment_fit_together(experiment, tmp_path):
     job = build_job(composed(f"experiment={experiment}"), tmp_path)
     job.budget.check(job.compress.metric, job.compress.span)
     assert experiment.startswith(job.model.name)
-    assert job.eval.datasets == ["wikitext2", "c4"]
+    assert job.eval.datasets == ["wikitext2", "c4"] and job.eval.test_tokens is None
 
 
 def test_the_most_similar_key_is_suggested_for_a_misspelled_one():

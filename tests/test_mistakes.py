@@ -99,7 +99,7 @@ MISTAKES = [
     ("compress=drop budget=3bit", "use budget=drop25"),
     ("budget.target=1", "budget.target is 1 bits but the smallest level is 2: raise budget.target to at least 2"),
     ("budget=size budget.target=100KB", "the most compressed profile has"),
-    ("compress=drop search=owl", "search=owl allots sparsity: use it with budget=sparsity50"),
+    ("compress=drop search=owl", "search=owl assigns sparsities: use it with budget=sparsity50"),
     ("search=shortgpt", "this search scores what can be dropped: use it with compress=drop"),
     ("compress=drop search=dp", "use search.errors=measured"),
     ("compress=drop search=brute_force search.max_profiles=3", "search.max_profiles"),
@@ -110,7 +110,7 @@ MISTAKES = [
     ),
     ("compress=drop export.formats=[gguf]", "gguf"),
     ("space.drops=half", "space.drops is 'half'"),
-    ("space.drops=subblock", "set space.trade=any, or take space=joint"),
+    ("space.drops=subblock", "set space.trade=any, or use space=joint"),
     ("space=joint compress=drop budget=drop25", "set space.drops=none"),
     ("space=joint budget=size budget.target=1KB", "the most compressed profile has"),
     ("space=joint search=swaps", "use it with compress=drop"),
@@ -142,6 +142,17 @@ MISTAKES = [
     ("eval.include_path=/nowhere", "eval.include_path is '/nowhere', which is not a folder"),
     ("eval.tasks=[pairz] eval.include_path={tasks}", "eval.tasks names 'pairz'"),
     ("eval.datasets=[/nowhere.txt]", "eval.datasets"),
+    ("eval.datasets=[pydoc]", "eval.datasets names 'pydoc', which is a test text of this run without that"),
+    ("eval.datasets=[fineweb_edu] eval.test_tokens=null", "set eval.test_tokens to a number of tokens"),
+    ("data=fineweb_edu data.test_tokens=null", "set data.test_tokens to a number of tokens"),
+    ("data.text_column=body", "data.text_column is 'body', but it is for .jsonl and .parquet files"),
+    ("data.validation_source=/nowhere.txt", "data.validation_source is '/nowhere.txt'"),
+    ("data=text data.source={chat}", "has no text in 'text' but messages: set data.text_column"),
+    (
+        "data=text data.source={chat} data.text_column=messages",
+        "or set data.text_column to a column that contains text",
+    ),
+    ("data=text data.source={copies}", "more/a.txt has the same text as"),
     ("data=text data.source={torn}", "torn.parquet is not a parquet file, or is damaged"),
     ("data=text data.source={surrogate}", "surrogate.jsonl is not Unicode text"),
     # models
@@ -153,9 +164,9 @@ MISTAKES = [
     # the machine
     ("outputs=/sys/evopress", "/sys/evopress"),
     ("outputs={notes}", "notes.txt"),
-    ("@offline data=wikitext2", "data.source is 'wikitext2' but Salesforce/wikitext cannot be read from the hub"),
+    ("@offline data=wikitext2", "data.source: Salesforce/wikitext cannot be read from the hub"),
     ("@offline data=wikitext2", "check the network, or use data=pydoc, or data=text data.source=FILE"),
-    ("@offline eval.datasets=[c4]", "allenai/c4 cannot be read from the hub"),
+    ("@offline eval.datasets=[c4]", "eval.datasets: allenai/c4 cannot be read from the hub"),
     ("@offline model=mistral7b", "give a hub id that can be reached from here, a folder, or a .gguf file"),
     ("@outage tracking=wandb tracking.mode=offline", "W&B failed (the service is down); nothing more is sent"),
     ("@busy", "another process runs in"),
@@ -181,6 +192,10 @@ def files(tmp_path_factory):
         config = AutoConfig.for_model(family, **{"vocab_size": VOCABULARY, "num_attention_heads": 2, **changes})
         AutoModelForCausalLM.from_config(config).save_pretrained(root / name)
         tokenizer().save_pretrained(root / name)
+    (root / "chat.jsonl").write_text('{"messages": [{"role": "user", "content": "Hello"}]}')
+    (root / "copies" / "more").mkdir(parents=True)
+    for name in ("a.txt", "more/a.txt"):
+        (root / "copies" / name).write_text(" ".join(map(str, range(2000))))
     for name in ("folder", "nobos", "tasks", "code", "pickled"):
         (root / name).mkdir()
     (root / "nobos" / "config.json").write_text(json.dumps({"model_type": "no_such_type"}))

@@ -91,7 +91,8 @@ def cut_windows(
         if count < amount.least:
             available = len(ids) + length * sum(len(part) for part in windows.values())
             missing = amount.least * length - len(ids)
-            raise ValueError(_shortage(source, amounts, length, split=split, missing=missing, available=available))
+            shortage = _shortage(source, amounts, length, split=split, missing=missing, available=available)
+            raise ValueError(shortage if is_divided else f"{shortage}. Each document serves one split only")
         windows[split] = _as_windows(ids[: count * length], count, window_format)
         ids = ids[count * length :] if is_divided else []
     return windows
