@@ -1,4 +1,8 @@
-"""Every command and listing of the documents runs: on a tiny random model, with little text and short searches."""
+"""Every command and listing of the documents runs: on a tiny random model, with little text and short searches.
+
+That there is as much text as a command asks for is tested with the amounts of the command itself. A stand-in replaces
+the hub.
+"""
 
 import json
 import os
@@ -7,20 +11,24 @@ import shlex
 import shutil
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+import evopress
 from evopress.config import CONFIG_FOLDER, build_job
+from evopress.data.sources import TOPICS
+from evopress.data.splits import SPLITS, load_splits
+from evopress.evaluation.data_sets import load_test_sets
 from evopress.inspection.__main__ import main as inspect
 from evopress.job import Job
 from evopress.pipeline import run_job
 from evopress.report.__main__ import main as report
+from tests import hub
 from tests.documents import (
     FORMAT_NAMES,
     FORMAT_ROWS,
@@ -37,6 +45,7 @@ from tests.documents import (
 from tests.test_api import NOTEBOOK
 from tests.tiny_models import config, tokenizer
 
+SHIPPED_MODEL = Path(evopress.__file__).parent / "assets/tiny"
 LITTLE_TEXT = ["window=32", "calibration_tokens=128", "search_tokens=256", "validation_tokens=64", "test_tokens=64"]
 ONE_STAGE = "search.stages=[{survivors: 1, tokens: 32}]"
 SHORT = {
@@ -90,30 +99,35 @@ def desk(tmp_path_factory) -> Path:
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**{**config("llama").to_dict(), **wide}))
     model.save_pretrained(folder / "models/mine")
     tokenizer().save_pretrained(folder / "models/mine")
-    topics = import_module("pydoc_data.topics").topics
+    topics = json.loads(TOPICS.read_text(encoding="utf-8"))
     (folder / "notes").mkdir()
-    for name in sorted(topics)[:20]:
+    for name in sorted(topics)[:40]:
         (folder / "notes" / f"{name}.md").write_text(topics[name])
-    for name in ("wikitext2_valid.txt", "wikitext2_test.txt"):
-        (folder / name).write_text("\n".join(map(str, topics.values())))
+    words_of_wikitext = {"wikitext2_valid.txt": 217_646, "wikitext2_test.txt": 245_569}
+    for name, num_words in words_of_wikitext.items():
+        (folder / name).write_text(hub.words(name, num_words))
     subprocess.run([sys.executable, "my_text.py"], cwd=folder, check=True)
     return folder
 
 
-def small(command: str, folder: Path) -> list[str]:
-    """The overrides of a command for a tiny model that is not trained, with little text and a short search."""
+def with_tiny_model(command: str, folder: Path) -> list[str]:
+    """The overrides of a command for a tiny model that is not trained."""
     words = [SMALL_TARGETS.get(word, word) for word in overrides_of(command)]
     overridden = {word.partition("=")[0]: word.partition("=")[2] for word in words}
     if overridden.get("model", "tiny") in ("tiny", "smollm2") and "experiment" not in overridden:
         words += [] if "search" in overridden else ["search=demo"]
+        words += [] if "data" in overridden else ["data=pydoc"]
     if overridden.get("model") != "mine":
         words = [word for word in words if not word.startswith("model")]
         words += ["model=hf", "model.name=stand-in", "model.path=models/mine"]
-    words += [] if "data" in overridden else ["data=pydoc"]
-    words += ["eval=default"] if "experiment" in overridden else []
     words += ["model.max_perplexity=1e9", "model.device=cpu", "outputs=outputs"]
-    words += [f"hydra.searchpath=[file://{folder}/my_conf]"]
-    words += [f"data.{amount}" for amount in LITTLE_TEXT]
+    return [*words, f"hydra.searchpath=[file://{folder}/my_conf]"]
+
+
+def small(command: str, folder: Path) -> list[str]:
+    """The overrides of a command for a tiny model, with little text and a short search."""
+    words = with_tiny_model(command, folder) + [f"data.{amount}" for amount in LITTLE_TEXT]
+    words += ["eval.test_tokens=64", "eval.limit=2"]
     target = configuration(words).search["_target_"]
     return words + SHORT.get(target.rpartition(".")[2], [])
 
@@ -134,6 +148,7 @@ def at_desk(desk, monkeypatch) -> Path:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setattr("datasets.load_dataset", hub.load_dataset)
     monkeypatch.setattr("evopress.pipeline.write_report", lambda folder: folder / "results.json")  # it takes longest
     return desk
 
@@ -154,6 +169,20 @@ def test_every_command_runs(command, at_desk, tmp_path):
         assert ",search/best_fitness," in (tmp_path / "run/metrics.csv").read_text()
     if "model=mine" in command:
         assert job.model.family.layers[1] == ("self_attn.o_proj",)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_finds_all_the_text_that_it_asks_for(command, at_desk, tmp_path):
+    job = build_job(configuration(with_tiny_model(command, at_desk)), tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(SHIPPED_MODEL)
+    if job.data.source != "pydoc" and "notes" not in job.data.source:
+        tokenizer = hub.SplittingTokenizer()  # for the words of the stand-in, fast enough for millions of them
+    splits = load_splits(job.data, tokenizer, at_desk / "cache")
+    load_test_sets(splits, job.data, test_sets=job.test_sets, tokenizer=tokenizer, cache=at_desk / "cache")
+    for split in SPLITS:
+        num_tokens = getattr(job.data, f"{split}_tokens")
+        assert num_tokens is None or getattr(splits, split).numel() >= num_tokens
 
 
 @pytest.mark.parametrize("row", FORMAT_ROWS, ids=[row[0] for row in FORMAT_ROWS])

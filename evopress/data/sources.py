@@ -4,13 +4,16 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from importlib import import_module
+from importlib.resources import files
 from pathlib import Path
 from typing import Protocol
 
 from evopress.data.documents import Document
 from evopress.data.hub_datasets import HUB_DATASETS, TRAIN, HubDataset, read_documents
 from evopress.data.text_files import SUFFIXES, read_file, text_files
+
+TOPICS = files("evopress") / "assets/text/python_topics.json"
+"""Topic name → text; under the licence of Python, which is in the same folder."""
 
 BYTES_PER_TOKEN = 4
 """Of English text, about."""
@@ -51,9 +54,10 @@ class TextSource(Protocol):
 
 
 class PydocSource:
-    """The topics of Python's help system, shuffled by the hash of their names: text without a file or a network.
+    """The topics of Python's help system, shuffled by the hash of their names.
 
-    Where two topics have the same text, only the first is used.
+    The package contains a copy, those of Python 3.11.7, because they differ between releases of Python. Where two
+    topics have the same text, only the first is used.
     """
 
     names: Sequence[str] = ("pydoc",)
@@ -76,7 +80,7 @@ class PydocSource:
         return 110_000
 
     def documents(self, column: str, split: str) -> Iterator[Document]:
-        topics: dict[str, str] = import_module("pydoc_data.topics").topics
+        topics: dict[str, str] = json.loads(TOPICS.read_text(encoding="utf-8"))
         name_of_text: dict[str, str] = {}
         for name in sorted(topics, key=_sha256):
             name_of_text.setdefault(topics[name], name)

@@ -1,5 +1,6 @@
 """Every source gives its documents in a fixed order; text that cannot be read is a clear error."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -7,10 +8,16 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from evopress.data.sources import text_source
+from evopress.data.sources import TOPICS, text_source
 from evopress.data.splits import load_splits
 from tests.data.texts import settings
 from tests.tiny_models import tokenizer
+
+
+def test_the_text_that_comes_with_the_package_is_the_frozen_one():
+    """Published figures are measured on it, so a changed byte would make them wrong."""
+    content = TOPICS.read_bytes()
+    assert hashlib.sha256(content).hexdigest() == "e81a4f3fc71fafbd0d092e58804c106cd251e4580938d87221636fe846f18501"
 
 
 def texts_of(path: Path, column: str = "text") -> list[str]:

@@ -1,8 +1,8 @@
 """The tokens of the start of a text are those of the whole text, and cost no more than they must."""
 
+import json
 from functools import cache
 from pathlib import Path
-from pydoc_data.topics import topics
 
 import pytest
 from hypothesis import given, settings
@@ -12,9 +12,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import evopress
 from evopress.data import tokenization
+from evopress.data.sources import TOPICS
 from evopress.data.tokenization import first_ids
 
-TEXT = "\n\n".join(topics[name] for name in sorted(topics)[:20])
+TOPIC_TEXTS = json.loads(TOPICS.read_text(encoding="utf-8"))
+TEXT = "\n\n".join(TOPIC_TEXTS[name] for name in sorted(TOPIC_TEXTS)[:20])
 
 
 @cache
