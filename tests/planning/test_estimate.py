@@ -127,6 +127,20 @@ def test_drops_need_no_database(tmp_path):
     assert estimate.stages[0].operations == 0
 
 
+def test_texts_that_are_measured_whole_are_estimated_roughly(tmp_path):
+    config("llama").save_pretrained(tmp_path)
+    alone, both = (
+        next(
+            stage
+            for stage in estimate_resources(job(tmp_path, tmp_path, eval=settings)).stages
+            if stage.name == "evaluate"
+        )
+        for settings in (Eval(), Eval(datasets=["wikitext2"]))
+    )
+    assert alone.tokens == 4 * 128
+    assert 4 * 240_000 < both.tokens - alone.tokens < 4 * 350_000
+
+
 def test_advice_names_what_does_not_fit_and_the_setting_to_change(tmp_path):
     config("llama").save_pretrained(tmp_path)
     settings = job(tmp_path, tmp_path)
