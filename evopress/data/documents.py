@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 Messages = Sequence[Mapping[str, str]]
@@ -36,7 +35,7 @@ class Document:
             )
         try:
             text = tokenizer.apply_chat_template(list(self.content), tokenize=False)  # type: ignore[arg-type]
-        except TemplateError as error:
+        except Exception as error:  # a template is a small program, which can raise errors of many types
             raise ValueError(
                 f"the chat template of the tokenizer refuses {self.name} ({error}): correct these messages, or set "
                 "data.text_column to a column that contains text"
