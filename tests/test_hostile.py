@@ -152,17 +152,22 @@ ENCODINGS = {
 }
 
 
+def texts(path: Path) -> list[str]:
+    """The documents in a file, read to their ends."""
+    return ["".join(document.pieces(tokenizer())) for document in text_source(str(path)).documents("text", "train")]
+
+
 @pytest.mark.parametrize("name", ENCODINGS)
 def test_text_with_an_invalid_encoding_is_refused_with_the_file_name(name, tmp_path):
     (tmp_path / name).write_bytes(ENCODINGS[name])
-    with pytest.raises(ValueError, match=rf"data\.source: .*{name} is not (UTF-8|Unicode) text"):
-        list(text_source(str(tmp_path / name)).documents("text", "train"))
+    with pytest.raises(ValueError, match=rf"{name} is not (UTF-8|Unicode) text"):
+        texts(tmp_path / name)
 
 
 def test_a_byte_order_mark_is_not_part_of_the_text(tmp_path):
     for name, content in (("a.txt", b"word"), ("b.jsonl", b'{"text": "word"}')):
         (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content)
-        assert list(text_source(str(tmp_path / name)).documents("text", "train")) == ["word"]
+        assert texts(tmp_path / name) == ["word"]
 
 
 def test_parquet_with_invalid_text_is_refused_and_a_flipped_bit_never_crashes_the_reader(tmp_path):
@@ -170,8 +175,8 @@ def test_parquet_with_invalid_text_is_refused_and_a_flipped_bit_never_crashes_th
     broken = pyarrow.StringArray.from_buffers(2, offsets, pyarrow.py_buffer(b"\xff\xfeab"))
     path = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": broken}), path)
-    with pytest.raises(ValueError, match=r"data\.source: .*a\.parquet.*damaged"):
-        list(text_source(str(path)).documents("text", "train"))
+    with pytest.raises(ValueError, match=r"a\.parquet is not a parquet file, or is damaged"):
+        texts(path)
     pyarrow.parquet.write_table(pyarrow.table({"text": [f"{LINE}{n}" for n in range(300)]}), path)
     original, rng = path.read_bytes(), Random(0)
     refused = 0
@@ -180,9 +185,9 @@ def test_parquet_with_invalid_text_is_refused_and_a_flipped_bit_never_crashes_th
         content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
         path.write_bytes(content)
         try:
-            list(text_source(str(path)).documents("text", "train"))
+            texts(path)
         except ValueError as error:
-            assert "data." in str(error)
+            assert "a.parquet" in str(error)
             refused += 1
     assert refused > 10
 
