@@ -78,7 +78,7 @@ def test_an_interrupted_front_resumes_to_the_same_bytes(tmp_path, model_folders)
     ("changes", "message"),
     [
         ({"targets": (3.0, 1.5)}, "the smallest level is 2"),
-        ({"search": replace(GUIDED, start=(1, 1))}, "search.start is not of this model"),
+        ({"search": replace(GUIDED, start=(1, 1))}, "search.start does not fit this model"),
         ({"search": Owl(multiples=[5.0], spreads=[0.1], tokens=32), "targets": ()}, "search=owl assigns sparsities"),
     ],
 )

@@ -15,7 +15,10 @@ def group_caps(space: Space, profile: Profile) -> Caps:
 
 
 def tightened_caps(space: Space, caps: Sequence[Cap], profile: Profile, *, num_steps: int) -> Caps:
-    """The first of `num_steps` equal steps from the cost of `profile` down to `caps`. `caps` if it is within them."""
+    """Caps after the first of `num_steps` equal steps from the cost of `profile` down to `caps`.
+
+    A cap that `profile` already meets stays as it is.
+    """
 
     def tightened(cap: Cap) -> Cap:
         excess = max(0, -cap.slack(space, profile))

@@ -15,7 +15,7 @@ from evopress.space.units import Profile, Space
 DEFAULT_SLOPES = ((1.0, 1.0), (0.0, 1.0))
 """Weights of the two orders, for switches up and for switches down, until there are measurements to fit them to.
 
-For switches down the first order says little, and the best of its values would be the luckiest.
+The first order is the smaller part of the effect of a switch down. The lowest scores would be those with most noise.
 """
 
 MIN_MEASUREMENTS = 3

@@ -75,6 +75,7 @@ def switch_drops(space: Space, caps: Sequence[Cap], profile: Profile, *, rng: Ra
 
 
 def _with_drops_switched(space: Space, profile: Profile, droppable: Sequence[int], *, rng: Random) -> Profile:
+    """`profile` with a random sub-block dropped, restored, or exchanged with one of its kind. Ignores the budget."""
     index = rng.choice(droppable)
     same_kind = [i for i in droppable if space.units[i].kind == space.units[index].kind and i != index]
     opposite = [i for i in same_kind if profile[i] != profile[index]]
@@ -89,7 +90,7 @@ def _with_drops_switched(space: Space, profile: Profile, droppable: Sequence[int
 def mutants(
     space: Space, caps: Sequence[Cap], parents: Sequence[Profile], *, count: int, rng: Random, max_switches: int
 ) -> list[Profile]:
-    """Up to `count` distinct mutants of random parents, none of them a parent; fewer if there are not so many."""
+    """Up to `count` distinct mutants of random parents, none of them a parent; fewer if there are not enough."""
 
     def draw() -> Profile | None:
         return mutate(space, caps, rng.choice(parents), rng=rng, max_switches=max_switches)

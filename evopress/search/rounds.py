@@ -1,4 +1,4 @@
-"""First phase of the guided search: rounds of a table and a line search along what it proposes.
+"""First phase of the guided search: rounds of a table and a line search along its proposals.
 
 ::
 

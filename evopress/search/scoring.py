@@ -33,7 +33,7 @@ def level_scores(space: Space, tables: Sequence[Effects], scoring: Scoring, *, d
     def score(unit: int, level: int) -> float:
         levels = space.units[unit].levels
         curvature = second[unit][level]
-        if curvature > 0:  # it is a gain, and stays undamped, where a dropped sub-block would be restored
+        if curvature > 0:  # it is negative if restoring a dropped sub-block helps; gains are not damped
             curvature *= damping
         if levels[level].cost > levels[profile[unit]].cost:
             return first[unit][level] + scoring.up_curvature * curvature

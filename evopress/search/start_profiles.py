@@ -26,7 +26,7 @@ def uniform_profile(space: Space, budget: Budget) -> Profile | None:
 
     Raises ValueError when no profile is within the budget.
     """
-    for level in range(max(len(unit.levels) for unit in space.units)):
+    for level in range(_num_levels(space)):
         profile = space.uniform(level)
         if budget.holds(space, profile):
             return profile if not raisable_units(space, budget.caps(space), profile) else None
@@ -85,14 +85,14 @@ def check_profiles(space: Space, key: str, profiles: Iterable[Profile]) -> None:
         try:
             space.check(profile)
         except ValueError as error:
-            raise ValueError(f"{key} is not of this model and database: {error}") from error
+            raise ValueError(f"{key} does not fit this model and database: {error}") from error
 
 
 def out_of_reach_message(space: Space, budget: Budget) -> str:
     """The error message for a budget that no profile meets."""
     smallest = budget.achieved(space, _most_compressed(space))
     remedy = "raise" if budget.metric in ("bits", "size") else "lower"
-    keep = ", or keep less by compress.keep_*" if budget.metric == "drop" else ""
+    keep = ", or keep less with compress.keep_*" if budget.metric == "drop" else ""
     return f"budget.target is {budget} but the most compressed profile has {smallest:g}: {remedy} budget.target{keep}"
 
 

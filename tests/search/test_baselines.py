@@ -157,7 +157,7 @@ def test_a_window_contains_no_block_that_must_stay():
     windows = Scores(score="window", tokens=8)
     best, _ = play(windows, keeping(drop_space(4), 1), half, sum, table=lambda question: similar)
     assert best == (0, 0, 1, 1, 1, 1, 0, 0)
-    with pytest.raises(ValueError, match="of no 2 consecutive blocks all may be dropped"):
+    with pytest.raises(ValueError, match="no 2 consecutive blocks that may all be dropped"):
         play(windows, keeping(drop_space(4), 2, 4), half, sum, table=lambda question: similar)
 
 

@@ -179,7 +179,7 @@ def test_invalid_settings_are_refused(changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"start": (0,) * 3}, "search.start is not of this model and database: the profile has 3 entries"),
+        ({"start": (0,) * 3}, "search.start does not fit this model and database: the profile has 3 entries"),
         ({"start": (9,) * 4}, "search.start .* has levels 0 to 2, not 9"),
         ({"others": [(1,) * 4, (1,) * 5, (1,) * 4]}, "search.others .* 5 entries"),
         ({"start": (0,) * 4, "rounds": 0}, "search.start exceeds the budget, .* set search.rounds to 1"),

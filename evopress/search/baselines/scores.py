@@ -75,8 +75,8 @@ class Scores(Search):
         windows = [units for units in windows if all(len(space.units[i].levels) > 1 for i in units)]
         if not windows:
             raise ValueError(
-                f"of no {length} consecutive blocks all may be dropped: lower budget.target, or keep less by "
-                f"compress.keep_*"
+                f"there are no {length} consecutive blocks that may all be dropped: lower budget.target, or keep less "
+                f"with compress.keep_*"
             )
         distance = float(length * len(by_block[0]))
         table = yield from rows_of(Table("cosine", self.tokens, (distance,), excerpt=self.excerpt))
