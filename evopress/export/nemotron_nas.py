@@ -98,6 +98,9 @@ class NemotronNAS(Format):
         sizes = {name: tensor.numel() for name, tensor in own_tensors(searched.lm.model).items()}
         return dtype.itemsize * sum(sizes[name] for name in self.predicted_names(searched))
 
+    def stored_names(self, searched: Searched) -> dict[str, str]:
+        return searched.renumbered({name: name for name in self.predicted_names(searched)})
+
     def predicted_names(self, searched: Searched) -> list[str]:
         absent = tuple(
             f"{searched.lm.block_names[block]}.{module}."
@@ -138,7 +141,8 @@ class NemotronNAS(Format):
             missing = {part for part, key in zip(SUBBLOCKS, ("attention", "ffn"), strict=True) if block[key]["no_op"]}
             absent += [f"model.layers.{index}.{module}." for part in missing for module in MODULES[part]]
             for part in missing:
-                model.get_submodule(f"model.layers.{index}").set_submodule(MODULES[part][0], no_op(part))
+                path = f"model.layers.{index}.{MODULES[part][0]}"
+                model.set_submodule(path, no_op(part, layer_idx=index))
         fill(model, read_safetensors(folder), tuple(absent))
         return model
 

@@ -1,9 +1,10 @@
 """A causal language model that runs as a whole or block by block, also with other weights or without sub-blocks."""
 
 import hashlib
+import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -33,8 +34,11 @@ class LanguageModel(ModelStructure):
 
     @cached_property
     def identity(self) -> str:
-        """SHA-256 of the configuration and all weights."""
-        digest = hashlib.sha256(self.model.config.to_json_string(use_diff=True).encode())
+        """SHA-256 of the class of the model, its configuration, the paths of its parts and all weights."""
+        model_class = type(self.model)  # of code that comes with a model, the name of the module has the revision
+        digest = hashlib.sha256(f"{model_class.__module__}.{model_class.__qualname__}".encode())
+        digest.update(self.model.config.to_json_string(use_diff=True).encode())
+        digest.update(json.dumps(asdict(self.family), sort_keys=True).encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
@@ -80,7 +84,7 @@ class LanguageModel(ModelStructure):
         if len(dropped) == len(SUBBLOCKS):
             return hidden
         parameters = {f"{local}.weight": weight for local, weight in (weights or {}).items()}
-        with self._without(self.blocks[index], dropped):
+        with self._without(index, dropped):
             output = self._call_block(index, hidden, kwargs, parameters)
         return output[0] if isinstance(output, tuple) else output
 
@@ -153,12 +157,13 @@ class LanguageModel(ModelStructure):
         with ExitStack() as stack:
             stack.enter_context(replaced_weights(self.model, weights))
             for block, subblocks in dropped.items():
-                stack.enter_context(self._without(self.blocks[block], subblocks))
+                stack.enter_context(self._without(block, subblocks))
             yield stack.enter_context(self.full_model())
 
-    def _without(self, block: Module, dropped: Collection[str]) -> AbstractContextManager[None]:
+    def _without(self, index: int, dropped: Collection[str]) -> AbstractContextManager[None]:
         paths = {"attention": self.family.attention, "mlp": self.family.mlp}
-        return replaced_modules(block, {paths[subblock]: no_op(subblock) for subblock in dropped})
+        absent = {paths[subblock]: no_op(subblock, layer_idx=index) for subblock in dropped}
+        return replaced_modules(self.blocks[index], absent)
 
     def _replaced_blocks(self, blocks: Iterable[Module]) -> AbstractContextManager[None]:
         return replaced_modules(self.model, {self.family.blocks: ModuleList(blocks)})

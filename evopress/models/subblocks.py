@@ -3,20 +3,33 @@
 import torch
 from torch import Tensor
 from torch.nn import Module
+from transformers import Cache
 
 SUBBLOCKS = ("attention", "mlp")
 """In the order in which they run."""
 
 
-def no_op(subblock: str) -> Module:
-    """A module that replaces an attention or an MLP and adds nothing to the residual stream."""
-    return NoOpAttention() if subblock == "attention" else NoOpMLP()
+def no_op(subblock: str, *, layer_idx: int) -> Module:
+    """A module that replaces the attention or the MLP of block `layer_idx` and adds nothing to the residual stream."""
+    return NoOpAttention(layer_idx) if subblock == "attention" else NoOpMLP()
 
 
 class NoOpAttention(Module):
-    """Returns zeros, and no attention weights."""
+    """Returns zeros, and no attention weights.
+
+    It still tells the key-value cache of its layer how many tokens it has seen, with one zero per token. transformers
+    derives positions and masks from the length of a single layer, often the first, and that one may be dropped.
+    """
+
+    def __init__(self, layer_idx: int):
+        super().__init__()
+        self.layer_idx = layer_idx
 
     def forward(self, hidden_states: Tensor, **kwargs: object) -> tuple[Tensor, None]:
+        cache = kwargs.get("past_key_values")
+        if isinstance(cache, Cache):
+            placeholder = hidden_states.new_zeros(*hidden_states.shape[:1], 1, hidden_states.shape[1], 1)
+            cache.update(placeholder, placeholder, self.layer_idx)
         return torch.zeros_like(hidden_states), None
 
 
