@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 
+from evopress.data.windows import Windows
 from evopress.evaluation.candidates import Candidate, compared_profiles, measure_candidates
 from evopress.evaluation.context import EvaluationContext
 from evopress.evaluation.data_sets import load_test_sets
@@ -12,6 +13,7 @@ from evopress.evaluation.oracle import Oracle
 from evopress.evaluation.results_table import as_table
 from evopress.evaluation.task_runs import measure_tasks
 from evopress.export import Searched, export
+from evopress.identity import search_identity
 from evopress.job import Job, name_of
 from evopress.pareto.front import trace_front
 from evopress.planning.render import estimate_text
@@ -24,7 +26,7 @@ from evopress.runtime.clock import Clock
 from evopress.runtime.files import lock_folder
 from evopress.runtime.metrics_file import JsonLines
 from evopress.runtime.tracking import Tracker, Trackers
-from evopress.saved_profile import read_saved_profile, save_profile, search_settings
+from evopress.saved_profile import read_saved_profile, save_profile
 from evopress.search.driver import SearchTask, run_search
 from evopress.search.log import SearchLog
 from evopress.search.watcher import SearchWatcher
@@ -88,7 +90,7 @@ def _search_and_evaluate(job: Job, context: EvaluationContext, clock: Clock | No
 
 def search_profile(job: Job, context: EvaluationContext) -> Profile:
     """Search, unless the run directory already has the result of a search with the same settings."""
-    settings = search_settings(job, context)
+    settings = search_identity(job, context)
     profile = read_saved_profile(job.folder, context.space, settings)
     if profile is not None:
         return profile
@@ -115,7 +117,15 @@ def search_profile(job: Job, context: EvaluationContext) -> Profile:
 
 def evaluate_profile(job: Job, context: EvaluationContext, profile: Profile, *, clock: Clock) -> None:
     """Measure the searched, the uniform and the dense model, export the searched one, and write the report."""
-    file = open_results(job, context, profile)
+    profiles = compared_profiles(context.space, profile, job.budget)
+    test_sets = load_test_sets(
+        context.splits,
+        job.data,
+        test_sets=job.test_sets,
+        tokenizer=context.lm.tokenizer,
+        cache=job.outputs / "cache",
+    )
+    file = open_results(job, context, profiles, test_sets=test_sets)
     if file.is_done:
         log.info("the evaluation is done already: %s", file.path)
         return
@@ -124,7 +134,7 @@ def evaluate_profile(job: Job, context: EvaluationContext, profile: Profile, *, 
         log.info("the scores are measured already: %s", file.path)
     else:
         with clock.stage("evaluate"):
-            candidates = _measure(job, context, profile, file.measured["tasks"])
+            candidates = _measure(job, context, profiles, test_sets=test_sets, tasks=file.measured["tasks"])
     if not distributed.is_first():
         return
     scores = {name: asdict(candidate) for name, candidate in candidates.items()}
@@ -144,21 +154,19 @@ def evaluate_profile(job: Job, context: EvaluationContext, profile: Profile, *, 
 
 
 def _measure(
-    job: Job, context: EvaluationContext, profile: Profile, task_identities: Mapping[str, Mapping[str, object]]
+    job: Job,
+    context: EvaluationContext,
+    profiles: Mapping[str, Profile | None],
+    *,
+    test_sets: Mapping[str, Windows],
+    tasks: Mapping[str, Mapping[str, object]],
 ) -> dict[str, Candidate]:
-    profiles = compared_profiles(context.space, profile, job.budget)
-    test_sets = load_test_sets(
-        context.splits,
-        job.data,
-        test_sets=job.test_sets,
-        tokenizer=context.lm.tokenizer,
-        cache=job.outputs / "cache",
-    )
+    """The candidates with their scores. `tasks` are the identities of the tasks."""
     candidates = measure_candidates(context, profiles, metric=job.compress.metric, test_sets=test_sets)
     if not job.eval.tasks:
         return candidates
     folder = job.folder / "tasks"
-    scores = measure_tasks(context, profiles, settings=job.eval, identities=task_identities, folder=folder)
+    scores = measure_tasks(context, profiles, settings=job.eval, identities=tasks, folder=folder)
     return {name: replace(candidate, tasks=scores[name]) for name, candidate in candidates.items()}
 
 

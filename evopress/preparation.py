@@ -1,7 +1,7 @@
 """Everything that a search needs: the model, its tokens, the space of profiles, the database and the evaluator."""
 
 import logging
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from math import isfinite
 from random import Random
@@ -13,7 +13,6 @@ from evopress.compressors.drop import Drop
 from evopress.data.splits import Splits, load_splits
 from evopress.database.build import build_database, expected_blocks
 from evopress.database.cache import DecodedLevels
-from evopress.database.manifest import fingerprint
 from evopress.database.store import Database
 from evopress.evaluation.context import EvaluationContext
 from evopress.evaluation.data_sets import load_test_sets
@@ -21,6 +20,7 @@ from evopress.evaluation.eval_checks import check_chat_template, check_tasks
 from evopress.evaluation.evaluator import Evaluator, EvaluatorSettings
 from evopress.export import check as check_export
 from evopress.export import fixed_bytes
+from evopress.identity import database_identity, model_identity
 from evopress.job import Job, name_of
 from evopress.models.language_model import LanguageModel
 from evopress.models.loading import load_model
@@ -71,11 +71,10 @@ def check_dense(lm: LanguageModel, tokens: Tensor, *, settings: EvaluatorSetting
 def prepare_context(job: Job, lm: LanguageModel, splits: Splits) -> EvaluationContext:
     """Build the space of the job, complete its database, and set up the evaluator."""
     check_export(job.export, job.compress, job.space, dtype=lm.dtype)
-    identity = {"model": lm.identity, "dtype": str(lm.dtype), "search_tokens": splits.hashes["search"]}
     if isinstance(job.compress, Drop):
         space = drop_space(lm, job.compress, job.space)
         evaluator = Evaluator(lm, space, None, job.evaluator)
-        return EvaluationContext(lm, splits, space, evaluator, None, identity | {"compress": asdict(job.compress)})
+        return EvaluationContext(lm, splits, space, evaluator, None, model_identity(lm, job.compress, None))
     compressor = job.compress.for_hidden_size(lm.hidden_size)
     space = layer_space(lm, compressor, job.space)
     if job.budget.metric == "size":
@@ -93,7 +92,7 @@ def prepare_context(job: Job, lm: LanguageModel, splits: Splits) -> EvaluationCo
     )
     weights = DecodedLevels(database, limit_bytes=int(settings.cache_gb * 1e9), dtype=lm.dtype, device=lm.device)
     evaluator = Evaluator(lm, space, weights, settings)
-    identity["database"] = fingerprint(database.identity)
+    identity = model_identity(lm, compressor, database.identity)
     return EvaluationContext(lm, splits, space, evaluator, database, identity)
 
 
@@ -110,10 +109,5 @@ def check_searches(job: Job, space: Space) -> None:
 def open_database(job: Job, lm: LanguageModel, *, compressor: Compressor, splits: Splits) -> Database:
     """The database of everything that its levels depend on; new, partly built or complete."""
     name = name_of(compressor)
-    identity = {
-        "model": lm.identity,
-        "dtype": str(lm.dtype),
-        "calibration": splits.hashes["calibration"],
-        "compressor": {"name": name, **asdict(compressor)},  # type: ignore[call-overload]
-    }
+    identity = database_identity(lm, compressor, splits, job.evaluator.batch_tokens)
     return Database.open(job.outputs / "databases" / job.model.name, name, identity, expected_blocks(lm, compressor))

@@ -1,15 +1,16 @@
 """`results.json` of a run, and what of it a resumed run can reuse."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from evopress.data.windows import Windows
 from evopress.evaluation.candidates import Candidate
 from evopress.evaluation.context import EvaluationContext
 from evopress.evaluation.task_identity import task_identities
+from evopress.identity import evaluation_identity, scores_identity
 from evopress.job import Job, name_of
 from evopress.runtime import distributed
 from evopress.runtime.checksums import read_json_if_intact, with_checksum
@@ -47,20 +48,20 @@ class ResultsFile:
         write_json(self.path, with_checksum(results))
 
 
-def open_results(job: Job, context: EvaluationContext, profile: Profile) -> ResultsFile:
-    """The results file of a job whose search returned `profile`. Collective."""
+def open_results(
+    job: Job,
+    context: EvaluationContext,
+    profiles: Mapping[str, Profile | None],
+    *,
+    test_sets: Mapping[str, Windows],
+) -> ResultsFile:
+    """The results file of a job, for these candidates on these test sets. Collective."""
     path = job.folder / "results.json"
-    settings = {"data": asdict(job.data), "eval": asdict(job.eval)}
     tasks = distributed.from_first(partial(task_identities, job.eval, context.lm))
-    measured = {**settings, "tasks": tasks, "profile": list(profile), "depends_on": context.identity}
-    done = {**measured, "export": asdict(job.export)}
+    measured = scores_identity(job, context, profiles, test_sets=test_sets, tasks=tasks)
+    done = evaluation_identity(job, context, measured)
     recorded = distributed.from_first(lambda: read_json_if_intact(path))
-    return ResultsFile(path, _as_json(measured), _as_json(done), recorded)
-
-
-def _as_json(settings: Mapping[str, object]) -> dict[str, object]:
-    """The value that comes back when `settings` are saved as JSON and read again."""
-    return json.loads(json.dumps(settings))
+    return ResultsFile(path, measured, done, recorded)
 
 
 def describe_run(job: Job, context: EvaluationContext, profile: Profile) -> dict[str, object]:

@@ -2,11 +2,8 @@
 
 import json
 import logging
-from dataclasses import asdict
 from pathlib import Path
 
-from evopress.evaluation.context import EvaluationContext
-from evopress.job import Job
 from evopress.runtime import distributed
 from evopress.runtime.checksums import read_json_if_intact, with_checksum
 from evopress.runtime.files import write_atomically
@@ -16,19 +13,6 @@ from evopress.space.profile_files import from_json, to_json, to_text
 from evopress.space.units import Profile, Space
 
 log = logging.getLogger(__name__)
-
-
-def search_settings(job: Job, context: EvaluationContext) -> dict:
-    """Everything that the result of the search depends on, as JSON values."""
-    settings = {
-        "search": {"name": type(job.search).__name__, **asdict(job.search)},  # type: ignore[call-overload]
-        "budget": asdict(job.budget),
-        "space": asdict(job.space),
-        "evaluator": {"fitness": job.evaluator.fitness, "top_k": job.evaluator.top_k},
-        "seed": job.seed,
-        "depends_on": context.identity,
-    }
-    return json.loads(json.dumps(settings))
 
 
 def read_saved_profile(folder: Path, space: Space, settings: dict) -> Profile | None:

@@ -20,7 +20,7 @@ ALLOWED: dict[str, str] = {
     "search": "runtime space",
     "evaluation": "runtime data models space database search",
     "export": "runtime weights models space compressors database",
-    "report": "runtime search",
+    "report": "runtime search evaluation",
     "inspection": "runtime space database report",
     "job": "runtime data models space compressors search evaluation export",
     "targets": "space search job",

@@ -17,7 +17,8 @@ from evopress.data.settings import Data
 from evopress.data.sources import check_source, text_source
 from evopress.data.tokenization import Amount, WindowFormat, bos_tokens, cut_windows, tokenizer_identity
 from evopress.data.window_files import read_windows, write_windows
-from evopress.data.windows import Windows
+from evopress.data.windows import Windows, hash_of_windows
+from evopress.runtime.versions import library_versions
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ FURTHER_SHARE = 3
 class Splits:
     """Token ids of the four splits, int64 (windows, time). No text is in two of them.
 
-    `hashes` are the SHA-256 of the ids, by split. `bos`: whether every window starts with the BOS token.
+    `hashes` has the `hash_of_windows` of every split. `bos`: whether every window starts with the BOS token.
     """
 
     calibration: Windows
@@ -74,7 +75,7 @@ def load_splits(data: Data, tokenizer: PreTrainedTokenizerBase, cache: Path) -> 
         drawn = Random(data.calibration_seed).sample(range(len(pool)), len(windows["calibration"]))
         windows["calibration"] = pool[sorted(drawn)]
     check_disjoint({_description(split, data): windows[split] for split in SPLITS})
-    hashes = {split: sha256(windows[split].numpy().tobytes()).hexdigest() for split in windows}
+    hashes = {split: hash_of_windows(windows[split]) for split in windows}
     log.info(
         "tokens: %s; windows of %d, BOS %s",
         ", ".join(f"{split} {windows[split].numel()}" for split in SPLITS),
@@ -155,6 +156,7 @@ def _windows_of(extract: Extract, data: Data, tokenizer: PreTrainedTokenizerBase
         data.window,
         data.bos,
         tokenizer_identity(tokenizer),
+        library_versions("evopress", "tokenizers", "transformers"),
     ]
     path = cache / "tokens" / f"{sha256(json.dumps(depends_on).encode()).hexdigest()[:24]}.safetensors"
     windows = read_windows(path)

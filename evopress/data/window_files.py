@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 
-from evopress.data.windows import Windows
+from evopress.data.windows import Windows, hash_of_windows
 from evopress.runtime.files import write_atomically
 
 log = logging.getLogger(__name__)
@@ -42,6 +42,5 @@ def write_windows(path: Path, windows: Mapping[str, Windows]) -> None:
 def _checksum(windows: Mapping[str, Windows]) -> str:
     digest = sha256()
     for split, tokens in sorted(windows.items()):
-        digest.update(f"{split} {tokens.dtype} {tuple(tokens.shape)}".encode())
-        digest.update(tokens.numpy().tobytes())
+        digest.update(f"{split} {hash_of_windows(tokens)}".encode())
     return digest.hexdigest()

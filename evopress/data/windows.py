@@ -1,5 +1,6 @@
 """Token windows, and the random minibatches that a search draws from them."""
 
+import hashlib
 import logging
 from math import ceil
 from random import Random
@@ -12,6 +13,13 @@ log = logging.getLogger(__name__)
 
 Windows = Int[Tensor, "windows time"]
 """Token ids, int64."""
+
+
+def hash_of_windows(windows: Windows) -> str:
+    """SHA-256 of the ids, their type and how they are cut into windows."""
+    digest = hashlib.sha256(f"{windows.dtype} {tuple(windows.shape)}".encode())
+    digest.update(windows.cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def minibatch(

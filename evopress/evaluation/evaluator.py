@@ -192,8 +192,8 @@ class Evaluator:
         return outputs
 
     def _windows_per_part(self, window: int) -> int:
-        """How many windows go through a block at once: as many as `batch_tokens` and half of `states_gb` allow."""
-        return max(1, min(self.settings.batch_tokens // window, self._states_in_memory(window)))
+        """How many windows go through a block at once. No limit on memory matters here, as this changes rounding."""
+        return max(1, self.settings.batch_tokens // window)
 
     def _runs_at_once(self, part: Tensor) -> int:
         """For how many runs half of `states_gb` can hold the states before and after a block."""

@@ -1,10 +1,11 @@
 """Keeps the dense model's final states, so that they are computed once per minibatch."""
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
 
 from torch import Tensor
+
+from evopress.data.windows import hash_of_windows
 
 
 class TeacherCache:
@@ -12,7 +13,7 @@ class TeacherCache:
 
     def __init__(self, limit_bytes: float):
         self.limit_bytes = limit_bytes
-        self._states: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._states: OrderedDict[str, Tensor] = OrderedDict()
 
     @property
     def size_bytes(self) -> int:
@@ -20,7 +21,7 @@ class TeacherCache:
 
     def get(self, tokens: Tensor, compute: Callable[[], Tensor]) -> Tensor:
         """The states on `tokens`, from the cache or from `compute`."""
-        key = hashlib.sha256(tokens.cpu().numpy().tobytes()).digest()
+        key = hash_of_windows(tokens)
         if key not in self._states:
             self._states[key] = compute()
         states = self._states[key]

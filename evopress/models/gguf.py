@@ -1,9 +1,11 @@
 """Converts a GGUF file to a folder of safetensors, once, and keeps the folder in the cache."""
 
+import json
 import logging
 import os
 import shutil
 import tempfile
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -14,6 +16,7 @@ from evopress.models.pretrained import explain_errors, read_model
 from evopress.models.source import ModelSource
 from evopress.runtime.checksums import folder_is_intact, sha256_of, write_checksums
 from evopress.runtime.files import path_in_errors, remove_leftovers
+from evopress.runtime.versions import library_versions
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +28,8 @@ def converted_folder(source: ModelSource, gguf: Path, cache: Path) -> Path:
     """
     if not gguf.is_file():
         raise ValueError(f"model.gguf_file is {gguf.name!r}, which does not exist in {gguf.parent}")
-    folder = cache / "models" / f"{source.name}-{sha256_of(gguf)[:12]}"
+    depends_on = [sha256_of(gguf), library_versions("evopress", "gguf", "transformers")]
+    folder = cache / "models" / f"{source.name}-{sha256(json.dumps(depends_on).encode()).hexdigest()[:12]}"
     if folder_is_intact(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)

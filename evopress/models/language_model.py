@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -16,6 +16,7 @@ from torch.nn import Module, ModuleList
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from evopress.models.experts import Expert
+from evopress.models.logit_scale import logit_scale
 from evopress.models.offload import DeviceCopy, StandIn, has_offloaded_parameters
 from evopress.models.replacement import replaced_modules, replaced_weights
 from evopress.models.structure import ModelStructure
@@ -23,6 +24,9 @@ from evopress.models.subblocks import SUBBLOCKS, no_op
 
 BlockKwargs = dict[str, object]
 """What the model passes to a block besides the hidden states: mask, position embeddings, …"""
+
+WeightsOfBlock = Callable[[int], Mapping[str, Tensor]]
+"""From the index of a block to the weights of its layers, local layer name → dense."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,20 +115,22 @@ class LanguageModel(ModelStructure):
     def logits(
         self, normed: Float[Tensor, "*batch hidden"], weight: Tensor | None = None
     ) -> Float[Tensor, "*batch vocabulary"]:
-        """The logits in the model's dtype, with the soft cap of Gemma 2. `weight` replaces the weight of the head."""
-        return self.cap_logits(self.uncapped_logits(normed, weight))
+        """The logits in the model's dtype. `weight` replaces the weight of the head."""
+        return self.logits_of(self.head_products(normed, weight))
 
-    def uncapped_logits(
+    def head_products(
         self, normed: Float[Tensor, "*batch hidden"], weight: Tensor | None = None
     ) -> Float[Tensor, "*batch vocabulary"]:
-        """The product with the head, without the soft cap."""
+        """The product with the head, which some models then scale or cap."""
         head = self.model.get_submodule(self.family.head)
         return head(normed) if weight is None else functional_call(head, {"weight": weight}, (normed,))
 
-    def cap_logits(self, logits: Float[Tensor, "*batch vocabulary"]) -> Float[Tensor, "*batch vocabulary"]:
-        """The logits with the soft cap, where the model has one."""
-        cap = getattr(self.model.config, "final_logit_softcapping", None)
-        return logits if cap is None else cap * torch.tanh(logits / cap)
+    def logits_of(self, products: Float[Tensor, "*batch vocabulary"]) -> Float[Tensor, "*batch vocabulary"]:
+        """The logits, scaled (Granite, Cohere) and softly capped (Gemma 2) where the model's configuration says so."""
+        scale = logit_scale(self.text_config)
+        scaled = products if scale == 1 else scale * products
+        cap = getattr(self.text_config, "final_logit_softcapping", None)
+        return scaled if cap is None else cap * torch.tanh(scaled / cap)
 
     def to(self, device: torch.device, *, offload: bool) -> None:
         """Move the model to the device that computes; with `offload`, everything except the blocks."""
@@ -132,25 +138,38 @@ class LanguageModel(ModelStructure):
             self.model.to(device)  # type: ignore[arg-type]
 
     @contextmanager
-    def full_model(self) -> Iterator[PreTrainedModel]:
-        """While open, the model itself can be called, even where its blocks are offloaded."""
+    def full_model(self, weights_of_block: WeightsOfBlock | None = None) -> Iterator[PreTrainedModel]:
+        """While open, the model itself can be called, even where its blocks are offloaded.
+
+        `weights_of_block` gives the weights (local layer name → dense) that a block runs with in place of its own. It
+        is called whenever the block runs, so the weights of one block at a time have to be in memory.
+        """
 
         def stand_in(index: int) -> StandIn:
-            return StandIn(self.blocks[index], lambda hidden, **kwargs: self._call_block(index, hidden, kwargs, {}))
+            def run(hidden: Tensor, **kwargs: object) -> Any:
+                weights = weights_of_block(index) if weights_of_block else {}
+                return self._call_block(index, hidden, kwargs, {f"{local}.weight": w for local, w in weights.items()})
 
-        is_offloaded = has_offloaded_parameters(self.model, self.device)
-        stand_ins = [stand_in(index) for index in range(self.num_blocks)] if is_offloaded else []
-        with self._replaced_blocks(stand_ins) if is_offloaded else nullcontext():
+            return StandIn(self.blocks[index], run)
+
+        if weights_of_block is None and not has_offloaded_parameters(self.model, self.device):
+            yield self.model
+            return
+        with self._replaced_blocks([stand_in(index) for index in range(self.num_blocks)]):
             yield self.model
 
     @contextmanager
     def replaced(
-        self, weights: Mapping[str, Tensor], dropped: Mapping[int, frozenset[str]]
+        self,
+        weights: Mapping[str, Tensor],
+        dropped: Mapping[int, frozenset[str]],
+        weights_of_block: WeightsOfBlock | None = None,
     ) -> Iterator[PreTrainedModel]:
         """While open, the model itself has `weights` (full layer name → dense) and lacks the `dropped` sub-blocks.
 
         For tools that need the full model, such as an evaluation harness. Afterwards it is bit for bit what it was.
-        Where embeddings and head share a weight, a replacement of the embeddings is also one of the head.
+        With `weights_of_block`, blocks run with its weights, as in `full_model`, and show their own. Where embeddings
+        and head share a weight, a replacement of the embeddings is also one of the head.
         """
         if self.embeddings_name in weights and len(self.embedding_and_head) == 1:
             weights = {**weights, self.family.head: weights[self.embeddings_name]}
@@ -158,7 +177,7 @@ class LanguageModel(ModelStructure):
             stack.enter_context(replaced_weights(self.model, weights))
             for block, subblocks in dropped.items():
                 stack.enter_context(self._without(block, subblocks))
-            yield stack.enter_context(self.full_model())
+            yield stack.enter_context(self.full_model(weights_of_block))
 
     def _without(self, index: int, dropped: Collection[str]) -> AbstractContextManager[None]:
         paths = {"attention": self.family.attention, "mlp": self.family.mlp}

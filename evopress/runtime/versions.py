@@ -1,9 +1,12 @@
-"""Versions of Python, of evopress and of the libraries it depends on."""
+"""Versions of Python, of evopress and of the libraries it depends on, and hashes of code that has no version."""
 
+import inspect
 import platform
 import re
 from contextlib import suppress
+from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
 
 
 def installed_versions() -> dict[str, str]:
@@ -15,3 +18,22 @@ def installed_versions() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             versions[name] = version(name)
     return versions
+
+
+def library_versions(*names: str) -> dict[str, str]:
+    """Version by name, of those libraries that are installed."""
+    versions = {}
+    for name in names:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
+
+
+def code_hash(cls: type) -> str | None:
+    """SHA-256 of the file that defines a class outside evopress; None for a class of evopress, or without a file."""
+    if cls.__module__.split(".")[0] == "evopress":
+        return None
+    try:
+        return sha256(Path(inspect.getfile(cls)).read_bytes()).hexdigest()
+    except (OSError, TypeError):  # a class of a notebook
+        return None

@@ -17,6 +17,9 @@ from evopress.search.base import Answer, Question
 from evopress.search.encoding import decode, question_key
 from evopress.space.units import Profile
 
+SHOWN_CHARACTERS = 20
+"""How much of a differing value an error shows; hashes and lists can be long."""
+
 
 @dataclass(frozen=True)
 class SearchLog:
@@ -71,12 +74,28 @@ class SearchLog:
 
     def _check_header(self, recorded: dict) -> None:
         expected = json.loads(json.dumps(self.header))
-        differing = [key for key in {**recorded, **expected} if recorded.get(key) != expected.get(key)]
-        if differing:
+        if differing := sorted(_differences(recorded, expected)):
             raise ValueError(
-                f"{self.path} was written with other settings ({', '.join(sorted(differing))}): "
+                f"{self.path} was written with other settings ({', '.join(differing)}): "
                 f"resume with the same settings or start a new run"
             )
+
+
+def _differences(recorded: Mapping, expected: Mapping, prefix: str = "") -> list[str]:
+    """The dotted keys with other values, each with its value in the file and now."""
+    differing = []
+    for key in {**recorded, **expected}:
+        before, now = recorded.get(key), expected.get(key)
+        if isinstance(before, Mapping) and isinstance(now, Mapping):
+            differing += _differences(before, now, f"{prefix}{key}.")
+        elif before != now:
+            differing.append(f"{prefix}{key}: {_shown(before)} there, {_shown(now)} here")
+    return differing
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
 
 
 def read_evaluations(path: Path) -> list[list[tuple[Profile, float]]]:

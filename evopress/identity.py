@@ -1,0 +1,123 @@
+"""What the things that a run keeps depend on, as JSON. They are used again exactly where this is the same.
+
+An identity holds everything that the bytes depend on and, so that little has to be made again, nothing else. Two things
+are not in it: the kind of CPU or GPU and the number of threads, which change rounding, but which a run that is resumed
+elsewhere cannot keep.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+
+from evopress.compressors.base import Compressor
+from evopress.compressors.drop import Drop
+from evopress.data.splits import Splits
+from evopress.data.tokenization import tokenizer_identity
+from evopress.data.windows import Windows, hash_of_windows
+from evopress.database.manifest import Identity, fingerprint
+from evopress.evaluation.context import EvaluationContext
+from evopress.job import Job, name_of
+from evopress.models.language_model import LanguageModel
+from evopress.runtime.versions import code_hash, library_versions
+from evopress.space.units import Profile
+
+
+def part_identity(part: object, name: str) -> dict[str, object]:
+    """The settings of a compressor or search, and the hash of its code if that is not part of evopress."""
+    code = code_hash(type(part))
+    return {"name": name, **asdict(part), **({} if code is None else {"code": code})}  # type: ignore[call-overload]
+
+
+def database_identity(lm: LanguageModel, compressor: Compressor, splits: Splits, batch_tokens: int) -> Identity:
+    """What the levels of a database depend on. The calibration text matters only to compressors with Hessians."""
+    identity = {**_weights(lm), "compressor": part_identity(compressor, name_of(compressor))}
+    if not compressor.needs_hessian:
+        return identity
+    windows_per_batch = max(1, batch_tokens // splits.calibration.shape[1])
+    return identity | {
+        "calibration": splits.hashes["calibration"],
+        "attention": _attention(lm),
+        "windows_per_batch": windows_per_batch,
+    }
+
+
+def model_identity(lm: LanguageModel, compress: Compressor | Drop, database: Identity | None) -> Identity:
+    """What the outputs of the dense and of the compressed model depend on. A `Drop` has no database."""
+    levels = part_identity(compress, name_of(compress)) if database is None else fingerprint(database)
+    return {**_weights(lm), "attention": _attention(lm), "levels": levels}
+
+
+def search_identity(job: Job, context: EvaluationContext) -> dict:
+    """What the result of a search depends on."""
+    settings = job.evaluator
+    identity = {
+        "search": part_identity(job.search, type(job.search).__name__),
+        "budget": asdict(job.budget),
+        "space": asdict(job.space),
+        "evaluator": {"fitness": settings.fitness, "top_k": settings.top_k, **_rounding(job)},
+        "seed": job.seed,
+        "depends_on": {
+            **context.identity,
+            "search_tokens": context.splits.hashes["search"],
+            "bos": context.splits.bos,
+            "fixed_bytes": context.space.fixed_bytes,
+        },
+    }
+    return _as_json(identity)
+
+
+def scores_identity(
+    job: Job,
+    context: EvaluationContext,
+    profiles: Mapping[str, Profile | None],
+    *,
+    test_sets: Mapping[str, Windows],
+    tasks: Mapping[str, object],
+) -> dict:
+    """What the scores of the candidates depend on. `tasks` are the identities of the tasks."""
+    identity = {
+        "candidates": profiles,
+        "space": asdict(job.space),
+        "fixed_bytes": context.space.fixed_bytes,
+        "evaluator": _rounding(job),
+        "test_sets": {name: hash_of_windows(windows) for name, windows in test_sets.items()},
+        "tasks": tasks,
+        "depends_on": context.identity,
+    }
+    return _as_json(identity)
+
+
+def evaluation_identity(job: Job, context: EvaluationContext, scores: Mapping[str, object]) -> dict:
+    """What all that the evaluation writes depends on, checkpoints included. `scores` is the `scores_identity`."""
+    identity = {
+        **scores,
+        "model": job.model.name,
+        "tokenizer": tokenizer_identity(context.lm.tokenizer),
+        "searched_with": search_identity(job, context),
+        "data": asdict(job.data),
+        "hashes": context.splits.hashes,
+        "eval": asdict(job.eval),
+        "export": asdict(job.export),
+    }
+    return _as_json(identity)
+
+
+def _weights(lm: LanguageModel) -> dict[str, object]:
+    """What the weights depend on, and what is computed from them without running the model."""
+    versions = library_versions("evopress", "torch", "transformers")
+    return {"model": lm.identity, "dtype": str(lm.dtype), "device": lm.device.type, "versions": versions}
+
+
+def _attention(lm: LanguageModel) -> str:
+    """The attention implementation that the model runs with, also where the settings leave it to transformers."""
+    return str(getattr(lm.model.config, "_attn_implementation", None))
+
+
+def _rounding(job: Job) -> dict[str, int]:
+    """The settings of the evaluator that change results by rounding."""
+    return {"batch_tokens": job.evaluator.batch_tokens, "head_tokens": job.evaluator.head_tokens}
+
+
+def _as_json(identity: Mapping[str, object]) -> dict:
+    """The value that comes back when `identity` is saved as JSON and read again."""
+    return json.loads(json.dumps(identity))
