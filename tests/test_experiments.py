@@ -26,18 +26,26 @@ from tests import hub
 from tests.jobs import SEARCH
 
 EXPERIMENTS = sorted(path.stem for path in CONFIG_FOLDER.glob("experiment/*.yaml"))
-BLOCKS = 4
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> ModelSource:
+def save_model(folder: Path, num_blocks: int) -> ModelSource:
     """A random model with the context of the large ones, and a tokenizer for the words of the stand-in."""
-    folder = tmp_path_factory.mktemp("model")
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": BLOCKS}
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": num_blocks}
     config = AutoConfig.for_model("llama", **shape, **hub.MODEL_SHAPE, max_position_embeddings=8192)
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
     hub.word_tokenizer().save_pretrained(folder)
     return ModelSource(name="stand-in", path=str(folder), dtype="float32", device="cpu", max_perplexity=1e9)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> ModelSource:
+    return save_model(tmp_path_factory.mktemp("model"), num_blocks=4)  # so that an eighth and a quarter can be dropped
+
+
+@pytest.fixture(scope="module")
+def shallow(tmp_path_factory) -> ModelSource:
+    """Reads a window of 8192 tokens in a second."""
+    return save_model(tmp_path_factory.mktemp("shallow"), num_blocks=1)
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +76,10 @@ def test_the_fast_tokenizer_gives_the_tokens_of_the_real_one():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_an_experiment_finds_all_the_text_that_it_asks_for(experiment, outputs, model, tmp_path, monkeypatch):
-    fast = replace(load_model(model, outputs), tokenizer=hub.SplittingTokenizer())
+def test_an_experiment_finds_all_the_text_that_it_asks_for(experiment, outputs, shallow, tmp_path, monkeypatch):
+    fast = replace(load_model(shallow, outputs), tokenizer=hub.SplittingTokenizer())
     monkeypatch.setattr("evopress.preparation.load_model", lambda source, cache: fast)
-    job = job_of(experiment, tmp_path / "run", outputs, model)
+    job = job_of(experiment, tmp_path / "run", outputs, shallow)
     job.check()
     _, splits = load_inputs(job)
     window = job.data.window
@@ -85,6 +93,7 @@ def test_an_experiment_finds_all_the_text_that_it_asks_for(experiment, outputs, 
     assert sizes == {"fineweb_edu": 2**19} | {name: number // window * window for name, number in words.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_an_experiment_runs_to_its_end_with_little_text(experiment, model, tmp_path):
     job = job_of(experiment, tmp_path / "run", tmp_path, model)
