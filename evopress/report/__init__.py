@@ -1,6 +1,6 @@
 """Reports of one run and comparisons of several, from their folders alone, without the model.
 
-May import runtime and search.
+May import runtime, search and evaluation.
 """
 
 from evopress.report.comparison_page import write_comparison

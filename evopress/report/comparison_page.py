@@ -16,7 +16,7 @@ from evopress.report.comparison import (
 from evopress.report.pages import Caption, Plot, render_plot, write_page
 from evopress.report.read_run import read_run
 from evopress.report.record import CandidateScores, Run
-from evopress.report.run_page import task_rows
+from evopress.report.run_page import TaskScore, main_scores
 
 MAX_DIFFERENCES = 12
 """A comparison draws at most this many differences of profiles."""
@@ -24,14 +24,14 @@ MAX_DIFFERENCES = 12
 
 @dataclass(frozen=True)
 class Row:
-    """One run in the table. `link` leads to its report; `tasks` are the scores of the searched model."""
+    """One run in the table. `link` leads to its report; `tasks` has the main scores of the searched model."""
 
     name: str
     link: str | None
     run: Run
     searched: CandidateScores | None
     uniform: CandidateScores | None
-    tasks: Mapping[str, float | None]
+    tasks: Mapping[str, TaskScore]
 
 
 def write_comparison(folders: Sequence[Path], path: Path) -> Path:
@@ -105,7 +105,7 @@ def differing_settings(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
 
 def _row(name: str, run: Run, page: Path) -> Row:
     searched, uniform = run.candidates.get("searched"), run.candidates.get("uniform")
-    tasks = {task: values[0] for task, values in task_rows({"searched": searched})} if searched else {}
+    tasks = main_scores(searched) if searched else {}
     return Row(name, _link(run.folder, page), run, searched, uniform, tasks)
 
 

@@ -1,8 +1,10 @@
 """`report.html`: the page of one run."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+from evopress.evaluation.task_scores import metric_keys, short_key, stderr_key
 from evopress.report.captions import run_plots
 from evopress.report.pages import render_plot, write_page
 from evopress.report.read_run import read_run
@@ -69,15 +71,36 @@ def _amount(run: Run, value: float) -> str:
     return f"{value:.4g} bits" if run.metric == "bits" else f"{100 * value:.4g} %"
 
 
-def task_rows(candidates: Mapping[str, CandidateScores]) -> list[tuple[str, list[float | None]]]:
-    """(task and metric, its value for each candidate in order)."""
+@dataclass(frozen=True)
+class TaskScore:
+    """A score of a task with its standard error; None where unknown."""
+
+    value: float | None
+    error: float | None = None
+
+
+def task_rows(candidates: Mapping[str, CandidateScores]) -> list[tuple[str, list[TaskScore]]]:
+    """(task and metric, the score of each candidate in order), the main metric of each task first."""
     keys = dict.fromkeys(
-        (task, metric)
+        (task, key)
         for candidate in candidates.values()
         for task, scores in candidate.tasks.items()
-        for metric in scores
+        for key in metric_keys(scores)
     )
     return [
-        (f"{task} {metric}", [candidate.tasks.get(task, {}).get(metric) for candidate in candidates.values()])
-        for task, metric in keys
+        (f"{task} {short_key(key)}", [_task_score(one.tasks.get(task, {}), key) for one in candidates.values()])
+        for task, key in keys
     ]
+
+
+def main_scores(candidate: CandidateScores) -> dict[str, TaskScore]:
+    """The main score of each task, by task and metric."""
+    return {
+        f"{task} {short_key(key)}": _task_score(scores, key)
+        for task, scores in candidate.tasks.items()
+        for key in metric_keys(scores)[:1]
+    }
+
+
+def _task_score(scores: Mapping[str, float], key: str) -> TaskScore:
+    return TaskScore(scores.get(key), scores.get(stderr_key(key)))

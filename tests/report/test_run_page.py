@@ -24,9 +24,15 @@ def test_the_table_shows_the_numbers_in_results_json(finished_run):
         ]
         row += [scores["bits_per_weight"], scores["bits_per_weight_with_scales"]]
         assert any(numbers[start : start + len(row)] == row for start in range(len(numbers))), name
-    for metric in ("acc", "acc_norm"):
+    for metric in ("acc,none", "acc_norm,none"):
         row = [results[name]["tasks"]["piqa"][metric] for name in ("dense", "uniform", "searched")]
         assert any(numbers[start : start + 3] == row for start in range(len(numbers))), metric
+
+
+def test_a_task_has_a_row_for_each_metric_with_its_standard_error(finished_run):
+    content = (finished_run / "report.html").read_text()
+    assert re.findall(r'<th scope="row">(piqa[^<]*)</th>', content) == ["piqa acc", "piqa acc_norm"]
+    assert content.count("</data> ± 0.0123</td>") == 3
 
 
 def test_shown_figures_are_the_exact_values_rounded(finished_run):
