@@ -21,7 +21,7 @@ from evopress.runtime import distributed
 from evopress.runtime.checksums import read_json_if_intact, with_checksum
 from evopress.runtime.files import remove_leftovers, write_atomically
 from evopress.runtime.json_files import write_json
-from evopress.space.apply import applied
+from evopress.space.apply import runnable
 from evopress.space.units import Profile
 
 log = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ def _run(
     manager = task_manager(settings)
     lm = context.lm
     for name, group in groupby(pairs, key=lambda pair: pair[0]):
-        with applied(lm, context.space, context.evaluator.weights, profiles[name]) as model:
+        with runnable(lm, context.space, context.evaluator.weights, profiles[name]) as model:
             for _, task in group:
                 yield (name, task), run_task(model, lm.tokenizer, task=task, settings=settings, manager=manager)
 

@@ -1,8 +1,9 @@
 """Applies a profile to a model: the level of every layer, and the sub-blocks that are left out."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Protocol
 
@@ -95,17 +96,45 @@ def embedding_and_head_weights(
 def applied(
     lm: LanguageModel, space: Space, weights: DecodedWeights | None, profile: Profile | None
 ) -> Iterator[PreTrainedModel]:
-    """While open, the model is the one that `profile` describes; None leaves it dense."""
+    """While open, the model has the weights that `profile` describes, all of them in memory; None leaves it dense."""
     choices = choices_by_block(space, lm, profile)
-    replacements: dict[str, Tensor] = {}
-    if weights is not None:
-        chosen = [
-            (block, lm.layer_name(block, local), level)
-            for block, choice in enumerate(choices)
-            for local, level in choice.levels
-        ]
-        chosen += [(OUTSIDE, name, level) for name, level in embedding_and_head_levels(space, profile)]
-        replacements = {name: weights.get(block, name, level) for block, name, level in chosen}
-    dropped = {block: choice.dropped for block, choice in enumerate(choices)}
-    with lm.replaced(replacements, dropped) as model:
+    replacements = _outside_weights(space, weights, profile)
+    for block in range(lm.num_blocks):
+        of_block = _weights_of_block(lm, choices, weights, block)
+        replacements |= {lm.layer_name(block, local): weight for local, weight in of_block.items()}
+    with lm.replaced(replacements, _dropped(choices)) as model:
         yield model
+
+
+@contextmanager
+def runnable(
+    lm: LanguageModel, space: Space, weights: DecodedWeights | None, profile: Profile | None
+) -> Iterator[PreTrainedModel]:
+    """While open, the model computes what `profile` describes; None leaves it dense.
+
+    The weights of a block are decoded when it runs, so the compressed model needs no second copy of all weights. The
+    parameters that the model shows are the dense ones.
+    """
+    choices = choices_by_block(space, lm, profile)
+    of_block = partial(_weights_of_block, lm, choices, weights) if any(choice.levels for choice in choices) else None
+    with lm.replaced(_outside_weights(space, weights, profile), _dropped(choices), of_block) as model:
+        yield model
+
+
+def _weights_of_block(
+    lm: ModelStructure, choices: Sequence[BlockChoice], weights: DecodedWeights | None, block: int
+) -> dict[str, Tensor]:
+    """The weight of each layer of the block that has a level, by its local name."""
+    if weights is None:
+        return {}
+    return {local: weights.get(block, lm.layer_name(block, local), level) for local, level in choices[block].levels}
+
+
+def _outside_weights(space: Space, weights: DecodedWeights | None, profile: Profile | None) -> dict[str, Tensor]:
+    """The weights of embeddings and head, by full name, where the profile has levels for them."""
+    levels = embedding_and_head_levels(space, profile) if weights is not None else ()
+    return {name: weights.get(OUTSIDE, name, level) for name, level in levels if weights is not None}
+
+
+def _dropped(choices: Sequence[BlockChoice]) -> dict[int, frozenset[str]]:
+    return {block: choice.dropped for block, choice in enumerate(choices)}

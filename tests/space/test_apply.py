@@ -1,13 +1,16 @@
 """What a profile chooses for every block is what its units say."""
 
+import weakref
+
 import pytest
+import torch
 
 from evopress.compressors.drop import Drop
 from evopress.compressors.rtn import RTN
-from evopress.space.apply import BlockChoice, choices_by_block
+from evopress.space.apply import BlockChoice, applied, choices_by_block, runnable
 from evopress.space.build import drop_space, layer_space
 from evopress.space.settings import SpaceSettings
-from tests.tiny_models import NUM_BLOCKS, tiny
+from tests.tiny_models import NUM_BLOCKS, tiny, token_windows
 
 BITS = RTN(bits=(4, 3, 2), group_size=32)
 
@@ -44,3 +47,38 @@ def test_a_block_runs_without_its_dropped_sub_blocks(granularity, profile, dropp
 def test_without_a_profile_every_block_is_dense():
     lm = tiny("llama")
     assert choices_by_block(layer_space(lm, BITS, SpaceSettings()), lm, None) == [BlockChoice()] * NUM_BLOCKS
+
+
+class FreshWeights:
+    """Weights that are made at every call, and counted while anyone holds them."""
+
+    def __init__(self, lm):
+        names = [lm.layer_name(b, local) for b in range(lm.num_blocks) for group in lm.layer_groups for local in group]
+        self.dense = {name: lm.model.get_submodule(name).weight.detach() for name in names}
+        self.references = []
+        self.most_at_once = 0
+
+    def get(self, block: int, layer: str, level: int) -> torch.Tensor:
+        weight = self.dense[layer] * (1 + 0.1 * level)
+        self.references = [reference for reference in self.references if reference() is not None]
+        self.references.append(weakref.ref(weight))
+        self.most_at_once = max(self.most_at_once, len(self.references))
+        return weight
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "mixtral"])
+@pytest.mark.parametrize("drops", ["none", "subblock"])
+def test_a_model_that_decodes_as_it_runs_computes_the_same_and_holds_one_block(family, drops):
+    lm, tokens = tiny(family), token_windows(2, 12)
+    space = layer_space(lm, BITS, SpaceSettings(trade="any", drops=drops))
+    weights = FreshWeights(lm)
+    profile = space.normalized(tuple(index % len(unit.levels) for index, unit in enumerate(space.units)))
+    with applied(lm, space, weights, profile) as model, torch.no_grad():
+        expected = model(input_ids=tokens).logits
+    weights.most_at_once, weights.references = 0, []
+    with runnable(lm, space, weights, profile) as model, torch.no_grad():
+        computed = model(input_ids=tokens).logits
+        generated = model.generate(input_ids=tokens, max_new_tokens=3, do_sample=False)
+    assert torch.equal(computed, expected)
+    assert generated.shape == (2, 15)
+    assert 0 < weights.most_at_once <= sum(map(len, lm.layer_groups)) + 1
