@@ -1,14 +1,21 @@
-"""Command-line arguments that are rewritten before Hydra sees them: resume=DIR, and those of further processes."""
+"""The command line: arguments that are rewritten before Hydra sees them, and names and hints made of arguments."""
 
 import atexit
 import logging
 import os
 import re
+import shlex
 import shutil
 import tempfile
 from pathlib import Path
 
 import yaml
+
+PLAIN_VALUE = re.compile(r"[\w./:+@%*?|$-]*", re.ASCII)
+"""What Hydra takes without quotes, next to lists, dicts and sweeps."""
+
+LONGEST_NAME = 200
+"""Characters of the name of a folder; file systems allow 255 bytes."""
 
 
 def expand_resume(arguments: list[str]) -> list[str]:
@@ -16,15 +23,54 @@ def expand_resume(arguments: list[str]) -> list[str]:
 
     Raises SystemExit if DIR is not a run directory, or if its configuration could make Hydra run code.
     """
-    resumed = [Path(argument.removeprefix("resume=")) for argument in arguments if argument.startswith("resume=")]
-    if not resumed or str(resumed[-1]) in ("", "null"):
+    resumed = [argument.removeprefix("resume=") for argument in arguments if argument.startswith("resume=")]
+    if not resumed or resumed[-1] in ("", "null"):
         return arguments
-    saved = resumed[-1].resolve() / ".hydra"
+    folder = Path(re.sub(r"""^(["'])(.*)\1$""", r"\2", resumed[-1])).expanduser()
+    saved = folder.resolve() / ".hydra"
     if not (saved / "config.yaml").is_file():
-        raise SystemExit(f"resume={resumed[-1]} is not a run directory: it has no .hydra/config.yaml")
+        raise SystemExit(f"resume={folder} is not a run directory: it has no .hydra/config.yaml")
     _refuse_hydra_settings(saved)
-    same_folder = [f"hydra.run.dir={resumed[-1]}", "hydra.output_subdir=null"]
-    return ["--config-path", str(saved), *arguments, *same_folder]
+    others = [argument for argument in arguments if not argument.startswith("resume=")]
+    path = _quoted(str(folder.resolve()))
+    return ["--config-path", str(saved), *others, f"resume={path}", f"hydra.run.dir={path}", "hydra.output_subdir=null"]
+
+
+def start_folder(run: Path) -> Path | None:
+    """The folder in which a run was started; None for a run that does not say so."""
+    try:
+        saved = yaml.safe_load((run / ".hydra" / "hydra.yaml").read_text(encoding="utf-8"))
+        folder = saved["hydra"]["runtime"]["cwd"]
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, RecursionError):
+        return None
+    return Path(folder) if isinstance(folder, str) and Path(folder).is_absolute() else None
+
+
+def folder_name(number: object, overrides: object) -> str:
+    """A name for the folder of a job of a sweep: its number, and its overrides in characters that need no quotes."""
+    words = re.sub(r"[^\w.]+", "-", str(overrides), flags=re.ASCII)
+    return f"{number}_{words}"[:LONGEST_NAME].rstrip("-_.")
+
+
+def with_home(path: object) -> str:
+    """The path with the home directory in place of `~`."""
+    return os.path.expanduser(str(path))
+
+
+def suggest_quotes(arguments: list[str]) -> list[str]:
+    """A line for each argument whose value Hydra may not read without quotes, with the quotes that it needs."""
+    lines = []
+    for argument in arguments:
+        key, sign, value = argument.partition("=")
+        if sign and not argument.startswith("-") and not PLAIN_VALUE.fullmatch(value) and value[:1] not in "[{\"'":
+            lines.append(f"if {value} is a path or a text, write {shlex.quote(f'{key}={_quoted(value)}')}")
+    return lines
+
+
+def _quoted(value: str) -> str:
+    """A value as Hydra reads it literally."""
+    escaped = re.sub(r'(\\*)"', r'\1\1\\"', value).replace("${", r"\${")
+    return f'"{escaped}"'
 
 
 def _refuse_hydra_settings(saved: Path) -> None:

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,9 @@ CONFIG_FOLDER = _NEXT_TO_PACKAGE if _NEXT_TO_PACKAGE.is_dir() else Path(__file__
 
 GROUPS = ("model", "data", "compress", "space", "budget", "search", "evaluator", "eval", "export", "tracking")
 
+SAFE_VALUES = {"model.trust_remote_code": False, "eval.include_path": None}
+"""Settings that run code from outside evopress, with the value that runs none."""
+
 
 class ConfigError(Exception):
     """A mistake in the configuration. The message says what is wrong, what would be right, and which key to change."""
@@ -40,9 +44,34 @@ def build_job(cfg: DictConfig, folder: Path) -> "Job":
         targets=tuple(OmegaConf.to_container(cfg.targets or OmegaConf.create([]))),  # type: ignore[arg-type]
         seed=_integer(cfg, "seed"),
         folder=folder,
-        outputs=Path(cfg.outputs),
+        outputs=Path(cfg.outputs).expanduser(),
         config=OmegaConf.to_container(cfg, resolve=True),  # type: ignore[arg-type]
     )
+
+
+def check_resumed(cfg: DictConfig, *, overrides: Sequence[str], config_dirs: Sequence[str]) -> None:
+    """Raises ConfigError where a saved run would make this one run code from outside evopress. Imports nothing.
+
+    Code is run if this command line names it: in its `overrides`, or by `_target_` in a YAML file of `config_dirs`,
+    the folders given by --config-dir.
+    """
+    named = {override.lstrip("+").partition("=")[0] for override in overrides}
+    files = [path for folder in config_dirs for path in Path(folder).rglob("*.yaml")]
+    trusted = {target for path in files for target in re.findall(r"_target_:\s*([\w.]+)", path.read_text())}
+    for group in GROUPS:
+        target = str(OmegaConf.select(cfg, f"{group}._target_", throw_on_resolution_failure=False))
+        if not (target.startswith("evopress.") or target in trusted or f"{group}._target_" in named):
+            raise ConfigError(
+                f"{group}._target_ of the saved run is {target!r}, code outside evopress, which a saved run does not "
+                "start: if you trust it, add --config-dir with the folder whose YAML names it"
+            )
+    for key, harmless in SAFE_VALUES.items():
+        value = OmegaConf.select(cfg, key, throw_on_resolution_failure=False)
+        if value != harmless and key not in named:
+            raise ConfigError(
+                f"{key} of the saved run is {value!r}, which runs code that is not part of evopress: if you trust it, "
+                f"add {key}={value} to this command"
+            )
 
 
 def _integer(cfg: DictConfig, key: str) -> int:

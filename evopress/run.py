@@ -3,26 +3,38 @@
 import logging
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from evopress.arguments import expand_resume, quiet_unless_first
-from evopress.config import CONFIG_FOLDER, ConfigError, build_job, suggest_keys
+from evopress.arguments import (
+    expand_resume,
+    folder_name,
+    quiet_unless_first,
+    start_folder,
+    suggest_quotes,
+    with_home,
+)
+from evopress.config import CONFIG_FOLDER, ConfigError, build_job, check_resumed, suggest_keys
 from evopress.runtime import signals
 
 log = logging.getLogger(__name__)
+
+# Registered on import, because the worker processes of a sweep's launcher import this module and do not call `main`.
+OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
+OmegaConf.register_new_resolver("with_home", with_home, replace=True)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name="config")
 def compress(cfg: DictConfig) -> None:
     """Run the job of a configuration. Known errors end the process with one message, and code 130 or 2."""
     signals.listen()  # again, for the worker processes of a sweep's launcher, which do not go through main
-    folder = Path(cfg.resume or HydraConfig.get().runtime.output_dir)
+    folder = Path(cfg.resume or HydraConfig.get().runtime.output_dir).absolute()
     try:
         from evopress.pipeline import run_job  # imports torch and transformers, for seconds; errors in keys come before
         from evopress.runtime import distributed
@@ -30,6 +42,8 @@ def compress(cfg: DictConfig) -> None:
         signals.raise_if_interrupted()
         distributed.join()
         folder = distributed.from_first(lambda: folder)
+        if cfg.resume:
+            _prepare_resumed(cfg, folder)
         run_job(build_job(cfg, folder))
     except (Exception, KeyboardInterrupt) as error:
         if signals.was_interrupted():
@@ -44,6 +58,21 @@ def compress(cfg: DictConfig) -> None:
         sys.exit(130 if signals.was_interrupted() else 2)
 
 
+def _prepare_resumed(cfg: DictConfig, folder: Path) -> None:
+    """Go to the folder where the run was started: relative paths begin there. Raises ConfigError for foreign code."""
+    hydra_cfg = HydraConfig.get()
+    config_dirs = [source.path for source in hydra_cfg.runtime.config_sources if source.provider == "command-line"]
+    check_resumed(cfg, overrides=hydra_cfg.overrides.task, config_dirs=config_dirs)
+    started_in = start_folder(folder)
+    if started_in is None or started_in == Path.cwd():
+        return
+    if started_in.is_dir():
+        log.info("relative paths begin in %s, where this run was started", started_in)
+        os.chdir(started_in)
+    else:
+        log.warning("this run was started in %s, which is not here: relative paths begin in %s", started_in, Path.cwd())
+
+
 def main() -> None:
     """The entry point. Ends the process with code 130 after a signal, and with 1 if the configuration is wrong."""
     signals.listen()
@@ -56,7 +85,8 @@ def main() -> None:
         sys.exit(130)
     except CompactHydraException as error:  # the configuration could not be composed
         cause = [error.__cause__] if isinstance(error.__cause__, OmegaConfBaseException) else []
-        print(error, *cause, *suggest_keys(sys.argv[1:]), sep="\n", file=sys.stderr)
+        hints = [*suggest_keys(sys.argv[1:]), *suggest_quotes(sys.argv[1:])]
+        print(error, *cause, *hints, sep="\n", file=sys.stderr)
         sys.exit(1)
     except (OSError, ValueError) as error:
         reason = error if isinstance(error, OSError) else error.__cause__  # logging wraps an OSError in a ValueError
@@ -66,4 +96,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # The function of the module by its name, not of __main__: launchers send its name to their worker processes.
+    import_module("evopress.run").main()

@@ -5,7 +5,7 @@ from math import ceil
 from pydantic import Field
 
 from evopress.data.sources import check_source, check_whole_test_split
-from evopress.runtime.config_class import config_class
+from evopress.runtime.config_class import UserPath, config_class
 
 
 @config_class
@@ -27,9 +27,9 @@ class Data:
             as many that follow all other splits (fewer where the text ends). The other splits stay the same.
     """
 
-    source: str
-    validation_source: str | None = None
-    test_source: str | None = None
+    source: UserPath
+    validation_source: UserPath | None = None
+    test_source: UserPath | None = None
     text_column: str = "text"
     window: int = Field(ge=2)
     calibration_tokens: int = Field(gt=0)

@@ -5,7 +5,7 @@ from typing import TypeGuard
 
 from pydantic import Field, field_validator
 
-from evopress.runtime.config_class import config_class
+from evopress.runtime.config_class import UserPath, config_class
 
 GenerationValue = bool | int | float | str | list[str]
 
@@ -33,10 +33,10 @@ class Eval:
         log_samples: Whether every prompt and answer is written to the run directory.
     """
 
-    datasets: list[str] = field(default_factory=list)
+    datasets: list[UserPath] = field(default_factory=list)
     test_tokens: int | None = Field(default=None, gt=0)
     tasks: list[str] = field(default_factory=list)
-    include_path: str | None = None
+    include_path: UserPath | None = None
     num_fewshot: int | dict[str, int] | None = None
     limit: int | float | None = None
     batch_size: int | str = 8

@@ -33,6 +33,8 @@ def locate(source: ModelSource) -> ModelLocation:
 
 def _package_folder(source: ModelSource) -> Path:
     assert source.package is not None
+    if not source.package.isidentifier():  # looking up a.b would import a
+        raise ValueError(f"model.package is {source.package!r}: give the name of an installed package, without dots")
     spec = importlib.util.find_spec(source.package)
     if spec is None or not spec.submodule_search_locations:
         raise ValueError(

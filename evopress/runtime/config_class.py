@@ -1,13 +1,17 @@
-"""The decorator of every class that a configuration group builds."""
+"""The decorator of every class that a configuration group builds, and the type of paths in it."""
 
 from collections.abc import Callable
 from dataclasses import field
-from typing import TypeVar, cast, dataclass_transform
+from os.path import expanduser
+from typing import Annotated, TypeVar, cast, dataclass_transform
 
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 T = TypeVar("T")
+
+UserPath = Annotated[str, AfterValidator(expanduser)]
+"""A path, or a name of something else, in a configuration. `~` becomes the home directory."""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field, Field))

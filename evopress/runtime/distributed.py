@@ -31,9 +31,13 @@ If a process dies, the others do not wait: its connections break, and the launch
 
 
 def join() -> None:
-    """Connect to the other processes that the launcher announced in the environment, if any."""
-    if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    """Connect to the other processes that the launcher announced in the environment, if any.
+
+    Raises ValueError for an incomplete announcement.
+    """
+    if dist.is_initialized() or os.environ.get("WORLD_SIZE", "1") == "1":
         return
+    _check_environment()
     backend = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
@@ -42,6 +46,18 @@ def join() -> None:
     if is_first():
         log.info("%d processes share the work, through %s", world_size(), backend)
     atexit.register(dist.destroy_process_group)
+
+
+def _check_environment() -> None:
+    """Raises ValueError where WORLD_SIZE announces processes and the other variables of a launcher are missing."""
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    number = os.environ["WORLD_SIZE"]
+    if missing or not number.isdigit():
+        reason = f"{' and '.join(missing)} not set" if missing else "that is no number"
+        raise ValueError(
+            f"the environment variable WORLD_SIZE is {number!r} but {reason}: for one process, unset WORLD_SIZE; for "
+            "several, start them with torchrun --nproc-per-node NUMBER -m evopress.run, which sets all of them"
+        )
 
 
 def rank() -> int:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from random import Random
 
-from evopress.runtime.config_class import config_class
+from evopress.runtime.config_class import UserPath, config_class
 from evopress.search.base import Search, SearchRun
 from evopress.search.start_profiles import uniform_profile
 from evopress.space.budget import Budget
@@ -18,7 +18,7 @@ class FixedProfile(Search):
     Raises ValueError if the file does not fit the model, or if the profile exceeds the budget.
     """
 
-    path: str
+    path: UserPath
 
     def num_questions(self, space: Space, budget: Budget) -> int:
         return 0
