@@ -11,7 +11,7 @@ from torch import Tensor
 from evopress.compressors.base import Compressor
 from evopress.compressors.drop import Drop
 from evopress.data.splits import Splits, load_splits
-from evopress.database.build import build_database, expected_blocks
+from evopress.database.build import BatchLimits, build_database, expected_blocks
 from evopress.database.cache import DecodedLevels
 from evopress.database.store import Database
 from evopress.evaluation.context import EvaluationContext
@@ -26,6 +26,7 @@ from evopress.models.language_model import LanguageModel
 from evopress.models.loading import load_model
 from evopress.models.source import ModelSource
 from evopress.runtime import distributed
+from evopress.runtime.tracking import Tracker
 from evopress.search.start_profiles import evenly_spaced_profile
 from evopress.space.build import drop_space, layer_space
 from evopress.space.units import Space
@@ -87,13 +88,17 @@ def prepare_context(job: Job, lm: LanguageModel, splits: Splits) -> EvaluationCo
         compressor,
         splits.calibration,
         database,
-        batch_tokens=settings.batch_tokens,
-        states_gb=settings.states_gb,
+        limits=BatchLimits(batch_tokens=settings.batch_tokens, states_gb=settings.states_gb),
+        report=partial(_log_blocks, job.tracker),
     )
     weights = DecodedLevels(database, limit_bytes=int(settings.cache_gb * 1e9), dtype=lm.dtype, device=lm.device)
     evaluator = Evaluator(lm, space, weights, settings)
     identity = model_identity(lm, compressor, database.identity)
     return EvaluationContext(lm, splits, space, evaluator, database, identity)
+
+
+def _log_blocks(tracker: Tracker, done: int, total: int) -> None:
+    tracker.log({"database/share_done": done / total}, step=done)
 
 
 def check_searches(job: Job, space: Space) -> None:

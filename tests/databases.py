@@ -6,7 +6,7 @@ import torch
 
 from evopress.compressors.base import CompressedGroup, Compressor, LayerGroup
 from evopress.compressors.gptq import GPTQ
-from evopress.database.build import build_database
+from evopress.database.build import BatchLimits, build_database
 from evopress.database.store import BlockLevels, Database
 from evopress.models.language_model import LanguageModel
 from evopress.weights.base import CompressedWeight
@@ -77,5 +77,5 @@ def database_in(root: Path) -> Database:
 
 
 def built(lm: LanguageModel, compressor: Compressor, root: Path, batch_tokens: int = 60) -> Database:
-    build_database(lm, compressor, WINDOWS, database_in(root), batch_tokens=batch_tokens)
+    build_database(lm, compressor, WINDOWS, database_in(root), limits=BatchLimits(batch_tokens=batch_tokens))
     return database_in(root)

@@ -6,7 +6,7 @@ import torch
 
 from evopress.compressors.base import Compressor
 from evopress.compressors.drop import Drop
-from evopress.database.build import build_database
+from evopress.database.build import BatchLimits, build_database
 from evopress.database.cache import DecodedLevels
 from evopress.database.store import Database
 from evopress.export import Searched
@@ -32,7 +32,7 @@ def compressed(
     compressor = compressor.for_hidden_size(lm.hidden_size)
     space = layer_space(lm, compressor, SpaceSettings(tie=tie, drops=drops, trade="any"))
     database = Database.open(folder, "levels", {"model": lm.name})
-    build_database(lm, compressor, token_windows(4, 32), database, batch_tokens=128)
+    build_database(lm, compressor, token_windows(4, 32), database, limits=BatchLimits(batch_tokens=128))
     weights = DecodedLevels(database, limit_bytes=10**9, dtype=lm.dtype, device=torch.device("cpu"))
     return Searched(lm, space, in_turn(space), weights)
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from evopress.compressors.gptq import GPTQ
 from evopress.compressors.wanda import Wanda
 from evopress.data.settings import Data
-from evopress.database.build import build_database
+from evopress.database.build import BatchLimits, build_database
 from evopress.database.store import Database
 from evopress.evaluation.eval_settings import Eval
 from evopress.evaluation.evaluator import EvaluatorSettings
@@ -62,7 +62,9 @@ def test_compressed_weights_that_overflow_their_type_are_refused_with_the_name_o
     lm = wrap_model(changed(lambda model: model.model.layers[1].mlp.up_proj.weight.mul_(1e8)), tokenizer(), "odd")
     compressor = Wanda(step=50, num_levels=1, value_dtype="float16")
     with pytest.raises(ValueError, match=r"model\.layers\.1\.mlp\.up_proj are not finite in float16.*value_dtype"):
-        build_database(lm, compressor, token_windows(2, 8), Database.open(tmp_path, "x", {}), batch_tokens=16)
+        build_database(
+            lm, compressor, token_windows(2, 8), Database.open(tmp_path, "x", {}), limits=BatchLimits(batch_tokens=16)
+        )
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

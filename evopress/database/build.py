@@ -21,8 +21,10 @@ Source: arXiv 2210.17323, Section 3.3 (GPTQ processes blocks in sequence); arXiv
 """
 
 import logging
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import dataclass
 from math import inf
 
 import torch
@@ -47,19 +49,27 @@ NOTES_SHOWN = 50
 """At most this many notes are logged. Hundreds of experts may have one each."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class BatchLimits:
+    """About `batch_tokens` run through a block at a time. Hidden states of more than `states_gb` are kept in a file."""
+
+    batch_tokens: int
+    states_gb: float = inf
+
+
 def build_database(
     lm: LanguageModel,
     compressor: Compressor,
     windows: Tensor,
     database: Database,
     *,
-    batch_tokens: int,
-    states_gb: float = inf,
+    limits: BatchLimits,
+    report: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Complete `database` from the calibration `windows` (windows, time), about `batch_tokens` at a time.
+    """Complete `database` from the calibration `windows` (windows, time).
 
-    Hidden states of more than `states_gb` are kept in a file in the folder of the database. If another process builds
-    the same database, this waits until it has finished.
+    `report` receives the number of blocks that are done and the number of all blocks, after every block. If another
+    process builds the same database, this waits until it has finished.
     """
     with database.lock() if distributed.is_first() else nullcontext():
         distributed.barrier()  # the first process holds the lock for all
@@ -68,7 +78,7 @@ def build_database(
             log.info("database %s is complete", database.folder)
             return
         log.info("building database %s, %d of %d blocks done", database.folder, len(database.blocks), lm.num_blocks)
-        _build_missing(lm, compressor, windows, database, batch_tokens, states_gb)
+        _build_missing(lm, compressor, windows, database, limits=limits, report=report)
         distributed.barrier()
         database.refresh()  # only the first process knows the new blocks
     _log_notes(database)
@@ -81,7 +91,13 @@ def expected_blocks(lm: ModelStructure, compressor: Compressor) -> tuple[int, ..
 
 @torch.no_grad()
 def _build_missing(
-    lm: LanguageModel, compressor: Compressor, windows: Tensor, database: Database, batch_tokens: int, states_gb: float
+    lm: LanguageModel,
+    compressor: Compressor,
+    windows: Tensor,
+    database: Database,
+    *,
+    limits: BatchLimits,
+    report: Callable[[int, int], None],
 ) -> None:
     """Build every missing block. A block is written while the next one is solved."""
     blocks = expected_blocks(lm, compressor)
@@ -89,7 +105,9 @@ def _build_missing(
     last = max(step for step, block in enumerate(blocks) if block in missing)
     states = None
     if compressor.needs_hessian:
-        states = embed_windows(lm, windows, batch_tokens=batch_tokens, states_gb=states_gb, folder=database.folder)
+        states = embed_windows(
+            lm, windows, batch_tokens=limits.batch_tokens, states_gb=limits.states_gb, folder=database.folder
+        )
     pending_write: Future | None = None
     with ThreadPoolExecutor(max_workers=1) as writer:
         for step in progress(range(last + 1), desc="database", unit="block"):
@@ -104,6 +122,7 @@ def _build_missing(
             if finished:
                 pending_write = writer.submit(database.put, block, finished)
                 log.debug("block %d solved", block)
+            report(step + 1, len(blocks))
         if pending_write:
             pending_write.result()
 

@@ -4,13 +4,17 @@ import logging
 import netrc
 import os
 import re
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 from urllib.parse import urlparse
 
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as checked_dataclass
+
+if TYPE_CHECKING:
+    import wandb
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +24,16 @@ Metrics = Mapping[str, float]
 
 LONGEST_UPLOAD_S = 300.0
 """The end of a run waits at most this long for W&B, which would try for hours. `wandb sync` uploads the rest later."""
+
+
+LONGEST_START_S = 20.0
+"""W&B gets this long to start a run online, unless WANDB_INIT_TIMEOUT says otherwise."""
+
+STEP_METRICS = {"database": "database/block", "search": "search/question"}
+"""Groups of metrics, and the metric that counts the steps of each in W&B."""
+
+RUN_ID_FILE = "wandb_id.txt"
+"""In the run directory; has the id of its W&B run."""
 
 
 class Tracker:
@@ -53,46 +67,76 @@ class Tracker:
 
 @checked_dataclass(kw_only=True, config=ConfigDict(extra="forbid"))
 class WandB(Tracker):
-    """Weights & Biases. `mode="auto"` means online if an API key is configured, otherwise offline (see `wandb sync`).
+    """Weights & Biases. Its own environment variables, such as WANDB_PROJECT, replace settings that are null or `auto`.
 
-    W&B shows runs of the same `group` together; by default, the runs of a sweep form a group. A failure of the service
-    is reported once and does not stop the run. Not frozen, because it holds the open W&B run.
+    `mode="auto"` is the value of WANDB_MODE; without it, online if an API key is configured, otherwise offline (see
+    `wandb sync`). W&B shows runs of the same `group` together; by default, the runs of a sweep form a group. A failure
+    of the service is reported once and does not stop the run. If the run cannot be started online, it is recorded
+    offline. Not frozen, because it holds the open W&B run.
     """
 
-    project: str = "evopress"
+    project: str | None = None
     entity: str | None = None
     group: str | None = None
-    mode: Literal["auto", "online", "offline"] = "auto"
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
 
     def start(self, folder: Path, name: str, config: Mapping[str, object]) -> None:
         import wandb  # takes a second to import, and is needed for this tracker only
 
         self._wandb = wandb
         self._run: wandb.Run | None = None
-        mode = self.mode if self.mode != "auto" else "online" if _has_key() else "offline"
-        if mode == "offline":
-            log.info("W&B is offline; upload later with: wandb sync %s", folder / "wandb" / "offline-run-*")
-        self._run = self._guarded(
-            lambda: wandb.init(
-                project=self.project,
-                entity=self.entity,
-                group=self.group or _sweep_of(folder),
-                name=name,
-                id=_run_id(folder),
-                resume="allow" if mode == "online" else None,
-                dir=folder,
-                config=dict(config),
-                mode=mode,
-                settings=wandb.Settings(
-                    silent=True, console="off", finish_timeout=LONGEST_UPLOAD_S, finish_timeout_raises=True
-                ),
+        mode = _mode() if self.mode == "auto" else self.mode
+        if mode == "disabled":
+            log.info("W&B is disabled; metrics.jsonl has all metrics")
+            return
+        try:
+            self._run = self._opened(folder, name, config, mode)
+        except Exception as error:
+            if mode == "offline":
+                self._report(error)
+                return
+            log.warning(
+                "W&B could not start the run online (%s): it is recorded offline. Check the API key (wandb login) and "
+                "the network",
+                _one_line(error),
             )
+            (folder / RUN_ID_FILE).unlink(missing_ok=True)  # the failed attempt still uses the id
+            self._run = self._guarded(lambda: self._opened(folder, name, config, "offline"))
+        self._guarded(self._define_metrics)
+
+    def _define_metrics(self) -> None:
+        for group, step_metric in STEP_METRICS.items():
+            if self._run:
+                self._run.define_metric(step_metric)
+                self._run.define_metric(f"{group}/*", step_metric=step_metric)
+
+    def _opened(self, folder: Path, name: str, config: Mapping[str, object], mode: str) -> "wandb.Run":
+        """The W&B run of a run directory, new or continued. Logs where it is shown."""
+        wandb = self._wandb
+        timeouts = {"finish_timeout": LONGEST_UPLOAD_S, "finish_timeout_raises": True}
+        if "WANDB_INIT_TIMEOUT" not in os.environ:
+            timeouts["init_timeout"] = LONGEST_START_S
+        run = wandb.init(
+            project=self.project or os.environ.get("WANDB_PROJECT") or "evopress",
+            entity=self.entity,
+            group=self.group or os.environ.get("WANDB_RUN_GROUP") or _sweep_of(folder),
+            name=os.environ.get("WANDB_NAME") or name,
+            id=os.environ.get("WANDB_RUN_ID") or _run_id(folder),
+            resume="allow" if mode == "online" else None,
+            dir=folder,
+            config=dict(config),
+            mode=mode,
+            settings=wandb.Settings(silent=True, console="off", **timeouts),
         )
-        self._guarded(lambda: self._run and self._run.define_metric("search/question"))
-        self._guarded(lambda: self._run and self._run.define_metric("search/*", step_metric="search/question"))
+        if mode == "online":
+            log.info("W&B shows this run at %s", run.url)
+        elif mode == "offline":
+            log.info("W&B is offline; upload later with: wandb sync %s", Path(run.dir).parent)
+        return run
 
     def log(self, metrics: Metrics, *, step: int) -> None:
-        self._guarded(lambda: self._run and self._run.log({"search/question": step, **metrics}))
+        step_metrics = {STEP_METRICS[group]: step for name in metrics for group in [name.partition("/")[0]]}
+        self._guarded(lambda: self._run and self._run.log({**step_metrics, **metrics}))
 
     def summary(self, metrics: Metrics) -> None:
         self._guarded(lambda: self._run and self._run.summary.update(dict(metrics)))
@@ -131,10 +175,12 @@ class WandB(Tracker):
         try:
             return action()
         except Exception as error:
-            reason = " ".join(str(error).split())
-            log.warning("W&B failed (%s); nothing more is sent, metrics.jsonl continues", reason)
-            self._run = None
+            self._report(error)
             return None
+
+    def _report(self, error: Exception) -> None:
+        log.warning("W&B failed (%s); nothing more is sent, metrics.jsonl continues", _one_line(error))
+        self._run = None
 
 
 class Trackers(Tracker):
@@ -172,6 +218,20 @@ class Trackers(Tracker):
             tracker.finish(exit_code)
 
 
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _mode() -> str:
+    """WANDB_MODE if it is set, otherwise online if there is an API key, otherwise offline."""
+    chosen = os.environ.get("WANDB_MODE", "").lower()
+    if chosen in ("offline", "dryrun"):
+        return "offline"
+    if chosen == "disabled" or os.environ.get("WANDB_DISABLED", "").lower() == "true":
+        return "disabled"
+    return "online" if chosen or _has_key() else "offline"
+
+
 def _has_key() -> bool:
     """Whether the environment or the netrc file has a W&B API key."""
     if os.environ.get("WANDB_API_KEY"):
@@ -189,5 +249,10 @@ def _sweep_of(folder: Path) -> str | None:
 
 
 def _run_id(folder: Path) -> str:
-    """An id from the end of the path, so that a resumed run has the same id."""
-    return re.sub(r"[^A-Za-z0-9_-]", "_", "-".join(folder.resolve().parts[1:][-3:]))[-120:]
+    """A random id, so that runs of different machines never share one. A resumed run has the id of its folder."""
+    path = folder / RUN_ID_FILE
+    if path.is_file() and re.fullmatch(r"[0-9a-f]{16}", path.read_text(encoding="utf-8").strip()):
+        return path.read_text(encoding="utf-8").strip()
+    run_id = secrets.token_hex(8)
+    path.write_text(f"{run_id}\n", encoding="utf-8")
+    return run_id

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from evopress.compressors.base import Compressor
 from evopress.compressors.hessian import RunningHessian
-from evopress.database.build import build_database
+from evopress.database.build import BatchLimits, build_database
 from evopress.database.store import BlockLevels, Database
 from evopress.models.language_model import LanguageModel
 from evopress.weights.base import CompressedWeight
@@ -57,7 +57,7 @@ def _built(lm: LanguageModel, compressor: Compressor, windows: Tensor, database:
         "disk": (Database, "put"),
     }
     with time_inside(**methods) as spent:
-        total = once(lambda: build_database(lm, compressor, windows, database, batch_tokens=4096))
+        total = once(lambda: build_database(lm, compressor, windows, database, limits=BatchLimits(batch_tokens=4096)))
     parts = {**spent, "forward": spent["blocks"] - spent["Hessians"]}
     parts["rest"] = total - parts["blocks"] - parts["solves"]
     del parts["blocks"]

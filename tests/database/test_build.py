@@ -9,7 +9,7 @@ from safetensors import safe_open
 from evopress.compressors.base import CompressedGroup, LayerGroup
 from evopress.compressors.magnitude import Magnitude
 from evopress.compressors.rtn import RTN
-from evopress.database.build import build_database
+from evopress.database.build import BatchLimits, build_database
 from evopress.models.loading import wrap_model
 from evopress.weights.integer import QuantizedWeight
 from tests.databases import BITS, WINDOWS, built, database_in, open_database, recording_gptq
@@ -74,7 +74,7 @@ def test_inputs_that_are_not_finite_are_an_error_that_names_the_layer(tmp_path):
 def test_a_database_holds_every_layer_at_every_level(tmp_path):
     lm = tiny("opt")
     compressor = Magnitude(base=0.5, num_levels=1, step=100)
-    build_database(lm, compressor, token_windows(2, 8), open_database(tmp_path), batch_tokens=16)
+    build_database(lm, compressor, token_windows(2, 8), open_database(tmp_path), limits=BatchLimits(batch_tokens=16))
     database = open_database(tmp_path)
     for index in range(lm.num_blocks):
         with safe_open(database.folder / f"block-{index:03d}.safetensors", "pt") as file:

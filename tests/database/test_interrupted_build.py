@@ -7,7 +7,7 @@ import pytest
 
 from evopress.compressors.gguf import GGUF
 from evopress.compressors.rtn import RTN
-from evopress.database.build import build_database
+from evopress.database.build import BatchLimits, build_database
 from evopress.database.store import Database
 from tests.databases import BITS, WINDOWS, Killed, built, database_in, open_database, recording_gptq
 from tests.tiny_models import NUM_BLOCKS, tiny, token_windows
@@ -15,7 +15,13 @@ from tests.tiny_models import NUM_BLOCKS, tiny, token_windows
 
 def test_hidden_states_in_a_file_give_the_same_bytes_and_the_file_disappears(tmp_path):
     for folder, states_gb in (("memory", 1.0), ("file", 1e-6)):
-        build_database(tiny("opt"), BITS, WINDOWS, database_in(tmp_path / folder), batch_tokens=60, states_gb=states_gb)
+        build_database(
+            tiny("opt"),
+            BITS,
+            WINDOWS,
+            database_in(tmp_path / folder),
+            limits=BatchLimits(batch_tokens=60, states_gb=states_gb),
+        )
     names = [sorted(path.name for path in database_in(tmp_path / x).folder.iterdir()) for x in ("memory", "file")]
     assert names[0] == names[1] and not any("states" in name for name in names[0])
     for name in names[0]:
@@ -84,13 +90,13 @@ def damage(path: Path, how: str) -> None:
 def test_a_damaged_block_counts_as_missing_and_is_built_again_to_the_same_bytes(how, tmp_path, caplog):
     lm, windows = tiny("llama"), token_windows(2, 8)
     compressor = RTN(bits=(4, 2), group_size=32)
-    build_database(lm, compressor, windows, open_database(tmp_path), batch_tokens=16)
+    build_database(lm, compressor, windows, open_database(tmp_path), limits=BatchLimits(batch_tokens=16))
     database = open_database(tmp_path)
     before = {path.name: path.read_bytes() for path in database.folder.iterdir()}
     damage(database.folder / "block-001.safetensors", how)
     reopened = open_database(tmp_path)
     assert reopened.blocks.keys() == {0, 2} and "block 1 is damaged" in caplog.text
-    build_database(lm, compressor, windows, reopened, batch_tokens=16)
+    build_database(lm, compressor, windows, reopened, limits=BatchLimits(batch_tokens=16))
     assert {path.name: path.read_bytes() for path in database.folder.iterdir()} == before
     assert open_database(tmp_path).blocks.keys() == set(range(NUM_BLOCKS))
 
@@ -112,7 +118,7 @@ def test_a_second_build_waits_and_then_finds_the_database_complete(tmp_path):
     slow, done = Slow(bits=(4, 2), group_size=32), []
 
     def work(database: Database) -> None:
-        build_database(lm, slow, windows, database, batch_tokens=16)
+        build_database(lm, slow, windows, database, limits=BatchLimits(batch_tokens=16))
         done.append(database)
 
     threads = [threading.Thread(target=work, args=(database,)) for database in (first, second)]

@@ -16,7 +16,7 @@ from evopress.compressors.drop import Drop
 from evopress.compressors.gguf import GGUF
 from evopress.compressors.rtn import RTN
 from evopress.data.settings import Data
-from evopress.database.build import build_database
+from evopress.database.build import BatchLimits, build_database
 from evopress.database.cache import DecodedLevels
 from evopress.database.store import Database
 from evopress.export import Export, Searched, export, load
@@ -83,7 +83,7 @@ def quantized(lm: LanguageModel, compressor: RTN, tie: str, folder: Path) -> Sea
     """Levels in turn over the units; rounding to nearest, which needs no text."""
     space = layer_space(lm, compressor, SpaceSettings(tie=tie))
     database = Database.open(folder, "levels", {})
-    build_database(lm, compressor, torch.zeros(1, 8, dtype=torch.long), database, batch_tokens=8)
+    build_database(lm, compressor, torch.zeros(1, 8, dtype=torch.long), database, limits=BatchLimits(batch_tokens=8))
     weights = DecodedLevels(database, limit_bytes=10**9, dtype=lm.dtype, device=lm.device)
     return Searched(lm, space, tuple(i % len(unit.levels) for i, unit in enumerate(space.units)), weights)
 

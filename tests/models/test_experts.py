@@ -11,7 +11,7 @@ from evopress.compressors.base import LayerGroup
 from evopress.compressors.gptq import GPTQ
 from evopress.compressors.hessian import towards_identity
 from evopress.compressors.rtn import RTN
-from evopress.database.build import build_database
+from evopress.database.build import BatchLimits, build_database
 from evopress.database.store import Database
 from evopress.evaluation.compressible_model import CompressibleModel
 from evopress.evaluation.switch_effects import switch_effects
@@ -130,7 +130,9 @@ def test_hessians_come_from_the_routed_tokens_and_the_identity_where_these_are_f
             return super().compress(group)
 
     database = Database.open(tmp_path, "test", {"model": lm.name})
-    build_database(lm, Watched(bits=(4, 2), group_size=32, propagate_bits=4), TOKENS, database, batch_tokens=60)
+    build_database(
+        lm, Watched(bits=(4, 2), group_size=32, propagate_bits=4), TOKENS, database, limits=BatchLimits(batch_tokens=60)
+    )
     few = set()
     for group in [group for group in groups if ".layers.0.mlp.experts." in group.names[0]]:
         X, cols = inputs_of(lm, group.names[0]), group.weights[0].shape[1]
@@ -147,7 +149,7 @@ def test_an_expert_without_tokens_is_rounded_to_nearest_and_reported(tmp_path):
     lm = starved("qwen3_moe")
     compressor = GPTQ(bits=(4, 2), group_size=32, propagate_bits=4)
     database = Database.open(tmp_path, "test", {"model": lm.name})
-    build_database(lm, compressor, TOKENS, database, batch_tokens=60)
+    build_database(lm, compressor, TOKENS, database, limits=BatchLimits(batch_tokens=60))
     for block in range(NUM_BLOCKS):
         for part in ("gate_proj", "down_proj"):
             layer = lm.layer_name(block, f"mlp.experts.{NUM_EXPERTS - 1}.{part}")

@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import wandb
 from PIL import Image
 
+from evopress.runtime import tracking
 from evopress.runtime.metrics_file import JsonLines
 from evopress.runtime.tracking import Trackers, WandB
 from tests.wandb_files import wandb_records
@@ -53,6 +55,8 @@ def test_several_trackers_receive_the_same_calls(tmp_path):
 def offline(monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("WANDB_SILENT", "true")
+    yield
+    wandb.teardown()  # a run that failed on purpose must not reach the next test
 
 
 def test_an_offline_wandb_run_contains_config_metrics_summary_and_files(tmp_path, offline):
@@ -98,8 +102,6 @@ def test_an_offline_wandb_run_contains_config_metrics_summary_and_files(tmp_path
 
 @pytest.mark.counts("faults")
 def test_a_wandb_failure_at_the_start_is_logged_once_and_stops_nothing(tmp_path, offline, caplog, monkeypatch):
-    import wandb
-
     def broken(**settings):
         raise wandb.errors.CommError("the service is down")
 
@@ -137,3 +139,75 @@ def test_a_service_that_stops_mid_run_delays_the_end_by_at_most_the_upload_limit
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("WARNING W&B failed") == 1 and "Traceback" not in done.stderr
     assert [line.get("step") for line in lines(tmp_path)] == [0, 1, 2, None]
+
+
+def started(folder: Path, **settings) -> WandB:
+    folder.mkdir(parents=True, exist_ok=True)
+    tracker = WandB(**settings)
+    tracker.start(folder, "name", {})
+    tracker.log({"database/share_done": 0.5}, step=1)
+    tracker.finish(0)
+    return tracker
+
+
+def run_record(folder: Path):
+    return next(record.run for record in wandb_records(folder) if record.HasField("run"))
+
+
+def test_environment_variables_of_wandb_replace_settings_that_are_null(tmp_path, offline, monkeypatch):
+    monkeypatch.setenv("WANDB_PROJECT", "my-project")
+    monkeypatch.setenv("WANDB_RUN_GROUP", "my-group")
+    monkeypatch.setenv("WANDB_NAME", "my-name")
+    started(tmp_path / "env")
+    started(tmp_path / "set", project="chosen", group="chosen-group")
+    record = run_record(tmp_path / "env")
+    assert (record.project, record.run_group, record.display_name) == ("my-project", "my-group", "my-name")
+    record = run_record(tmp_path / "set")
+    assert (record.project, record.run_group) == ("chosen", "chosen-group")
+
+
+@pytest.mark.parametrize(
+    ("environment", "mode"),
+    [
+        ({}, "offline"),
+        ({"WANDB_API_KEY": "a" * 40}, "online"),
+        ({"WANDB_API_KEY": "a" * 40, "WANDB_MODE": "offline"}, "offline"),
+        ({"WANDB_API_KEY": "a" * 40, "WANDB_MODE": "disabled"}, "disabled"),
+        ({"WANDB_API_KEY": "a" * 40, "WANDB_DISABLED": "true"}, "disabled"),
+        ({"WANDB_MODE": "online"}, "online"),
+    ],
+)
+def test_the_mode_of_the_environment_counts_more_than_a_key(environment, mode, monkeypatch, tmp_path):
+    for name in ("WANDB_MODE", "WANDB_DISABLED", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert tracking._mode() == mode
+
+
+def test_a_disabled_run_leaves_no_folder(tmp_path, offline, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    started(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_ids_are_random_and_stay_with_the_run_directory(tmp_path):
+    first, second = tmp_path / "a", tmp_path / "b"
+    first.mkdir()
+    second.mkdir()
+    run_id = tracking._run_id(first)
+    assert tracking._run_id(first) == run_id != tracking._run_id(second)
+
+
+@pytest.mark.counts("faults")
+def test_a_run_that_cannot_start_online_is_recorded_offline_within_seconds(tmp_path, offline, monkeypatch, caplog):
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nothing listens there
+    monkeypatch.setattr(tracking, "LONGEST_START_S", 1.0)
+    caplog.set_level("INFO")
+    started(tmp_path, mode="online")
+    assert "could not start the run online" in caplog.text and "wandb sync" in caplog.text
+    history = [item.key or item.nested_key[0] for r in wandb_records(tmp_path) for item in r.history.item]
+    assert "database/share_done" in history and "database/block" in history
