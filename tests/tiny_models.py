@@ -18,6 +18,10 @@ from evopress.models.loading import wrap_model
 
 FAMILIES = ("llama", "mistral", "phi3", "qwen2", "qwen3", "gemma2", "gemma3_text", "opt")
 WITH_EXPERTS = ("mixtral", "qwen3_moe")
+WITH_SHARED_EXPERTS = ("qwen2_moe", "dots1", "deepseek_v2", "deepseek_v3")
+SCALED = ("granite", "cohere")
+WITH_VISION = ("gemma3",)
+ALL_FAMILIES = (*FAMILIES, *WITH_EXPERTS, *WITH_SHARED_EXPERTS, *SCALED, *WITH_VISION)
 NUM_EXPERTS = 5
 
 NUM_BLOCKS = 3
@@ -31,26 +35,74 @@ _SLIDING: dict[str, object] = {
     "sliding_window": SLIDING_WINDOW,
     "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
 }
+_SHARED_EXPERT: dict[str, object] = {
+    "num_experts": NUM_EXPERTS,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+}
+_SHARED_EXPERTS: dict[str, object] = {
+    "n_routed_experts": NUM_EXPERTS,
+    "n_shared_experts": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "first_k_dense_replace": 0,
+}
+_LATENT_ATTENTION: dict[str, object] = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 32,
+    "kv_lora_rank": 32,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 16,
+    "head_dim": 8,
+}
+_VISION: dict[str, object] = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
 _CHANGES: dict[str, dict[str, object]] = {
     "mistral": {"sliding_window": None},
     "mixtral": {"sliding_window": None, "num_local_experts": NUM_EXPERTS, "num_experts_per_tok": 2},
     "qwen3_moe": {"num_experts": NUM_EXPERTS, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+    "qwen2_moe": _SHARED_EXPERT,
+    "dots1": {**_SHARED_EXPERTS, "layer_types": ["full_attention"] * NUM_BLOCKS},
+    "deepseek_v2": {**_SHARED_EXPERTS, **_LATENT_ATTENTION},
+    "deepseek_v3": {**_SHARED_EXPERTS, **_LATENT_ATTENTION},
+    "granite": {
+        "embedding_multiplier": 12.0,
+        "logits_scaling": 8.0,
+        "residual_multiplier": 0.22,
+        "attention_multiplier": 0.0156,
+    },
+    "cohere": {"logit_scale": 0.0625},
     "gemma2": _SLIDING,
     "gemma3_text": _SLIDING,
 }
 
 
 def config(family: str) -> PretrainedConfig:
-    """Three blocks, 64 wide; Gemma's blocks are sliding, full, sliding."""
+    """Three blocks, 64 wide; Gemma's blocks are sliding, full, sliding. "gemma3" has a vision tower next to them."""
+    if family == "gemma3":
+        text = config("gemma3_text").to_dict()
+        return AutoConfig.for_model(family, text_config=text, vision_config=_VISION, mm_tokens_per_image=4)
     shape = {**_SHAPE, "ffn_dim": 128, "word_embed_proj_dim": 64} if family == "opt" else _LLAMA
     ids = {"bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258}
-    return AutoConfig.for_model(family, **shape, **ids, max_position_embeddings=256, **_CHANGES.get(family, {}))
+    changes = _CHANGES.get(family, {})
+    return AutoConfig.for_model(family, **{**shape, **ids, "max_position_embeddings": 256, **changes})
 
 
 def random_model(family: str) -> PreTrainedModel:
     """float32; every parameter is random, biases and norms too, and large enough that every part matters."""
     model = AutoModelForCausalLM.from_config(config(family), dtype=torch.float32).eval()
-    generator = torch.Generator().manual_seed((FAMILIES + WITH_EXPERTS).index(family))
+    generator = torch.Generator().manual_seed(ALL_FAMILIES.index(family))
     with torch.no_grad():
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=generator)

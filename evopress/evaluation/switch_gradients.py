@@ -87,14 +87,14 @@ def head_gradients(
     for chunk, dense_chunk in zip(normed.split(HEAD_TOKENS), dense_normed.split(HEAD_TOKENS), strict=True):
         inputs = chunk.detach().requires_grad_()
         with torch.enable_grad():
-            uncapped = lm.uncapped_logits(inputs, head)
-            logits = lm.cap_logits(uncapped)
+            products = lm.head_products(inputs, head)
+            logits = lm.logits_of(products)
         q = logits.detach().float().softmax(-1)
         with torch.no_grad():
             p = lm.logits(dense_chunk).float().softmax(-1)
         directions = [q - p, *(fisher_probe(q, generator) for _ in range(draws))]
         gradients = [
-            torch.autograd.grad(logits, [inputs, uncapped], direction.to(logits.dtype), retain_graph=True)
+            torch.autograd.grad(logits, [inputs, products], direction.to(logits.dtype), retain_graph=True)
             for direction in directions
         ]
         yield HeadGradients(

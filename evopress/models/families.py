@@ -1,7 +1,7 @@
 """The model families: where the parts of a decoder are, one entry per `config.model_type`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 Groups = tuple[tuple[str, ...], ...]
 """Local names of the layers of a block, grouped by the input they share."""
@@ -13,10 +13,13 @@ class Family:
 
     `blocks`, `norm` and `head` are paths from the model. The others are paths within a block: `layers` are the linear
     layers in groups that read the same input, in the order in which they run; `attention` and `mlp` are the modules
-    whose output is added to the residual stream. A group with `*` in its paths stands for one group per expert.
+    whose output is added to the residual stream. A group with `*` in its paths stands for one group per expert. `kept`
+    are the parts of a block that stay uncompressed, with the reason. A vector (norm, bias) stays without being named;
+    every other weight of a block must be in `layers` or in `kept`.
     """
 
     layers: Groups
+    kept: Mapping[str, str] = field(default_factory=dict, hash=False)
     blocks: str = "model.layers"
     norm: str = "model.norm"
     head: str = "lm_head"
@@ -26,11 +29,52 @@ class Family:
 
 _ATTENTION: Groups = (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("self_attn.o_proj",))
 
-LLAMA = Family(layers=(*_ATTENTION, ("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",)))
-MIXTRAL = replace(LLAMA, layers=(*_ATTENTION, ("mlp.experts.*.w1", "mlp.experts.*.w3"), ("mlp.experts.*.w2",)))
-QWEN_MOE = replace(
-    LLAMA,
-    layers=(*_ATTENTION, ("mlp.experts.*.gate_proj", "mlp.experts.*.up_proj"), ("mlp.experts.*.down_proj",)),
+_MLP: Groups = (("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",))
+_EXPERTS: Groups = (("mlp.experts.*.gate_proj", "mlp.experts.*.up_proj"), ("mlp.experts.*.down_proj",))
+_SHARED_EXPERTS: Groups = (
+    ("mlp.shared_experts.gate_proj", "mlp.shared_experts.up_proj"),
+    ("mlp.shared_experts.down_proj",),
+)
+_LATENT_ATTENTION: Groups = (("self_attn.kv_b_proj",), ("self_attn.o_proj",))
+
+_ROUTER: Mapping[str, str] = {"mlp.gate": "the router: small, and every token depends on its choices"}
+_SHARED_GATE: Mapping[str, str] = {"mlp.shared_expert_gate": "one row: small, and it scales the whole shared expert"}
+
+LLAMA = Family(layers=(*_ATTENTION, *_MLP))
+GEMMA3 = replace(LLAMA, blocks="model.language_model.layers", norm="model.language_model.norm")
+MIXTRAL = Family(
+    layers=(*_ATTENTION, ("mlp.experts.*.w1", "mlp.experts.*.w3"), ("mlp.experts.*.w2",)),
+    kept=_ROUTER,
+)
+QWEN_MOE = Family(layers=(*_ATTENTION, *_EXPERTS), kept=_ROUTER)
+QWEN2_MOE = Family(
+    layers=(
+        *_ATTENTION,
+        ("mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj"),
+        ("mlp.shared_expert.down_proj",),
+        *_EXPERTS,
+    ),
+    kept={**_ROUTER, **_SHARED_GATE},
+)
+DOTS1 = Family(layers=(*_ATTENTION, *_EXPERTS, *_SHARED_EXPERTS), kept=_ROUTER)
+DEEPSEEK = Family(
+    layers=(
+        ("self_attn.q_a_proj", "self_attn.kv_a_proj_with_mqa"),
+        ("self_attn.q_b_proj",),
+        *_LATENT_ATTENTION,
+        *_EXPERTS,
+        *_SHARED_EXPERTS,
+    ),
+    kept=_ROUTER,
+)
+DEEPSEEK_LITE = replace(
+    DEEPSEEK,
+    layers=(
+        ("self_attn.q_proj", "self_attn.kv_a_proj_with_mqa"),
+        *_LATENT_ATTENTION,
+        *_EXPERTS,
+        *_SHARED_EXPERTS,
+    ),
 )
 PHI3 = Family(layers=(("self_attn.qkv_proj",), ("self_attn.o_proj",), ("mlp.gate_up_proj",), ("mlp.down_proj",)))
 OPT = Family(
@@ -46,18 +90,25 @@ OPT = Family(
 )
 
 FAMILIES: Mapping[str, Family] = {
+    "cohere": LLAMA,
+    "deepseek_v2": DEEPSEEK,
+    "deepseek_v3": DEEPSEEK,
+    "dots1": DOTS1,
     "gemma2": LLAMA,
+    "gemma3": GEMMA3,
     "gemma3_text": LLAMA,
+    "granite": LLAMA,
     "llama": LLAMA,
     "mistral": LLAMA,
     "mixtral": MIXTRAL,
     "opt": OPT,
     "phi3": PHI3,
     "qwen2": LLAMA,
+    "qwen2_moe": QWEN2_MOE,
     "qwen3": LLAMA,
     "qwen3_moe": QWEN_MOE,
 }
 """By `config.model_type`. A new family needs an entry here and nothing else."""
 
-LAYOUTS: tuple[Family, ...] = (LLAMA, PHI3, OPT, QWEN_MOE)
-"""What a model of an unknown type is compared with, in this order."""
+LAYOUTS: tuple[Family, ...] = (LLAMA, PHI3, OPT, QWEN_MOE, QWEN2_MOE, DOTS1, DEEPSEEK, DEEPSEEK_LITE)
+"""What a model is compared with, in this order, if its type is unknown or the layout of its type does not fit."""

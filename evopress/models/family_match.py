@@ -1,40 +1,63 @@
-"""Matches a loaded model with its family, and checks that all parts of the family exist in it."""
+"""Matches a model with its family: all parts of the family exist, and it names every weight matrix of the blocks."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 
 from torch.nn import Linear, Module, ModuleList
 
 from evopress.models.families import FAMILIES, LAYOUTS, Family
 
+NUM_SHOWN = 4
+"""How many names an error lists."""
+
 
 def resolve_family(model: Module, model_type: str, family: Family | None = None) -> Family:
     """The given family, or that of the model's type, or the first layout that fits; one group of layers per expert.
 
-    Raises ValueError for a given family with parts that the model does not have, and where no family fits.
+    Raises ValueError for a given family that does not fit the model, and where no known one does.
     """
     if family is None:
         return detect_family(model, model_type)
     family = expand_experts(family, model)
     if missing := missing_parts(model, family):
         raise ValueError(f"model.family names {missing[0]!r}, which the model does not have")
+    _check_blocks_are_alike(model, family, model_type)
+    if both := [path for group in family.layers for path in group if _is_within(path, family.kept)]:
+        raise ValueError(f"model.family names {both[0]!r} in layers and in kept: take it out of one of them")
+    if unnamed := unnamed_weights(model, family):
+        raise ValueError(
+            f"model.family leaves out {_share(model, family, unnamed)}: add them to model.family.layers to compress "
+            f"them, or to model.family.kept, with the reason, to leave them as they are"
+        )
     return family
 
 
 def detect_family(model: Module, model_type: str) -> Family:
-    """The family of a model's type or, for an unknown type, the first layout whose parts all exist in the model.
+    """The family of a model's type or, if it is unknown or does not fit, the first layout that fits the model.
 
-    Raises ValueError, listing the known families, when there is none.
+    Raises ValueError, saying in what the closest one differs, when there is none.
     """
-    candidates = (FAMILIES[model_type],) if model_type in FAMILIES else LAYOUTS
-    for family in (expand_experts(candidate, model) for candidate in candidates):
-        if not missing_parts(model, family):
+    known = (FAMILIES[model_type],) if model_type in FAMILIES else ()
+    candidates = [expand_experts(family, model) for family in (*known, *LAYOUTS)]
+    for family in candidates:
+        if not missing_parts(model, family) and not unnamed_weights(model, family):
+            _check_blocks_are_alike(model, family, model_type)
             return family
+    closest = min(candidates, key=lambda family: len(missing_parts(model, family)))
+    _check_blocks_are_alike(model, closest, model_type)
+    missing = missing_parts(model, closest)
+    difference = (
+        f"the closest one expects {_listed(missing)}, which the model does not have"
+        if missing
+        else f"the closest one leaves out {_share(model, closest, unnamed_weights(model, closest))}"
+    )
     raise ValueError(
-        f"the model's type is {model_type!r}, and its parts are not where any of {', '.join(FAMILIES)} has them: "
-        f"set model.family, for example model.family={{blocks: model.layers, layers: [[self_attn.q_proj, "
-        f"self_attn.k_proj, self_attn.v_proj], [self_attn.o_proj], [mlp.gate_proj, mlp.up_proj], [mlp.down_proj]], "
-        f"norm: model.norm, head: lm_head, attention: self_attn, mlp: mlp}}"
+        f"the model's type is {model_type!r}, and none of the known families ({', '.join(FAMILIES)}) fits it: "
+        f"{difference}. Set model.family to the paths of its parts, for example model.family={{blocks: model.layers, "
+        f"layers: [[self_attn.q_proj, self_attn.k_proj, self_attn.v_proj], [self_attn.o_proj], [mlp.gate_proj, "
+        f"mlp.up_proj], [mlp.down_proj]], kept: {{mlp.router: small}}, norm: model.norm, head: lm_head, "
+        f"attention: self_attn, mlp: mlp}}"
     )
 
 
@@ -60,15 +83,24 @@ def expert_of(local: str) -> tuple[str, str, str] | None:
 
 
 def missing_parts(model: Module, family: Family) -> list[str]:
-    """Paths of `family` that do not exist in `model`, or lead to a module of the wrong kind."""
+    """Paths of `family` that do not exist in `model`, or lead to a module of the wrong kind; each path once."""
     missing = [path for path in (family.norm, family.head) if submodule(model, path) is None]
     blocks = submodule(model, family.blocks)
     if not isinstance(blocks, ModuleList) or not len(blocks):
         return [family.blocks, *missing]
     for block in blocks:
         missing += [path for group in family.layers for path in group if not isinstance(submodule(block, path), Linear)]
-        missing += [path for path in (family.attention, family.mlp) if submodule(block, path) is None]
-    return missing
+        missing += [path for path in (family.attention, family.mlp, *family.kept) if submodule(block, path) is None]
+    return list(dict.fromkeys(missing))
+
+
+def unnamed_weights(model: Module, family: Family) -> dict[str, int]:
+    """Weights of the first block, by local name with their sizes, that are neither layers nor kept. Vectors are not
+    counted. The blocks of `family` must exist in `model`.
+    """
+    named = {path for group in family.layers for path in group} | family.kept.keys()
+    sizes = _matrix_sizes(_blocks(model, family)[0])
+    return {name: size for name, size in sizes.items() if not _is_within(name, named)}
 
 
 def submodule(module: Module, path: str) -> Module | None:
@@ -79,3 +111,42 @@ def submodule(module: Module, path: str) -> Module | None:
             return None
         module = child
     return module
+
+
+def _blocks(model: Module, family: Family) -> list[Module]:
+    return list(model.get_submodule(family.blocks).children())
+
+
+def _matrix_sizes(block: Module) -> dict[str, int]:
+    """Sizes of the weights of a block with two dimensions or more, by local name."""
+    return {name: parameter.numel() for name, parameter in block.named_parameters() if parameter.ndim > 1}
+
+
+def _is_within(name: str, paths: Iterable[str]) -> bool:
+    """Whether a name is one of `paths` or below one of them."""
+    return any(f"{name}.".startswith(f"{path}.") for path in paths)
+
+
+def _check_blocks_are_alike(model: Module, family: Family, model_type: str) -> None:
+    """Raises ValueError for blocks that do not all have the same layers. Says nothing where there are no blocks."""
+    blocks = submodule(model, family.blocks)
+    names = [set(_matrix_sizes(block)) for block in blocks.children()] if isinstance(blocks, ModuleList) else []
+    for index, of_block in enumerate(names):
+        if of_block != names[0]:
+            raise ValueError(
+                f"blocks 0 and {index} of the model, of type {model_type!r}, have different layers "
+                f"({_listed(sorted(names[0] - of_block))} only in block 0, {_listed(sorted(of_block - names[0]))} only "
+                f"in block {index}): models whose blocks differ are not supported, choose another with model.path"
+            )
+
+
+def _share(model: Module, family: Family, unnamed: dict[str, int]) -> str:
+    """The unnamed weights and their share of a block's weights, in words."""
+    total = sum(parameter.numel() for parameter in _blocks(model, family)[0].parameters())
+    names = _listed([name.removesuffix(".weight") for name in sorted(unnamed, key=lambda name: -unnamed[name])])
+    return f"{names} ({sum(unnamed.values()) / total:.1%} of the weights of a block)"
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - NUM_SHOWN} more" if len(names) > NUM_SHOWN else ""
+    return (", ".join(names[:NUM_SHOWN]) or "nothing") + more

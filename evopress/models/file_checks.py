@@ -1,4 +1,4 @@
-"""Safety checks of a model's files, made before its weights are read."""
+"""Checks of a model's files and configuration, made before its weights are read."""
 
 from pathlib import Path
 
@@ -12,10 +12,29 @@ INDEX = "model.safetensors.index.json"
 """Names the file of each tensor, where a model has several files."""
 
 
+QUANTIZATION_KEYS = ("quantization_config", "compression_config")
+"""Where a configuration says that the weights are codes; the second one is the name of old compressed-tensors files."""
+
+
 def check_files(source: ModelSource, location: ModelLocation, config: PretrainedConfig) -> None:
     """Raises ValueError for a model that would run code from the hub, or read files outside of its folder."""
     _check_attention_kernel(source, config)
     _check_index(Path(location.path) / INDEX)
+
+
+def check_is_dense(config: PretrainedConfig, name: str) -> None:
+    """Raises ValueError for the configuration of a model whose weights are stored as codes. `name` is for the error."""
+    parts = (config, config.get_text_config())
+    found = [getattr(part, key, None) for key in QUANTIZATION_KEYS for part in parts]
+    settings = next((value for value in found if value), None)
+    if settings is None:
+        return
+    method = (settings if isinstance(settings, dict) else settings.to_dict()).get("quant_method")
+    raise ValueError(
+        f"{name} is quantized already ({getattr(method, 'value', method)}, by its quantization_config), and "
+        f"compression starts from 16-bit or 32-bit weights: give the model that it was made from as model.path; "
+        f"export.formats=[hf] writes a result of this program in a form that can be read again"
+    )
 
 
 def _check_attention_kernel(source: ModelSource, config: PretrainedConfig) -> None:

@@ -3,16 +3,16 @@
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from evopress.models.experts import unpack_experts
 from evopress.models.families import Family
 from evopress.models.family_match import resolve_family
-from evopress.models.file_checks import check_files
+from evopress.models.file_checks import check_files, check_is_dense
 from evopress.models.gguf import converted_folder, without_quantization
 from evopress.models.language_model import LanguageModel
 from evopress.models.location import ModelLocation, locate
-from evopress.models.pretrained import explain_errors, options_of, read_config, read_model
+from evopress.models.pretrained import explain_errors, options_of, read_config, read_model, read_tokenizer
 from evopress.models.source import ModelSource, device_of, dtype_of
 from evopress.models.structure import ModelStructure
 from evopress.models.verification import verify
@@ -22,22 +22,25 @@ def load_model(source: ModelSource, cache: Path) -> LanguageModel:
     """The dense model, frozen, in evaluation mode and verified.
 
     A local GGUF file is converted once, to safetensors below `cache`. Raises ValueError for a model that cannot be
-    found, that has only pickled weights, or whose parts are not known.
+    found, that is quantized already, that has only pickled weights, or whose parts are not known; the last before its
+    weights are read.
     """
     location = locate(source)
     if location.gguf_file and location.is_local:
         location = ModelLocation(str(converted_folder(source, Path(location.path) / location.gguf_file, cache)))
     device = device_of(source)
     with explain_errors(source):
-        options = options_of(source, location)
-        check_files(source, location, read_config(source, location))
-        tokenizer = AutoTokenizer.from_pretrained(location.path, **options)
+        config = read_config(source, location)
+        check_files(source, location, config)
+    structure_of(source, config)
+    tokenizer = read_tokenizer(source, location)
+    with explain_errors(source):
         model = read_model(
             location.path,
             dtype=dtype_of(source, device),
             attn_implementation=None if source.attention == "auto" else source.attention,
             use_safetensors=None if location.gguf_file else True,
-            **options,
+            **options_of(source, location),
         )
     if location.gguf_file:
         model = without_quantization(model)
@@ -59,8 +62,14 @@ def load_structure(source: ModelSource) -> ModelStructure:
 
     Raises ValueError for a model that cannot be found, or whose parts are not known.
     """
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(load_config(source), trust_remote_code=source.trust_remote_code)
+    return structure_of(source, load_config(source))
+
+
+def structure_of(source: ModelSource, config: PretrainedConfig) -> ModelStructure:
+    """The same from a configuration that was read already."""
+    check_is_dense(config, f"model.path {source.path!r}")
+    with explain_errors(source), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=source.trust_remote_code)
     family = _unpacked_family(model, source.family)
     return ModelStructure(model=model, family=family, name=source.name)
 
@@ -70,8 +79,9 @@ def wrap_model(
 ) -> LanguageModel:
     """Make a loaded transformers model a `LanguageModel`. This freezes it and unpacks its experts in place.
 
-    Raises ValueError for a model whose parts are not known, or that fails verification.
+    Raises ValueError for a model that is quantized, whose parts are not known, or that fails verification.
     """
+    check_is_dense(model.config, name)
     lm = _language_model(model, tokenizer, name=name, family=family)
     verify(lm)
     return lm

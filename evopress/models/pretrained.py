@@ -5,7 +5,14 @@ from contextlib import contextmanager
 from typing import cast
 
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from evopress.models.location import ModelLocation
 from evopress.models.source import ModelSource
@@ -21,6 +28,23 @@ def read_config(source: ModelSource, location: ModelLocation) -> PretrainedConfi
     return AutoConfig.from_pretrained(location.path, **options_of(source, location))
 
 
+def read_tokenizer(source: ModelSource, location: ModelLocation) -> PreTrainedTokenizerBase:
+    """The tokenizer of `model.tokenizer`, or that of the model. Raises ValueError, naming the key, if there is none."""
+    if source.tokenizer is None:
+        path, options = location.path, options_of(source, location)
+    else:
+        path, options = source.tokenizer, {"trust_remote_code": source.trust_remote_code}
+    try:
+        with quiet_transformers():
+            return AutoTokenizer.from_pretrained(path, **options)
+    except Exception as error:  # the libraries raise errors of many types for missing and damaged files
+        setting = f"model.path {source.path!r}" if source.tokenizer is None else f"model.tokenizer {source.tokenizer!r}"
+        raise ValueError(
+            f"{setting} has no tokenizer that can be loaded (tokenizer.json, tokenizer.model or the like): set "
+            f"model.tokenizer to the folder or hub id of a model that has the same tokenizer. The error was: {error}"
+        ) from error
+
+
 def read_model(path: str, **options: object) -> PreTrainedModel:
     """The model with all its weights. Raises ValueError for missing ones, which transformers would fill randomly."""
     result = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
@@ -33,17 +57,25 @@ def read_model(path: str, **options: object) -> PreTrainedModel:
 @contextmanager
 def explain_errors(source: ModelSource) -> Iterator[None]:
     """Turn any error raised inside into a ValueError that names the key to change. Silences transformers meanwhile."""
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
     try:
-        yield
+        with quiet_transformers():
+            yield
     except ImportError as error:
         raise ValueError(
             f"model.path {source.path!r} needs a package: {error}; pip install 'evopress[gguf]'"
         ) from error
     except Exception as error:  # the libraries raise errors of many types for a damaged file
         raise ValueError(_explanation(source, error)) from error
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """While open, transformers shows errors only, and no progress bars."""
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
     finally:
         transformers.logging.set_verbosity(verbosity)
         transformers.logging.enable_progress_bar()
@@ -55,8 +87,8 @@ def _explanation(source: ModelSource, error: Exception) -> str:
             f"model.path {source.path!r} contains its own Python code, which is not run: use a model that transformers "
             f"supports, or read the code and set model.trust_remote_code=true"
         )
-    first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
     return (
-        f"model.path {source.path!r} cannot be loaded as a causal language model with safetensors weights "
-        f"({first_line}): give a hub id that can be reached from here, a folder, or a .gguf file"
+        f"model.path {source.path!r} cannot be loaded as a causal language model with safetensors weights: give a hub "
+        f"id that can be reached from here, a folder, or a .gguf file. The error was: "
+        f"{str(error).strip() or type(error).__name__}"
     )

@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 
 from evopress.models.families import Family
-from evopress.runtime.config_class import config_class
+from evopress.runtime.config_class import UserPath, config_class
 
 FamilySettings = config_class(Family)
 
@@ -20,7 +20,8 @@ class ModelSource:
         name: Names the folders of the model's databases and runs.
         path: A hub id, a local folder or a .gguf file; with `package`, a path relative to that package's folder.
         package: An installed Python package that contains the model.
-        revision: A commit, branch or tag on the hub.
+        tokenizer: A hub id or local folder with the model's tokenizer; None: it is with the model.
+        revision: A commit, branch or tag on the hub; not that of `tokenizer`.
         gguf_file: A GGUF file inside the hub repository or the folder.
         dtype: `auto` is bfloat16 where the device computes in it natively, else float32.
         device: `auto` is the GPU where there is one.
@@ -34,8 +35,9 @@ class ModelSource:
     """
 
     name: str
-    path: str
+    path: UserPath
     package: str | None = None
+    tokenizer: str | None = None
     revision: str | None = None
     gguf_file: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

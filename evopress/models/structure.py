@@ -6,7 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 from torch.nn import Linear, Module
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from evopress.models.families import Family, Groups
 
@@ -38,6 +38,11 @@ class ModelStructure:
     def layer_groups(self) -> Groups:
         """Local names of the layers of a block, grouped by the input they share."""
         return self.family.layers
+
+    @property
+    def text_config(self) -> PretrainedConfig:
+        """The part of the configuration that is about the blocks; all of it for a model of text alone."""
+        return self.model.config.get_text_config()
 
     @property
     def device(self) -> torch.device:

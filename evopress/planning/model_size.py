@@ -34,7 +34,7 @@ def share_of_tokens(model: ModelStructure, local: str) -> float:
     if expert is None:
         return 1.0
     num_experts = len(list(model.blocks[0].get_submodule(expert[0]).children()))
-    return getattr(model.model.config, "num_experts_per_tok", num_experts) / num_experts
+    return getattr(model.text_config, "num_experts_per_tok", num_experts) / num_experts
 
 
 def resident_weights(model: ModelStructure, *, offload: bool) -> int:

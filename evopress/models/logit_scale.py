@@ -1,0 +1,15 @@
+"""The number that a model multiplies the product with its head by."""
+
+from transformers import PretrainedConfig
+
+
+def logit_scale(config: PretrainedConfig) -> float:
+    """1 for most models. `config` is that of the text model.
+
+    Granite divides by `logits_scaling`, HyperCLOVA X multiplies by it; Cohere multiplies by `logit_scale`.
+    """
+    if config.model_type.startswith("granite"):
+        return 1 / config.logits_scaling
+    if config.model_type.startswith("hyperclovax"):
+        return float(config.logits_scaling)
+    return float(getattr(config, "logit_scale", None) or 1)
