@@ -61,8 +61,10 @@ HUB_DATASETS: Mapping[str, HubDataset] = {
         "en",
         {
             TRAIN: HubSplit("train"),
-            "validation": HubSplit("validation", 20_000_000, FIRST_C4_SHARD, first_row=NUM_C4_DOCUMENTS, separator=" "),
-            "test": HubSplit("validation", 530_000, FIRST_C4_SHARD, num_rows=NUM_C4_DOCUMENTS, separator=" "),
+            "validation": HubSplit(
+                "validation", 20_000_000, FIRST_C4_SHARD, first_row=NUM_C4_DOCUMENTS, separator="\n\n"
+            ),
+            "test": HubSplit("validation", 530_000, FIRST_C4_SHARD, num_rows=NUM_C4_DOCUMENTS, separator="\n\n"),
         },
     ),
     "fineweb_edu": HubDataset(

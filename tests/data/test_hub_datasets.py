@@ -37,8 +37,8 @@ def test_all_rows_of_a_split_of_wikitext_are_joined_by_blank_lines(split):
 def test_the_test_text_of_c4_is_the_first_1100_documents_of_the_first_shard_and_validation_text_what_follows():
     rows = hub_rows("allenai/c4", split="validation", data_files={"validation": hub.C4_SHARD})
     assert NUM_C4_DOCUMENTS == 1100
-    assert text_of("c4", "test") == " ".join(rows[:1100])
-    assert text_of("c4", "validation") == " ".join(rows[1100:])
+    assert text_of("c4", "test") == "\n\n".join(rows[:1100])
+    assert text_of("c4", "validation") == "\n\n".join(rows[1100:])
 
 
 def test_the_whole_test_split_is_measured_in_windows(tmp_path):
@@ -90,7 +90,7 @@ def test_an_error_of_the_hub_is_quoted_whole(monkeypatch):
     ("name", "split", "convention"),
     [
         ("wikitext2", "test", 'all rows of the test split, joined by "\\n\\n", tokenized as one text'),
-        ("c4", "test", f'the first 1100 rows of {hub.C4_SHARD}, joined by " ", tokenized as one text'),
+        ("c4", "test", f'the first 1100 rows of {hub.C4_SHARD}, joined by "\\n\\n", tokenized as one text'),
         ("fineweb_edu", "train", "documents, each tokenized by itself, joined by a blank line"),
     ],
 )
