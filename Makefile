@@ -5,6 +5,9 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3 python;
 # A further index for torch, such as https://download.pytorch.org/whl/cpu; PyPI has the CUDA build for Linux.
 TORCH_INDEX ?=
 
+# Processes that share the tests.
+WORKERS ?= 2
+
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -28,11 +31,12 @@ demo: $(VENV)/ready ## compress SmolLM2-135M to 3 bit on a CPU, without the hub 
 smoke: $(VENV)/ready ## the same on the tiny model that comes with the package (about a minute)
 	$(RUN) evopress.run
 
-test: $(VENV)/ready ## every test
-	$(RUN) pytest
+# One thread per process, because two processes of one thread run small models faster than one process of two.
+test: $(VENV)/ready ## every test, in $(WORKERS) processes
+	OMP_NUM_THREADS=1 $(RUN) pytest -n $(WORKERS)
 
 test-fast: $(VENV)/ready ## the tests that are not marked slow
-	$(RUN) pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(RUN) pytest -n $(WORKERS) -m "not slow"
 
 test-faults: $(VENV)/ready ## kills, full disks, damaged and hostile files, bad input, odd numbers: counted (about 20 minutes)
 	EVOPRESS_KILLS=36 $(RUN) pytest -m counts
