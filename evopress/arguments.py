@@ -69,7 +69,8 @@ def suggest_quotes(arguments: list[str]) -> list[str]:
 
 def _quoted(value: str) -> str:
     """A value as Hydra reads it literally."""
-    escaped = re.sub(r'(\\*)"', r'\1\1\\"', value).replace("${", r"\${")
+    doubled = re.sub(r'(\\+)(?="|$)', r"\1\1", value)  # backslashes matter only before a quote
+    escaped = doubled.replace('"', r"\"").replace("${", r"\${")
     return f'"{escaped}"'
 
 
