@@ -10,9 +10,7 @@ from omegaconf import OmegaConf
 from evopress.config import CONFIG_FOLDER, GROUPS, build_job, suggest_keys
 
 OPTIONS = sorted(
-    f"{path.parent.name}={path.stem}"
-    for path in CONFIG_FOLDER.glob("*/*.yaml")
-    if path.parent.name in GROUPS and not path.stem.startswith("_")
+    f"{path.parent.name}={path.stem}" for path in CONFIG_FOLDER.glob("*/*.yaml") if path.parent.name in GROUPS
 )
 FILLED_IN = {
     "data=text": [f"data.source={CONFIG_FOLDER}/text.txt"],
@@ -75,3 +73,13 @@ def test_the_parts_of_every_experiment_fit_together(experiment, tmp_path):
 def test_the_most_similar_key_is_suggested_for_a_misspelled_one():
     (line,) = suggest_keys(["model=smollm2", "search.generatons=3", "hydra.run.dir=x"])
     assert "search.generatons is not a setting: did you mean search.generations?" in line
+
+
+def test_every_file_of_a_group_is_a_choice_by_its_name():
+    """Hydra lists all of them where a choice is unknown."""
+    assert not [path for path in CONFIG_FOLDER.glob("*/*.yaml") if not path.stem[0].isalnum()]
+
+
+def test_the_only_groups_are_those_of_a_job_and_whole_experiments():
+    """Launchers are chosen by hydra/launcher, as Hydra documents it."""
+    assert {path.name for path in CONFIG_FOLDER.iterdir() if path.is_dir()} == {*GROUPS, "experiment"}
