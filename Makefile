@@ -32,14 +32,14 @@ smoke: $(VENV)/ready ## the same on the tiny model that comes with the package (
 	$(RUN) evopress.run
 
 # One thread per process, because two processes of one thread run small models faster than one process of two.
-test: $(VENV)/ready ## every test, in $(WORKERS) processes
+test: $(VENV)/ready ## every test, in two processes (WORKERS=n for more)
 	OMP_NUM_THREADS=1 $(RUN) pytest -n $(WORKERS)
 
 test-fast: $(VENV)/ready ## the tests that are not marked slow
 	OMP_NUM_THREADS=1 $(RUN) pytest -n $(WORKERS) -m "not slow"
 
 test-faults: $(VENV)/ready ## kills, full disks, damaged and hostile files, bad input, odd numbers: counted (about 20 minutes)
-	EVOPRESS_KILLS=36 $(RUN) pytest -m counts
+	OMP_NUM_THREADS=1 EVOPRESS_KILLS=36 $(RUN) pytest -n $(WORKERS) -m counts
 
 bench: $(VENV)/ready ## time, work and rate of every phase, under 10 minutes
 	$(RUN) experiments.speed.bench

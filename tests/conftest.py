@@ -20,16 +20,24 @@ kills: Counter[str] = Counter()
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
+    """Attach what a test counts to its report, which is sent to the process that writes the summary."""
     report = yield
     marker = item.get_closest_marker("counts")
-    if marker and report.failed:
-        failed.append(report.nodeid)
-    elif marker and report.passed and call.when == "call":
-        (kind,) = marker.args
-        killed_in = dict(report.user_properties).get("kills", [])
-        kills.update(killed_in)
-        survived[kind] += len(killed_in) if kind == KINDS[0] else 1
+    if marker:
+        report.user_properties.append(("counts", marker.args[0]))
     return report
+
+
+def pytest_runtest_logreport(report):
+    properties = dict(report.user_properties)
+    if "counts" not in properties:
+        return
+    if report.failed:
+        failed.append(report.nodeid)
+    elif report.passed and report.when == "call":
+        killed_in = properties.get("kills", [])
+        kills.update(killed_in)
+        survived[properties["counts"]] += len(killed_in) if properties["counts"] == KINDS[0] else 1
 
 
 def pytest_collection_modifyitems(items):
