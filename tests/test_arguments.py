@@ -2,11 +2,13 @@
 
 import os
 import shlex
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
@@ -77,6 +79,22 @@ def test_the_folder_of_a_job_is_named_after_its_overrides_and_needs_no_quotes():
     name = folder_name(10, "data.source-../été (1)=,/a.txt_" + "x" * 300)
     assert name.startswith("10_data.source-..-") and len(name) <= 200
     assert value_of(f"resume={name}") == name
+
+
+def test_jobs_of_a_sweep_have_different_folders_whatever_is_swept(monkeypatch):
+    import_module("evopress.run")  # has the function for names
+
+    def folder(number: int, *overrides: str) -> str:
+        with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+            cfg = compose("config", list(overrides), return_hydra_config=True)
+        cfg.hydra.job.num = number
+        monkeypatch.setattr(HydraConfig.instance(), "cfg", cfg)
+        return cfg.hydra.sweep.subdir
+
+    long = [f"data.{split}_tokens=1024" for split in ("calibration", "search", "validation", "test")]
+    assert folder(0, "data.window=64", "outputs=here") == "0_data.window-64"
+    assert folder(1, *long, "outputs=here", "search.candidates=3", "search=random").endswith("_search.candidates-3")
+    assert folder(2, *long, *long, *long, "data.text_column=a") != folder(3, *long, *long, *long, "data.text_column=b")
 
 
 def test_a_run_says_where_it_was_started(tmp_path):

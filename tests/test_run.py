@@ -18,10 +18,10 @@ SMALL = [
 ]
 
 
-def start(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+def start(*arguments: str, cwd: Path = PROJECT, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", "evopress.run", *arguments],
-        cwd=PROJECT,
+        cwd=cwd,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
         text=True,
@@ -29,8 +29,10 @@ def start(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
-def test_the_command_without_arguments_compresses_and_its_run_can_be_resumed(tmp_path):
-    done = start(f"outputs={tmp_path}", f"hydra.run.dir={tmp_path}/run", *SMALL)
+def test_the_command_without_arguments_compresses_and_its_run_can_be_resumed_from_another_folder(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    done = start("hydra.run.dir=run", *SMALL, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for row in ("dense", "uniform", "searched"):
         assert f"\n{row} " in done.stdout
@@ -42,8 +44,9 @@ def test_the_command_without_arguments_compresses_and_its_run_can_be_resumed(tmp
     log = (tmp_path / "run" / "search.jsonl").read_bytes()
     (tmp_path / "run" / "profile.json").unlink()
     (tmp_path / "run" / "search.jsonl").write_bytes(log[: len(log) * 2 // 3])
-    again = start(f"resume={tmp_path}/run")
+    again = start("resume=../run", cwd=elsewhere)
     assert again.returncode == 0, again.stderr
+    assert not list(elsewhere.iterdir()) and f"relative paths begin in {tmp_path}" in again.stdout
     assert (tmp_path / "run" / "profile.json").read_bytes() == profile
     assert (tmp_path / "run" / "search.jsonl").read_bytes() == log
     assert "is complete" in again.stdout
@@ -64,6 +67,7 @@ def test_a_sweep_over_budgets_builds_one_database(tmp_path):
         (["budget.target=1"], "raise budget.target to at least 2"),
         (["search.generatons=3"], "did you mean search.generations?"),
         (["resume=nowhere"], "resume=nowhere is not a run directory"),
+        (["data=text", "data.source=été (1).txt"], """write 'data.source="été (1).txt"'"""),
     ],
 )
 def test_a_mistake_leads_to_one_message_without_traceback(arguments, message, tmp_path):
