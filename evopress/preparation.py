@@ -10,7 +10,7 @@ from torch import Tensor
 
 from evopress.compressors.base import Compressor
 from evopress.compressors.drop import Drop
-from evopress.data.splits import Splits, load_splits
+from evopress.data.splits import SPLITS, Splits, load_splits
 from evopress.database.build import BatchLimits, build_database, expected_blocks
 from evopress.database.cache import DecodedLevels
 from evopress.database.store import Database
@@ -25,6 +25,7 @@ from evopress.job import Job, name_of
 from evopress.models.language_model import LanguageModel
 from evopress.models.loading import load_model
 from evopress.models.source import ModelSource
+from evopress.models.vocabulary import check_tokens
 from evopress.runtime import distributed
 from evopress.runtime.tracking import Tracker
 from evopress.search.start_profiles import evenly_spaced_profile
@@ -50,7 +51,8 @@ def load_inputs(job: Job) -> tuple[LanguageModel, Splits]:
     splits = distributed.from_first(partial(load_splits, job.data, lm.tokenizer, cache))
     if "evaluate" in job.stages:  # what cannot be evaluated should fail now, not after the search
         check_chat_template(job.eval, lm.tokenizer)
-        load_test_sets(splits, job.data, test_sets=job.test_sets, tokenizer=lm.tokenizer, cache=cache)
+        check_tokens(lm, load_test_sets(splits, job.data, test_sets=job.test_sets, tokenizer=lm.tokenizer, cache=cache))
+    check_tokens(lm, {split: getattr(splits, split) for split in SPLITS})
     limit = job.model.max_perplexity if isinstance(job.model, ModelSource) else None
     tokens = splits.validation[:NUM_CHECK_WINDOWS]
     check_dense(lm, tokens, settings=job.evaluator, max_perplexity=limit or lm.vocab_size)

@@ -44,7 +44,7 @@ def detect_family(model: Module, model_type: str) -> Family:
         if not missing_parts(model, family) and not unnamed_weights(model, family):
             _check_blocks_are_alike(model, family, model_type)
             return family
-    closest = min(candidates, key=lambda family: len(missing_parts(model, family)))
+    closest = candidates[0] if known else min(candidates, key=lambda family: _distance(model, family))
     _check_blocks_are_alike(model, closest, model_type)
     missing = missing_parts(model, closest)
     difference = (
@@ -59,6 +59,12 @@ def detect_family(model: Module, model_type: str) -> Family:
         f"mlp.up_proj], [mlp.down_proj]], kept: {{mlp.router: small}}, norm: model.norm, head: lm_head, "
         f"attention: self_attn, mlp: mlp}}"
     )
+
+
+def _distance(model: Module, family: Family) -> tuple[bool, int]:
+    """Larger for a family that fits the model less well."""
+    missing = missing_parts(model, family)
+    return family.blocks in missing, len(missing)
 
 
 def expand_experts(family: Family, model: Module) -> Family:

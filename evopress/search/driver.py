@@ -108,7 +108,7 @@ def _checked(task: SearchTask, profile: Profile) -> Profile:
     """The profile in normal form. Raises RuntimeError if it exceeds the budget."""
     task.space.check(profile)
     profile = task.space.normalized(profile)
-    if not task.budget.holds(task.space, profile):
+    if not task.budget.holds_in_sum(task.space, profile):
         raise RuntimeError(f"{type(task.method).__name__} returned a profile that breaks the budget")
     return profile
 

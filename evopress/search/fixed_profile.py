@@ -15,7 +15,8 @@ from evopress.space.units import Space
 class FixedProfile(Search):
     """Reads `path`: a `profile.json` or `profile.txt` of this program, or a text file of the paper's authors.
 
-    Raises ValueError if the file does not fit the model, or if the profile exceeds the budget.
+    A profile of drops may drop any sub-blocks, as long as enough are dropped in all. Raises ValueError if the file does
+    not fit the model, or if the profile exceeds the budget.
     """
 
     path: UserPath
@@ -33,10 +34,18 @@ class FixedProfile(Search):
             profile = from_json(space, text) if text.lstrip().startswith("{") else from_text(space, text, zero)
         except ValueError as error:
             raise ValueError(f"search.path {self.path}: {error}") from error
-        if not budget.holds(space, profile):
-            raise ValueError(
-                f"search.path {self.path} has {budget.achieved(space, profile):g} {budget.metric}, above "
-                f"budget.target={budget.target}: set budget.target to at least that"
-            )
+        if not budget.holds_in_sum(space, profile):
+            raise ValueError(f"search.path {self.path} {_excess(budget, budget.achieved(space, profile))}")
         return profile
         yield  # makes this a generator
+
+
+def _excess(budget: Budget, achieved: float) -> str:
+    """Why a profile exceeds the budget, and the target that it holds."""
+    if budget.metric in ("drop", "sparsity"):
+        removed = "drops" if budget.metric == "drop" else "removes"
+        return (
+            f"{removed} {achieved:g} of the model, less than budget.target={budget.target}: set budget.target to at "
+            f"most {achieved:g}, or give a profile that {removed} more"
+        )
+    return f"has {achieved:g} {budget.metric}, above budget.target={budget.target}: set budget.target to at least that"

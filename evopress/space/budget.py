@@ -105,6 +105,10 @@ class Budget:
         """Whether `profile` stays within all caps."""
         return all(cap.slack(space, profile) >= 0 for cap in self.caps(space))
 
+    def holds_in_sum(self, space: Space, profile: Profile) -> bool:
+        """Whether all units together are within the budget, however the trade groups share it."""
+        return self.holds(space.with_trade_groups("any"), profile)
+
     def achieved(self, space: Space, profile: Profile) -> float:
         """The value of the metric for `profile`, to be compared with `target`; bytes for a size."""
         if self.metric == "size":

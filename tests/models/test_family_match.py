@@ -4,14 +4,19 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import AutoConfig
 
+from evopress.compressors.rtn import RTN
 from evopress.models.families import FAMILIES as KNOWN
 from evopress.models.families import Family
 from evopress.models.family_match import detect_family, missing_parts
-from evopress.models.loading import wrap_model
+from evopress.models.loading import load_model, wrap_model
+from evopress.models.source import ModelSource
+from evopress.space.build import FILE_WEIGHT_BYTES, layer_space
+from evopress.space.settings import SpaceSettings
 from tests import plain
 from tests.models.blockwise import CLOSE, TOKENS, blockwise_logits
-from tests.tiny_models import NUM_BLOCKS, random_model, tiny, tokenizer
+from tests.tiny_models import ALL_FAMILIES, NUM_BLOCKS, config, random_model, tiny, tokenizer
 
 
 def renamed_llama() -> torch.nn.Module:
@@ -64,4 +69,66 @@ def test_missing_parts_are_listed():
     assert missing_parts(model, KNOWN["llama"]) == []
     assert missing_parts(model, replace(CAMEL, norm="model.nrom"))[0] == "model.nrom"
     assert missing_parts(model, replace(CAMEL, blocks="model.layer")) == ["model.layer"]
-    assert missing_parts(model, replace(KNOWN["llama"], layers=(("mlp.act_fn",),))) == ["mlp.act_fn"] * NUM_BLOCKS
+    assert missing_parts(model, replace(KNOWN["llama"], layers=(("mlp.act_fn",),))) == ["mlp.act_fn"]
+    assert missing_parts(model, replace(KNOWN["llama"], kept={"mlp.gate": "small"})) == ["mlp.gate"]
+
+
+@pytest.mark.parametrize("family", ALL_FAMILIES)
+def test_units_kept_weights_vectors_and_the_rest_are_all_parameters(family):
+    """Counted to the last one, and nothing with two dimensions is left out."""
+    lm = tiny(family)
+    space = layer_space(lm, RTN(bits=(2, 4), group_size=16), SpaceSettings())
+    total = sum(parameter.numel() for parameter in lm.model.parameters())
+    in_blocks = [(name, parameter) for block in lm.blocks for name, parameter in block.named_parameters()]
+    paths = tuple(f"{path}." for path in lm.family.kept)
+    kept = sum(parameter.numel() for name, parameter in in_blocks if name.startswith(paths))
+    vectors = sum(p.numel() for name, p in in_blocks if p.ndim == 1 and not name.startswith(paths))
+    outside = total - sum(parameter.numel() for _, parameter in in_blocks)
+    assert space.num_weights + kept + vectors + outside == total
+    assert space.fixed_bytes == FILE_WEIGHT_BYTES * (kept + vectors + outside)
+    assert space.num_weights > 0.95 * (total - outside)
+
+
+@pytest.mark.parametrize("family", ALL_FAMILIES)
+def test_the_blocks_of_every_family_make_up_the_model(family):
+    lm = tiny(family)
+    torch.testing.assert_close(blockwise_logits(lm, TOKENS), plain.logits(lm.model, TOKENS), **CLOSE)
+
+
+def test_a_family_that_leaves_out_a_layer_is_refused_with_its_share_of_the_block():
+    short = replace(CAMEL, layers=CAMEL.layers[:3])
+    share = 64 * 128 / sum(parameter.numel() for parameter in tiny("llama").blocks[0].parameters())
+    with pytest.raises(ValueError, match=rf"mlp\.down_proj \({share:.1%} of .*model\.family\.layers.*family\.kept"):
+        wrap_model(renamed_llama(), tokenizer(), "camel", short)
+    lm = wrap_model(renamed_llama(), tokenizer(), "camel", replace(short, kept={"mlp.down_proj": "sensitive"}))
+    assert "mlp.down_proj" not in lm.subblock_layers("mlp")
+
+
+def test_a_layer_that_is_also_kept_is_refused():
+    with pytest.raises(ValueError, match=r"'mlp\.opened' in layers and in kept"):
+        wrap_model(renamed_llama(), tokenizer(), "camel", replace(CAMEL, kept={"mlp": "all of it"}))
+
+
+def test_the_error_for_an_unknown_type_names_the_layers_that_the_closest_family_leaves_out():
+    model = random_model("llama")
+    model.config.model_type = "altup"
+    for block in model.model.layers:
+        block.laurel = torch.nn.Linear(64, 16)
+    with pytest.raises(ValueError, match=r"'altup'.* leaves out laurel \(\d\.\d% of the weights of a block\)"):
+        wrap_model(model, tokenizer(), "altup")
+
+
+def test_the_error_for_one_missing_part_names_it():
+    model = random_model("llama")
+    model.model.final = model.model.norm
+    del model.model.norm
+    with pytest.raises(ValueError, match=r"the closest one expects model\.norm, which the model does not have"):
+        wrap_model(model, tokenizer(), "no-norm")
+
+
+def test_a_model_whose_blocks_differ_is_refused_before_its_weights_are_read(tmp_path):
+    """The first block of these models is usually dense."""
+    settings = {**config("deepseek_v3").to_dict(), "first_k_dense_replace": 1}
+    AutoConfig.for_model(**settings).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"blocks 0 and 1 .*'deepseek_v3'.* different layers.*mlp\.gate_proj"):
+        load_model(ModelSource(name="mixed", path=str(tmp_path), device="cpu"), tmp_path)

@@ -1,5 +1,6 @@
 """A model from a folder is what was saved there; what cannot be loaded is refused with the key to change."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -8,10 +9,11 @@ import torch
 import transformers
 from pydantic import ValidationError
 
-from evopress.models.loading import load_model
+from evopress.models.loading import load_model, wrap_model
 from evopress.models.source import ModelSource
+from evopress.runtime.json_files import read_json
 from tests import plain
-from tests.tiny_models import FAMILIES, random_model, save_tiny, tiny, token_windows
+from tests.tiny_models import FAMILIES, random_model, save_tiny, tiny, token_windows, tokenizer
 
 
 def source(path: Path | str, **changes) -> ModelSource:
@@ -119,6 +121,34 @@ def test_damaged_weights_are_refused(content, copy, tmp_path):
         load_model(source(copy), tmp_path)
 
 
+@pytest.mark.parametrize("key", ["quantization_config", "compression_config"])
+@pytest.mark.parametrize("method", ["awq", "gptq", "fp8", "bitsandbytes", "compressed-tensors", "mxfp4"])
+def test_a_quantized_checkpoint_is_refused_from_its_configuration(method, key, copy, tmp_path):
+    (copy / "model.safetensors").unlink()
+    config = read_json(copy / "config.json")
+    (copy / "config.json").write_text(json.dumps({**config, key: {"quant_method": method, "bits": 4}}))
+    with pytest.raises(ValueError, match=rf"model\.path .*quantized already \({method},.*model that it was made from"):
+        load_model(source(copy), tmp_path)
+
+
+def test_a_quantized_model_in_memory_is_refused():
+    model = random_model("llama")
+    model.config.quantization_config = {"quant_method": "bitsandbytes"}
+    with pytest.raises(ValueError, match=r"mine is quantized already \(bitsandbytes"):
+        wrap_model(model, tokenizer(), "mine")
+
+
+def test_a_missing_tokenizer_is_named_and_may_come_from_another_folder(folder, copy, tmp_path):
+    for file in copy.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(ValueError, match=r"model\.path .*copy' has no tokenizer.*set model\.tokenizer.*error was: ."):
+        load_model(source(copy), tmp_path)
+    lm = load_model(source(copy, tokenizer=str(folder)), tmp_path)
+    assert lm.tokenizer.get_vocab() == tokenizer().get_vocab()
+    with pytest.raises(ValueError, match=r"model\.tokenizer '/no/such/folder' has no tokenizer"):
+        load_model(source(copy, tokenizer="/no/such/folder"), tmp_path)
+
+
 def test_a_damaged_configuration_is_refused(copy, tmp_path):
     (copy / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"model\.path.*cannot be loaded"):
@@ -180,6 +210,10 @@ def test_the_error_for_an_unknown_setting_names_it(change, key):
 
 def test_a_family_in_the_settings_is_used(folder, tmp_path):
     family = {"layers": [["self_attn.o_proj"], ["mlp.down_proj"]]}
+    reason = "not compressed in this test"
+    family["kept"] = {f"self_attn.{name}_proj": reason for name in "qkv"} | {
+        f"mlp.{name}_proj": reason for name in ("gate", "up")
+    }
     lm = load_model(source(folder, family=family), tmp_path)
     assert lm.layer_groups == (("self_attn.o_proj",), ("mlp.down_proj",))
     with pytest.raises(ValueError, match=r"model\.family names 'mlp\.absent'"):

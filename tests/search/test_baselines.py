@@ -224,6 +224,17 @@ def test_a_fixed_profile_is_read_from_every_format_and_checked(tmp_path):
         play(FixedProfile(path=str(tmp_path / "none")), space, BITS3, lambda p: 0.0)
 
 
+def test_a_fixed_profile_may_drop_attentions_only_where_enough_is_dropped_in_all(tmp_path):
+    space, file = drop_space(4), tmp_path / "p.txt"
+    file.write_text("none\nattn\nattn\nnone\n")
+    for target in (0.0, 0.125, 0.25):
+        budget = Budget(metric="drop", target=target)
+        profile, _ = play(FixedProfile(path=str(file)), space, budget, lambda p: 0.0)
+        assert sum(profile) == 2 and budget.holds_in_sum(space, profile)
+    with pytest.raises(ValueError, match=r"drops 0\.25 of .*less than budget\.target=0\.5.* to at most 0\.25"):
+        play(FixedProfile(path=str(file)), space, Budget(metric="drop", target=0.5), lambda p: 0.0)
+
+
 def test_random_search_returns_its_fittest():
     space = bit_space([8] * 6)
     fitness = linear_fitness([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
