@@ -238,7 +238,16 @@ def without_blocks(state: Mapping[str, T], lm: LanguageModel, kept: list[int]) -
 
 
 def with_blocks(config: PretrainedConfig, num_blocks: int, kept: list[int]) -> PretrainedConfig:
-    """The configuration of the model with only the `kept` blocks; every list with an entry per block is cut too."""
+    """The configuration of the model with only the `kept` blocks; every list with an entry per block is cut too.
+
+    Where the blocks are those of a text model inside the model, that part of the configuration is changed.
+    """
+    text = config.get_text_config()
+    if text is not config:
+        key = next(key for key, value in vars(config).items() if value is text)
+        outer = copy.deepcopy(config)
+        setattr(outer, key, with_blocks(text, num_blocks, kept))
+        return outer
     values = {
         key: [value[block] for block in kept] if isinstance(value, list | tuple) and len(value) == num_blocks else value
         for key, value in config.to_dict().items()
