@@ -43,7 +43,7 @@ def test_every_target_uses_one_database_and_starts_from_the_profile_of_the_large
     for larger, smaller in pairwise(points):
         profile = json.loads((tmp_path / "run" / f"{larger['target']}bits" / "results.json").read_text())
         settings = json.loads((tmp_path / "run" / f"{smaller['target']}bits" / "profile.json").read_text())["settings"]
-        assert settings["search"]["others"][0] == profile["done"]["profile"]
+        assert settings["search"]["others"][0] == profile["done"]["candidates"]["searched"]
     assert all(float(point["kl_additive"]) > 0 for point in points)
     archive = read(tmp_path / "run" / "archive.csv")
     assert {row["target"] for row in archive} == {"3.5", "3.0", "2.5"}
