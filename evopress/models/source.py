@@ -37,7 +37,7 @@ class ModelSource:
     name: str
     path: UserPath
     package: str | None = None
-    tokenizer: str | None = None
+    tokenizer: UserPath | None = None
     revision: str | None = None
     gguf_file: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
