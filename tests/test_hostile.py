@@ -19,11 +19,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from evopress.arguments import expand_resume
-from evopress.config import CONFIG_FOLDER, ConfigError, build_job
+from evopress.config import CONFIG_FOLDER, ConfigError, build_job, check_resumed
 from evopress.data.sources import text_source
 from evopress.database.store import BlockLevels, Database
 from evopress.models.file_checks import INDEX
 from evopress.models.loading import load_model
+from evopress.models.location import locate
 from evopress.models.source import ModelSource
 from evopress.runtime.checksums import folder_is_intact, verify_checksum, with_checksum, write_checksums
 from evopress.runtime.json_files import parse_json
@@ -284,7 +285,7 @@ def rewrite(run_folder: Path, change) -> None:
 
 
 def test_a_saved_run_is_resumed(run_folder):
-    assert f"hydra.run.dir={run_folder}" in expand_resume([f"resume={run_folder}"])
+    assert f'hydra.run.dir="{run_folder}"' in expand_resume([f"resume={run_folder}"])
     assert build_job(OmegaConf.load(run_folder / ".hydra" / "config.yaml"), run_folder).seed == 0
 
 
@@ -321,6 +322,73 @@ def test_a_saved_run_cannot_choose_what_is_called(group, target, run_folder):
     rewrite(run_folder, lambda content: content[group].update(_target_=target))
     with pytest.raises(ConfigError, match=rf"{group}\._target_ is '{target}', which is no"):
         build_job(OmegaConf.load(run_folder / ".hydra" / "config.yaml"), run_folder)
+
+
+@pytest.fixture
+def module_here(tmp_path, monkeypatch) -> Path:
+    """The working directory, with modules that create `canary` when they are imported."""
+    code = f"open({str(tmp_path / 'canary')!r}, 'w')\nclass Evil: pass\n"
+    (tmp_path / "evil_package").mkdir()
+    for name in ("evil_module.py", "evil_package/__init__.py"):
+        (tmp_path / name).write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def resumed(run_folder: Path, overrides: list[str], config_dirs: list[str]) -> None:
+    """What a resumed run does before it loads anything."""
+    cfg = OmegaConf.merge(
+        OmegaConf.load(run_folder / ".hydra" / "config.yaml"), OmegaConf.from_dotlist(overrides or ["seed=0"])
+    )
+    check_resumed(cfg, overrides=overrides, config_dirs=config_dirs)
+    build_job(cfg, run_folder)
+
+
+@pytest.mark.parametrize("group", ["compress", "search", "tracking", "model", "export"])
+@pytest.mark.parametrize("target", ["evil_module.Evil", "evil_package.Evil", "${oc.env:EVIL}", "${other}"])
+def test_a_saved_run_imports_no_module_from_outside(group, target, run_folder, module_here, monkeypatch):
+    monkeypatch.setenv("EVIL", "evil_module.Evil")
+    rewrite(run_folder, lambda content: content.update(other="evil_module.Evil"))
+    rewrite(run_folder, lambda content: content[group].update(_target_=target))
+    with pytest.raises(ConfigError, match=rf"{group}\._target_ of the saved run is .*add --config-dir"):
+        resumed(run_folder, [], [])
+    assert not (module_here / "canary").exists()
+
+
+@pytest.mark.parametrize("call", ["${other}", "${oc.decode:'{_target_: evil_module.Evil}'}"])
+def test_a_saved_run_cannot_fetch_a_group_from_elsewhere(call, run_folder, module_here):
+    rewrite(run_folder, lambda content: content.update(other={"_target_": "evil_module.Evil"}, search=call))
+    with pytest.raises(ConfigError, match=r"search\._target_ of the saved run"):
+        resumed(run_folder, [], [])
+    assert not (module_here / "canary").exists()
+
+
+@pytest.mark.parametrize("package", ["evil_package", "evil_package.part", "evil_module", "evil_module.part"])
+def test_a_saved_run_does_not_import_the_package_that_it_names(package, module_here):
+    with pytest.raises(ValueError, match=r"model\.pa(ckage|th) is"):
+        locate(ModelSource(name="x", package=package, path="weights"))
+    assert not (module_here / "canary").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("model.trust_remote_code", True), ("model.trust_remote_code", "yes"), ("eval.include_path", ".")],
+)
+def test_a_saved_setting_that_runs_code_must_be_on_the_command_line_as_well(key, value, run_folder):
+    group, name = key.split(".")
+    rewrite(run_folder, lambda content: content[group].update({name: value}))
+    with pytest.raises(ConfigError, match=rf"{key} of the saved run is .*add {key}={value} to this command"):
+        resumed(run_folder, [], [])
+    resumed(run_folder, [f"{key}={value}"], [])
+
+
+def test_a_class_that_the_config_dir_of_the_command_line_names_is_used_again(run_folder, module_here):
+    (module_here / "conf" / "search").mkdir(parents=True)
+    (module_here / "conf" / "search" / "evil.yaml").write_text("_target_: evil_module.Evil\n")
+    rewrite(run_folder, lambda content: content["search"].update(_target_="evil_module.Evil"))
+    with pytest.raises(ConfigError, match="no subclass of"):
+        resumed(run_folder, [], [str(module_here / "conf")])
 
 
 @pytest.mark.parametrize("key", ["_target_", "_partial_", "_args_"])
