@@ -30,8 +30,8 @@ from evopress.export.verify import verify
 from evopress.models.language_model import LanguageModel
 from evopress.runtime.config_class import config_class
 from evopress.runtime.files import path_in_errors, remove_leftovers
-from evopress.space.settings import SpaceSettings
 from evopress.space.profile_files import to_json
+from evopress.space.settings import SpaceSettings
 from evopress.space.units import Space
 from evopress.weights.block_grids import TypeName
 

@@ -86,6 +86,25 @@ class Searched:
         """The same by the names in a file that leaves out dropped blocks, and without what is in those."""
         return without_blocks(by_name, self.lm, self.kept_blocks)
 
+    def is_dropped(self, name: str) -> bool:
+        """Whether a tensor of the model belongs to a layer of a dropped sub-block."""
+        return name.startswith(self._dropped_modules)
+
+    @cached_property
+    def _dropped_modules(self) -> tuple[str, ...]:
+        paths = {"attention": self.lm.family.attention, "mlp": self.lm.family.mlp}
+        return tuple(
+            f"{self.lm.block_names[block]}.{paths[subblock]}."
+            for block, choice in enumerate(self.choices)
+            for subblock in choice.dropped
+        )
+
+    def untied_name(self, name: str) -> str:
+        """The name under which a tensor of the model is stored. A head that is tied is stored as the embeddings."""
+        head = self.lm.family.head
+        is_tied_head = name == f"{head}.weight" and head not in self.lm.embedding_and_head
+        return f"{self.lm.embeddings_name}.weight" if is_tied_head else name
+
     def packed(self, layer: str) -> CompressedWeight:
         """The chosen level of a layer as the database holds it. Raises KeyError for a layer that is not compressed."""
         assert self.weights is not None
@@ -150,6 +169,10 @@ class Format(ABC):
     @abstractmethod
     def predicted_bytes(self, searched: Searched, dtype: torch.dtype) -> int:
         """Bytes of all tensors that `write` will write, from the sizes in the space; headers come on top."""
+
+    def stored_names(self, searched: Searched) -> dict[str, str]:
+        """The model's name of every tensor that the checkpoint holds, by its name in the model that is read back."""
+        return searched.renumbered({name: name for name in own_tensors(searched.lm.model)})
 
     def predicted_names(self, searched: Searched) -> list[str]:
         """Names of the tensors that `write` will write, or others of the same length."""

@@ -96,6 +96,9 @@ class Zeroed(HF):
     def predicted_bytes(self, searched: Searched, dtype: torch.dtype) -> int:
         return dtype.itemsize * _num_parameters(searched)
 
+    def stored_names(self, searched: Searched) -> dict[str, str]:
+        return {name: name for name in self.predicted_names(searched)}
+
     def predicted_names(self, searched: Searched) -> list[str]:
         return list(own_tensors(searched.lm.model))
 

@@ -8,9 +8,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.func import functional_call
-from torch.nn import Module
 
 from evopress.export.base import Format, Searched, own_tensors
+from evopress.export.logits import LogitComparison, compare_logits
+from evopress.export.stored_tensors import check_tensors
+from evopress.export.tolerance import logit_tolerance
+from evopress.models.language_model import LanguageModel
 from evopress.space.build import dense_bytes
 
 SIZE_TOLERANCE = 0.005
@@ -18,11 +21,6 @@ SIZE_TOLERANCE = 0.005
 
 HEADER_SLACK = 2048
 """Bytes by which a header may differ from its estimate, which matters for toy models only."""
-
-LOGIT_TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-"""Largest difference of logits, as a share of the largest logit, by the type the engine computes in."""
-
-KL_TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-4, torch.bfloat16: 2e-3}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,30 +59,30 @@ def verify(
         raise ValueError(f"{form.name}: the files take {written} bytes, but {predicted} were predicted")
     files = form.check_files(searched, dtype, folder)
     expected = searched_logits(form, searched, dtype, tokens)
-    found = _logits(form, searched, folder, tokens)
-    result = Verification(
+    comparison = compare_logits(expected, _checkpoint_logits(form, searched, dtype, folder, tokens))
+    _check_logits(form, searched.lm, comparison)
+    return Verification(
         predicted_bytes=predicted,
         written_bytes=written,
         dense_bytes=dense_bytes(searched.lm),
         share_of_dense=round(written / dense_bytes(searched.lm), 4),
         header_bytes=headers,
-        max_logit_difference=float((found - expected).abs().max()),
-        max_logit=float(expected.abs().max()),
-        kl=mean_kl(expected, found),
-        same_top_token=float((found.argmax(-1) == expected.argmax(-1)).float().mean()),
+        max_logit_difference=comparison.max_difference,
+        max_logit=comparison.scale.largest,
+        kl=comparison.kl,
+        same_top_token=comparison.same_top_token,
         compute_dtype=str(searched.lm.dtype).removeprefix("torch."),
         files=files,
     )
-    _check(form, result, searched.lm.dtype)
-    return result
 
 
-def _check(form: Format, found: Verification, dtype: torch.dtype) -> None:
-    allowed = LOGIT_TOLERANCE[dtype] * found.max_logit
-    if not found.max_logit_difference <= allowed or not found.kl <= KL_TOLERANCE[dtype]:
+def _check_logits(form: Format, lm: LanguageModel, comparison: LogitComparison) -> None:
+    allowed = logit_tolerance(lm, comparison.scale)
+    if not comparison.max_difference <= allowed.difference or not comparison.kl <= allowed.kl:
         raise ValueError(
             f"{form.name}: the checkpoint's logits differ from the searched model's by up to "
-            f"{found.max_logit_difference:.3g} (allowed {allowed:.3g}), KL {found.kl:.3g}"
+            f"{comparison.max_difference:.3g} (allowed {allowed.difference:.3g}), KL {comparison.kl:.3g} "
+            f"(allowed {allowed.kl:.3g})"
         )
 
 
@@ -95,7 +93,7 @@ def searched_logits(
     """Logits of the searched model, with what the format rounds rounded in the same way; float32 on the CPU."""
     with searched.applied() as model:
         stored = {
-            name: form.as_stored(searched, name, tensor, dtype).to(searched.lm.dtype)
+            name: form.as_stored(searched, searched.untied_name(name), tensor, dtype).to(searched.lm.dtype)
             for name, tensor in own_tensors(model).items()
             if tensor.is_floating_point()
         }
@@ -108,18 +106,16 @@ def searched_logits(
 
 
 @torch.no_grad()
-def _logits(form: Format, searched: Searched, folder: Path, tokens: Tensor) -> Tensor:
+def _checkpoint_logits(
+    form: Format, searched: Searched, dtype: torch.dtype, folder: Path, tokens: Int[Tensor, "windows time"]
+) -> Float[Tensor, "windows time vocabulary"]:
+    """Logits of the checkpoint, float32 on the CPU. Raises ValueError where its tensors are not the searched ones."""
     lm = searched.lm
-    model: Module = form.load(folder, lm.dtype, lm.model.config._attn_implementation)
-    model = model.to(lm.device).eval()
+    model = form.load(folder, lm.dtype, lm.model.config._attn_implementation)
+    model.to(lm.device).eval()  # type: ignore[arg-type]
     parts = [model(input_ids=part, use_cache=False).logits.float().cpu() for part in tokens.to(lm.device).split(1)]
+    check_tensors(form, searched, dtype, model)  # after the first run: until then some engines hold packed weights
     return torch.cat(parts)
-
-
-def mean_kl(expected: Float[Tensor, "... vocabulary"], found: Float[Tensor, "... vocabulary"]) -> float:
-    """KL(expected ‖ found) per token in nats, from logits."""
-    log_p, log_q = expected.double().log_softmax(-1), found.double().log_softmax(-1)
-    return float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
 
 
 def file_bytes(folder: Path) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from evopress.compressors.rtn import RTN
 from evopress.export import Export, Refused, check, export, load
 from evopress.export.gguf import rope_factors
 from evopress.export.tokenizers import LLAMA3, QWEN2, pre_tokenizer
+from evopress.models.language_model import LanguageModel
 from evopress.models.loading import wrap_model
 from evopress.space.settings import SpaceSettings
 from tests.exports import compressed, searched_drops
@@ -106,7 +107,8 @@ def test_metadata_describes_model_and_tokenizer(tmp_path):
     assert found["tokenizer.ggml.add_bos_token"] is False
 
 
-def test_a_tied_head_is_not_stored(tmp_path):
+def tied_llama() -> LanguageModel:
+    """Embeddings and head share one weight; its rope is scaled."""
     config = LlamaConfig(
         hidden_size=64,
         intermediate_size=128,
@@ -126,13 +128,17 @@ def test_a_tied_head_is_not_stored(tmp_path):
         },
     )
     torch.manual_seed(0)
-    lm = wrap_model(AutoModelForCausalLM.from_config(config, dtype=torch.float32), tokenizer(), "tied")
+    return wrap_model(AutoModelForCausalLM.from_config(config, dtype=torch.float32), tokenizer(), "tied")
+
+
+def test_a_tied_head_is_not_stored(tmp_path):
+    lm = tied_llama()
     searched = compressed(lm, FEW, tmp_path)
     found = written(searched, tmp_path)
     stored = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "gguf" / "model.gguf").tensors}
     assert "output.weight" not in stored
     assert "rope_freqs.weight" in stored
-    vectors = 4 * sum(p.numel() for p in lm.model.parameters() if p.ndim == 1) + 4 * len(rope_factors(config))
+    vectors = 4 * sum(p.numel() for p in lm.model.parameters() if p.ndim == 1) + 4 * len(rope_factors(lm.model.config))
     levels = searched.space.size_bytes(searched.profile) - searched.space.fixed_bytes
     assert found["written_bytes"] - found["header_bytes"] == levels + vectors
     searched = replace(searched, profile=(2, *searched.profile[1:]))  # the coarsest embeddings, and so the head
@@ -143,6 +149,14 @@ def test_a_tied_head_is_not_stored(tmp_path):
     assert torch.equal(model.lm_head.weight, searched.packed("model.embed_tokens").dense())
     with searched.applied() as search_model:
         torch.testing.assert_close(logits(model), logits(search_model))
+
+
+def test_a_tied_head_is_compared_as_it_is_stored(tmp_path):
+    """The file holds the codes of the shared weight, so the head that they decode to is not rounded to float16."""
+    searched = compressed(tied_llama(), FEW, tmp_path)
+    for level in range(len(FEW.types)):
+        found = written(replace(searched, profile=(level, *searched.profile[1:])), tmp_path)
+        assert found["max_logit_difference"] < 1e-6 * found["max_logit"]
 
 
 def test_embeddings_and_head_of_their_own_have_the_types_that_the_search_chose(tmp_path):
