@@ -1,7 +1,7 @@
 """Matches a model with its family: all parts of the family exist, and it names every weight matrix of the blocks."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Container
 from dataclasses import replace
 
 from torch.nn import Linear, Module, ModuleList
@@ -128,9 +128,10 @@ def _matrix_sizes(block: Module) -> dict[str, int]:
     return {name: parameter.numel() for name, parameter in block.named_parameters() if parameter.ndim > 1}
 
 
-def _is_within(name: str, paths: Iterable[str]) -> bool:
+def _is_within(name: str, paths: Container[str]) -> bool:
     """Whether a name is one of `paths` or below one of them."""
-    return any(f"{name}.".startswith(f"{path}.") for path in paths)
+    parts = name.split(".")
+    return any(".".join(parts[:length]) in paths for length in range(1, len(parts) + 1))
 
 
 def _check_blocks_are_alike(model: Module, family: Family, model_type: str) -> None:
