@@ -93,7 +93,7 @@ def test_jobs_of_a_sweep_have_different_folders_whatever_is_swept(monkeypatch):
 
     long = [f"data.{split}_tokens=1024" for split in ("calibration", "search", "validation", "test")]
     assert folder(0, "data.window=64", "outputs=here") == "0_data.window-64"
-    assert folder(1, *long, "outputs=here", "search.candidates=3", "search=random").endswith("_search.candidates-3")
+    assert "_search.candidates-3" in folder(1, *long, "outputs=here", "search.candidates=3", "search=random")
     assert folder(2, *long, *long, *long, "data.text_column=a") != folder(3, *long, *long, *long, "data.text_column=b")
 
 

@@ -266,7 +266,7 @@ def test_calibration_settings_do_not_matter_to_a_compressor_without_hessians(tmp
 def test_formats_matter_to_the_search_where_the_budget_is_a_file_size(files, before, tmp_path):
     size = "budget.metric=size; budget.target=500KB"
     first = identities(files, tmp_path, size)
-    other = identities(files, tmp_path, size, "export.dtype=float32")
+    other = identities(files, tmp_path, size, "export.formats=[compressed_tensors]")
     assert first["search"] != other["search"]
 
 
