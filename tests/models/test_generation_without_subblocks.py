@@ -43,7 +43,7 @@ def generate(lm: LanguageModel, tokens: Tensor, mask: Tensor, **settings: object
 
 
 @pytest.mark.parametrize("family", FAMILIES + WITH_EXPERTS)
-@pytest.mark.parametrize("dropped", DROPS, ids=str)
+@pytest.mark.parametrize("dropped", DROPS, ids=range(len(DROPS)))
 def test_batches_and_single_prompts_generate_the_same_as_without_a_cache(family, dropped):
     lm, (tokens, mask) = tiny(family), prompts()
     with lm.replaced({}, dropped):

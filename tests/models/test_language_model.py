@@ -46,7 +46,7 @@ def test_the_logits_of_a_window_do_not_depend_on_its_batch(family):
     torch.testing.assert_close(blockwise_logits(lm, TOKENS), alone, **CLOSE)
 
 
-@pytest.mark.parametrize("dropped", [{"attention"}, {"mlp"}, {"attention", "mlp"}], ids=" ".join)
+@pytest.mark.parametrize("dropped", [{"attention"}, {"mlp"}, {"attention", "mlp"}], ids=["attention", "mlp", "both"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_dropped_subblock_adds_nothing(family, dropped):
     lm = tiny(family)
