@@ -11,8 +11,7 @@ from evopress.data.test_sets import TestSet, check_text_column, list_test_sets
 from evopress.evaluation.eval_checks import check_eval
 from evopress.evaluation.eval_settings import Eval
 from evopress.evaluation.evaluator import EvaluatorSettings
-from evopress.export import Export
-from evopress.export import check as check_export
+from evopress.export import Export, check_export
 from evopress.models.language_model import LanguageModel
 from evopress.models.source import ModelSource
 from evopress.runtime.tracking import Tracker
@@ -84,7 +83,7 @@ class Job:
             low, high = (0.0, high) if self.compress.metric == "bits" else (low, 1.0)
         for target in self.targets or (self.budget.target,):
             replace(self.budget, target=target).check(self.compress.metric, (low, high))
-        check_export(self.export, self.compress, self.space)
+        check_export(self.export, self.compress, space=self.space)
         check_text_column(self.data, [test_set.source for test_set in self.test_sets])
         check_eval(self.eval)
 

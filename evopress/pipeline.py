@@ -12,7 +12,7 @@ from evopress.evaluation.data_sets import load_test_sets
 from evopress.evaluation.oracle import Oracle
 from evopress.evaluation.results_table import as_table
 from evopress.evaluation.task_runs import measure_tasks
-from evopress.export import Searched, export
+from evopress.export import SearchedModel, write_checkpoints
 from evopress.identity import search_identity
 from evopress.job import Job, name_of
 from evopress.pareto.front import trace_front
@@ -173,9 +173,9 @@ def _measure(
 def _export(
     job: Job, context: EvaluationContext, profile: Profile, *, facts: Mapping[str, object]
 ) -> dict[str, dict[str, object]]:
-    searched = Searched(context.lm, context.space, profile, context.evaluator.weights)
+    searched = SearchedModel(context.lm, context.space, profile, context.evaluator.weights)
     tokens = context.splits.validation[:2]
-    return export(job.export, searched, tokens, facts=facts, folder=job.folder / "checkpoints")
+    return write_checkpoints(job.export, searched, tokens=tokens, facts=facts, folder=job.folder / "checkpoints")
 
 
 def _track_results(tracker: Tracker, candidates: Mapping[str, Candidate], seconds: Mapping[str, float]) -> None:

@@ -18,8 +18,7 @@ from evopress.evaluation.context import EvaluationContext
 from evopress.evaluation.data_sets import load_test_sets
 from evopress.evaluation.eval_checks import check_chat_template, check_tasks
 from evopress.evaluation.evaluator import Evaluator, EvaluatorSettings
-from evopress.export import check as check_export
-from evopress.export import fixed_bytes
+from evopress.export import check_export, fixed_bytes
 from evopress.identity import database_identity, model_identity
 from evopress.job import Job, name_of
 from evopress.models.language_model import LanguageModel
@@ -73,7 +72,7 @@ def check_dense(lm: LanguageModel, tokens: Tensor, *, settings: EvaluatorSetting
 
 def prepare_context(job: Job, lm: LanguageModel, splits: Splits) -> EvaluationContext:
     """Build the space of the job, complete its database, and set up the evaluator."""
-    check_export(job.export, job.compress, job.space, dtype=lm.dtype)
+    check_export(job.export, job.compress, space=job.space, dtype=lm.dtype)
     if isinstance(job.compress, Drop):
         space = drop_space(lm, job.compress, job.space)
         evaluator = Evaluator(lm, space, None, job.evaluator)

@@ -9,7 +9,7 @@ from evopress.compressors.drop import Drop
 from evopress.database.build import BatchLimits, build_database
 from evopress.database.cache import DecodedLevels
 from evopress.database.store import Database
-from evopress.export import Searched
+from evopress.export import SearchedModel
 from evopress.models.language_model import LanguageModel
 from evopress.space.build import drop_space, layer_space
 from evopress.space.settings import SpaceSettings
@@ -17,24 +17,24 @@ from evopress.space.units import Profile, Space
 from tests.tiny_models import token_windows
 
 
-def searched_drops(lm: LanguageModel, dropped: set[tuple[int, str]]) -> Searched:
+def searched_drops(lm: LanguageModel, dropped: set[tuple[int, str]]) -> SearchedModel:
     """The model without the given sub-blocks."""
     space = drop_space(lm, Drop())
     profile = tuple(int((unit.blocks[0], unit.kind) in dropped) for unit in space.units)
     assert sum(profile) == len(dropped)
-    return Searched(lm, space, profile)
+    return SearchedModel(lm, space, profile)
 
 
 def compressed(
     lm: LanguageModel, compressor: Compressor, folder: Path, *, tie: str = "none", drops: str = "none"
-) -> Searched:
+) -> SearchedModel:
     """Levels of every layer in turn, so that neighbouring units differ; of what may be dropped, the second is."""
     compressor = compressor.for_hidden_size(lm.hidden_size)
     space = layer_space(lm, compressor, SpaceSettings(tie=tie, drops=drops, trade="any"))
     database = Database.open(folder, "levels", {"model": lm.name})
     build_database(lm, compressor, token_windows(4, 32), database, limits=BatchLimits(batch_tokens=128))
     weights = DecodedLevels(database, limit_bytes=10**9, dtype=lm.dtype, device=torch.device("cpu"))
-    return Searched(lm, space, in_turn(space), weights)
+    return SearchedModel(lm, space, in_turn(space), weights)
 
 
 def in_turn(space: Space) -> Profile:

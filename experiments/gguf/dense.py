@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from evopress.export import Searched
-from evopress.export.gguf import GGUF
+from evopress.export import SearchedModel
+from evopress.export.formats.gguf import GGUFFile
 from evopress.models.loading import load_model
 from evopress.models.source import ModelSource
 from evopress.space.units import Space
@@ -20,7 +20,7 @@ def main(model: Path, folder: Path) -> None:
         ModelSource(name=model.name, path=str(model), dtype="bfloat16", device="cpu"), Path("outputs/cache")
     )
     folder.mkdir(parents=True, exist_ok=True)
-    GGUF("smollm").write(Searched(lm, Space(()), ()), torch.bfloat16, folder)
+    GGUFFile("smollm").write(SearchedModel(lm, Space(()), ()), folder, dtype=torch.bfloat16)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from evopress.compressors.drop import Drop
 from evopress.compressors.gptq import GPTQ
 from evopress.compressors.rtn import RTN
 from evopress.compressors.sparsegpt import SparseGPT
-from evopress.export import Export, Refused, check, export, load
+from evopress.export import Export, UnsupportedExportError, check_export, load, write_checkpoints
+from evopress.export.formats.pack_quantized import packed_tensors
 from evopress.models.loading import wrap_model
 from evopress.space.build import dense_bytes
 from evopress.space.settings import SpaceSettings
@@ -34,7 +35,7 @@ def logits(model) -> torch.Tensor:
 
 
 def written(settings: Export, searched, folder) -> dict:
-    return export(settings, searched, TOKENS, facts={}, folder=folder)["compressed_tensors"]
+    return write_checkpoints(settings, searched, tokens=TOKENS, facts={}, folder=folder)["compressed_tensors"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -105,15 +106,12 @@ def test_transformers_still_cannot_read_zero_points(tmp_path):
 
 def test_a_damaged_code_fails_the_verification(tmp_path, monkeypatch):
     searched = compressed(tiny("llama"), SYMMETRIC, tmp_path)
-    from evopress.export import compressed_tensors
-
-    honest = compressed_tensors.stored_tensors
 
     def damaged(weight):
-        tensors = honest(weight)
+        tensors = packed_tensors(weight)
         return {**tensors, "weight_packed": tensors["weight_packed"] ^ 1}
 
-    monkeypatch.setattr(compressed_tensors, "stored_tensors", damaged)
+    monkeypatch.setattr("evopress.export.formats.compressed_tensors.packed_tensors", damaged)
     with pytest.raises(ValueError, match="does not decode to the codes of the database"):
         written(PACKED, searched, tmp_path)
     assert not (tmp_path / "compressed_tensors").exists()
@@ -129,21 +127,21 @@ def test_a_damaged_code_fails_the_verification(tmp_path, monkeypatch):
     ],
 )
 def test_settings_whose_profiles_no_engine_could_load_are_refused_at_start_up(settings, compressor, tie, message):
-    with pytest.raises(Refused, match=message):
-        check(settings, compressor, SpaceSettings(tie=tie))
+    with pytest.raises(UnsupportedExportError, match=message):
+        check_export(settings, compressor, space=SpaceSettings(tie=tie))
 
 
 @pytest.mark.parametrize("settings", [PACKED, PACKED_FOR_VLLM])
 def test_fitting_settings_are_accepted_at_start_up(settings):
-    check(settings, SYMMETRIC, SpaceSettings(tie="engine"))
+    check_export(settings, SYMMETRIC, space=SpaceSettings(tie="engine"))
 
 
 def test_scales_that_engines_would_round_are_refused_once_the_model_is_loaded():
-    check(PACKED, SYMMETRIC, SpaceSettings(), dtype=torch.float32)
-    check(PACKED, SYMMETRIC, SpaceSettings(), dtype=torch.float16)
-    with pytest.raises(Refused, match=r"set compress\.scale_dtype=bfloat16"):
-        check(PACKED, SYMMETRIC, SpaceSettings(), dtype=torch.bfloat16)
-    check(PACKED, replace(SYMMETRIC, scale_dtype="bfloat16"), SpaceSettings(), dtype=torch.bfloat16)
+    check_export(PACKED, SYMMETRIC, space=SpaceSettings(), dtype=torch.float32)
+    check_export(PACKED, SYMMETRIC, space=SpaceSettings(), dtype=torch.float16)
+    with pytest.raises(UnsupportedExportError, match=r"set compress\.scale_dtype=bfloat16"):
+        check_export(PACKED, SYMMETRIC, space=SpaceSettings(), dtype=torch.bfloat16)
+    check_export(PACKED, replace(SYMMETRIC, scale_dtype="bfloat16"), space=SpaceSettings(), dtype=torch.bfloat16)
 
 
 def test_a_model_in_bfloat16_is_read_back_in_bfloat16(tmp_path):
@@ -152,16 +150,16 @@ def test_a_model_in_bfloat16_is_read_back_in_bfloat16(tmp_path):
     found = written(PACKED, compressed(lm, replace(SYMMETRIC, scale_dtype="bfloat16"), tmp_path), tmp_path)
     assert found["max_logit_difference"] <= 0.02 * found["max_logit"]
     assert found["kl"] < 1e-4
-    with pytest.raises(Refused, match="would round the scales, float16, to it"):
+    with pytest.raises(UnsupportedExportError, match="would round the scales, float16, to it"):
         written(PACKED, compressed(lm, SYMMETRIC, tmp_path / "halves"), tmp_path)
 
 
 def test_a_profile_that_an_engine_cannot_run_is_refused_before_anything_is_written(tmp_path):
     folder = tmp_path / "checkpoint"
-    with pytest.raises(Refused, match="are one layer in vLLM and have different widths"):
+    with pytest.raises(UnsupportedExportError, match="are one layer in vLLM and have different widths"):
         written(PACKED_FOR_VLLM, compressed(tiny("llama"), SYMMETRIC, tmp_path / "untied"), folder)
-    with pytest.raises(Refused, match="cannot read packed zero points"):
+    with pytest.raises(UnsupportedExportError, match="cannot read packed zero points"):
         written(PACKED, compressed(tiny("llama"), ASYMMETRIC, tmp_path / "zeros"), folder)
-    with pytest.raises(Refused, match="integer codes"):
+    with pytest.raises(UnsupportedExportError, match="integer codes"):
         written(PACKED, searched_drops(tiny("llama"), {(1, "mlp")}), folder)
     assert not folder.exists()

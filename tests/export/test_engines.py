@@ -19,7 +19,7 @@ from evopress.data.settings import Data
 from evopress.database.build import BatchLimits, build_database
 from evopress.database.cache import DecodedLevels
 from evopress.database.store import Database
-from evopress.export import Export, Searched, export, load
+from evopress.export import Export, SearchedModel, load, write_checkpoints
 from evopress.models.language_model import LanguageModel
 from evopress.models.loading import load_model
 from evopress.models.source import ModelSource
@@ -79,18 +79,18 @@ def smollm2() -> LanguageModel:
     return load_model(ModelSource(name="smollm2", path=str(found[0]), dtype="float32", device="cpu"), ROOT / "outputs")
 
 
-def quantized(lm: LanguageModel, compressor: RTN, tie: str, folder: Path) -> Searched:
+def quantized(lm: LanguageModel, compressor: RTN, tie: str, folder: Path) -> SearchedModel:
     """Levels in turn over the units; rounding to nearest, which needs no text."""
     space = layer_space(lm, compressor, SpaceSettings(tie=tie))
     database = Database.open(folder, "levels", {})
     build_database(lm, compressor, torch.zeros(1, 8, dtype=torch.long), database, limits=BatchLimits(batch_tokens=8))
     weights = DecodedLevels(database, limit_bytes=10**9, dtype=lm.dtype, device=lm.device)
-    return Searched(lm, space, tuple(i % len(unit.levels) for i, unit in enumerate(space.units)), weights)
+    return SearchedModel(lm, space, tuple(i % len(unit.levels) for i, unit in enumerate(space.units)), weights)
 
 
-def without(lm: LanguageModel, dropped: set[tuple[int, str]]) -> Searched:
+def without(lm: LanguageModel, dropped: set[tuple[int, str]]) -> SearchedModel:
     space = drop_space(lm, Drop())
-    return Searched(lm, space, tuple(int((unit.blocks[0], unit.kind) in dropped) for unit in space.units))
+    return SearchedModel(lm, space, tuple(int((unit.blocks[0], unit.kind) in dropped) for unit in space.units))
 
 
 def window(lm: LanguageModel) -> torch.Tensor:
@@ -131,7 +131,9 @@ def test_vllm_generates_the_tokens_of_transformers(name, dtype, smollm2, tmp_pat
         searched = quantized(smollm2, four_bit, "engine", tmp_path)
     else:
         searched = without(smollm2, WHOLE if name == "hf" else HALVES)
-    export(Export(formats=[name], engine="vllm"), searched, window(smollm2), facts={}, folder=tmp_path)
+    write_checkpoints(
+        Export(formats=[name], engine="vllm"), searched, tokens=window(smollm2), facts={}, folder=tmp_path
+    )
     folder = tmp_path / name
     found = ran(VLLM, RUN_VLLM, str(folder), dtype, json.dumps(PROMPTS))
     assert found == greedy(smollm2, folder, getattr(torch, dtype))
@@ -181,7 +183,7 @@ def test_llama_cpp_computes_the_logits_of_the_searched_model(smollm2, tmp_path):
     np = pytest.importorskip("numpy")
     searched = quantized(smollm2, RTN(bits=(8, 5, 4), group_size=32, symmetric=True), "none", tmp_path)
     tokens = window(smollm2)
-    export(Export(formats=["gguf"]), searched, tokens, facts={}, folder=tmp_path)
+    write_checkpoints(Export(formats=["gguf"]), searched, tokens=tokens, facts={}, folder=tmp_path)
     arguments = (json.dumps(tokens.tolist()), str(tmp_path / "logits.npy"), json.dumps(PROMPTS))
     tokenized = ran(LLAMA, RUN_LLAMA, str(tmp_path / "gguf" / "model.gguf"), *arguments)
     assert tokenized == [smollm2.tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
@@ -202,7 +204,7 @@ def test_names_order_of_rows_and_tokenizer_are_those_of_the_file_that_llama_cpp_
     (path,) = Path(package.submodule_search_locations[0]).glob("*.gguf")
     searched = quantized(smollm2, RTN(bits=(8,), group_size=32, symmetric=True), "none", tmp_path)
     settings = Export(formats=["gguf"], pre_tokenizer="smollm")
-    export(settings, searched, window(smollm2), facts={}, folder=tmp_path)
+    write_checkpoints(settings, searched, tokens=window(smollm2), facts={}, folder=tmp_path)
     reference, ours = gguf.GGUFReader(path), gguf.GGUFReader(tmp_path / "gguf" / "model.gguf")
     for name, field in reference.fields.items():
         if name.startswith(("llama.", "tokenizer.")):

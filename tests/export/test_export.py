@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evopress.compressors.rtn import RTN
 from evopress.compressors.sparsegpt import SparseGPT
-from evopress.export import Export, Refused, export, fixed_bytes, load
-from evopress.export.hf import HF
+from evopress.export import Export, UnsupportedExportError, fixed_bytes, load, write_checkpoints
+from evopress.export.formats import DenseSafetensors
 from evopress.space.profile_files import from_json
 from tests.exports import compressed, searched_drops
 from tests.tiny_models import FAMILIES, NUM_BLOCKS, tiny, token_windows
@@ -39,7 +39,7 @@ def reloaded(folder: Path) -> torch.Tensor:
 
 
 def written(settings: Export, searched, folder: Path) -> dict:
-    return export(settings, searched, TOKENS, facts=FACTS, folder=folder)
+    return write_checkpoints(settings, searched, tokens=TOKENS, facts=FACTS, folder=folder)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -73,10 +73,10 @@ def test_half_a_block_is_zeroed_in_any_family(family, tmp_path):
 
 def test_a_profile_that_some_format_cannot_hold_is_refused_before_anything_is_written(tmp_path):
     searched = searched_drops(tiny("llama"), {(1, "mlp")})
-    with pytest.raises(Refused, match="drops the mlp of block 1 only: use export"):
+    with pytest.raises(UnsupportedExportError, match="drops the mlp of block 1 only: use export"):
         written(Export(formats=["zeroed", "hf"]), searched, tmp_path)
     everything = {(block, part) for block in range(NUM_BLOCKS) for part in ("attention", "mlp")}
-    with pytest.raises(Refused, match="drops every block"):
+    with pytest.raises(UnsupportedExportError, match="drops every block"):
         written(FLOAT32, searched_drops(tiny("llama"), everything), tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -136,11 +136,11 @@ def test_a_checkpoint_brings_tokenizer_generation_settings_profile_and_card(tmp_
     assert {path.name for path in tmp_path.iterdir()} == {"hf", "zeroed"}
 
 
-class Forgetful(HF):
-    """Writes a model whose numbers are not those of the search."""
+class WrongBlock(DenseSafetensors):
+    """Writes the model without another block than the one that the search dropped."""
 
-    def write(self, searched, dtype, folder):
-        super().write(searched_drops(searched.lm, {(0, "attention"), (0, "mlp")}), dtype, folder)
+    def write(self, searched, folder, *, dtype):
+        super().write(searched_drops(searched.lm, {(0, "attention"), (0, "mlp")}), folder, dtype=dtype)
 
 
 def test_a_checkpoint_that_fails_its_verification_leaves_nothing_and_keeps_the_old_one(tmp_path, monkeypatch):
@@ -148,7 +148,7 @@ def test_a_checkpoint_that_fails_its_verification_leaves_nothing_and_keeps_the_o
     settings = Export(formats=["hf"], dtype="float32")
     written(settings, searched, tmp_path)
     before = (tmp_path / "hf" / "model.safetensors").read_bytes()
-    monkeypatch.setattr("evopress.export.FORMATS", {"hf": lambda settings: Forgetful()})
+    monkeypatch.setattr("evopress.export.registry._FORMATS", {"hf": WrongBlock})
     with pytest.raises(ValueError, match=r"self_attn\.q_proj\.weight is not as searched"):
         written(settings, searched, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from evopress.compressors.rtn import RTN
-from evopress.export import Export, export
+from evopress.export import Export, write_checkpoints
 from tests import plain
 from tests.exports import compressed
 from tests.tiny_models import NUM_BLOCKS, SCALED, WITH_SHARED_EXPERTS, WITH_VISION, tiny, token_windows
@@ -21,7 +21,7 @@ def test_a_model_with_levels_and_a_dropped_block_is_read_back_by_transformers(fa
     lm = tiny(family)
     searched = compressed(lm, RTN(bits=(2, 4), group_size=16), tmp_path / "levels", drops="block")
     assert len(searched.kept_blocks) == NUM_BLOCKS - 1
-    export(SETTINGS, searched, TOKENS, facts={}, folder=tmp_path)
+    write_checkpoints(SETTINGS, searched, tokens=TOKENS, facts={}, folder=tmp_path)
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
     with searched.applied() as model:
         expected = plain.logits(model, TOKENS)
@@ -32,7 +32,7 @@ def test_a_model_with_levels_and_a_dropped_block_is_read_back_by_transformers(fa
 def test_the_vision_tower_is_exported_unchanged(tmp_path):
     lm = tiny("gemma3")
     searched = compressed(lm, RTN(bits=(2, 4), group_size=16), tmp_path / "levels", drops="block")
-    export(SETTINGS, searched, TOKENS, facts={}, folder=tmp_path)
+    write_checkpoints(SETTINGS, searched, tokens=TOKENS, facts={}, folder=tmp_path)
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
     vision = {
         name: tensor for name, tensor in lm.model.named_parameters() if ".layers." not in name or "vision" in name

@@ -12,9 +12,9 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from evopress.compressors.drop import Drop
 from evopress.compressors.gguf import GGUF
 from evopress.compressors.rtn import RTN
-from evopress.export import Export, Refused, check, export, load
-from evopress.export.gguf import rope_factors
-from evopress.export.tokenizers import LLAMA3, QWEN2, pre_tokenizer
+from evopress.export import Export, UnsupportedExportError, check_export, load, write_checkpoints
+from evopress.export.formats.gguf_metadata import rope_factors
+from evopress.export.formats.gguf_tokenizer import LLAMA3, QWEN2, pre_tokenizer_name
 from evopress.models.language_model import LanguageModel
 from evopress.models.loading import wrap_model
 from evopress.space.settings import SpaceSettings
@@ -36,7 +36,7 @@ def logits(model) -> torch.Tensor:
 
 
 def written(searched, folder, settings: Export = SETTINGS) -> dict:
-    return export(settings, searched, TOKENS, facts={}, folder=folder)["gguf"]
+    return write_checkpoints(settings, searched, tokens=TOKENS, facts={}, folder=folder)["gguf"]
 
 
 def fields(folder) -> dict:
@@ -171,8 +171,8 @@ def test_embeddings_and_head_of_their_own_have_the_types_that_the_search_chose(t
 
 
 def test_embeddings_that_are_units_are_not_rounded_again():
-    with pytest.raises(Refused, match=r"set export\.embeddings=null or compress\.embeddings=false"):
-        check(Export(formats=["gguf"], embeddings="Q8_0"), FEW, SpaceSettings())
+    with pytest.raises(UnsupportedExportError, match=r"set export\.embeddings=null or compress\.embeddings=false"):
+        check_export(Export(formats=["gguf"], embeddings="Q8_0"), FEW, space=SpaceSettings())
 
 
 @pytest.mark.parametrize("name", ["Q8_0", "Q5_1"])
@@ -233,14 +233,14 @@ def bpe(pre) -> PreTrainedTokenizerFast:
     ],
 )
 def test_the_splitting_rule_is_recognised(pre, expected):
-    assert pre_tokenizer(bpe(pre)) == expected
+    assert pre_tokenizer_name(bpe(pre)) == expected
 
 
 def test_an_unknown_splitting_rule_is_refused_unless_named(tmp_path):
     lm = tiny("llama")
     other = wrap_model(lm.model, bpe(pre_tokenizers.Whitespace()), "other")
     searched = compressed(other, FEW, tmp_path / "levels")
-    with pytest.raises(Refused, match=r"set export.pre_tokenizer to llama.cpp's name"):
+    with pytest.raises(UnsupportedExportError, match=r"set export.pre_tokenizer to llama.cpp's name"):
         written(searched, tmp_path / "checkpoint")
     assert not (tmp_path / "checkpoint").exists()
     written(searched, tmp_path / "checkpoint", Export(formats=["gguf"], pre_tokenizer="mpt"))
@@ -257,22 +257,22 @@ def test_an_unknown_splitting_rule_is_refused_unless_named(tmp_path):
     ],
 )
 def test_levels_that_no_block_type_holds_are_refused_at_start_up(compressor, message):
-    with pytest.raises(Refused, match=message):
-        check(SETTINGS, compressor, SpaceSettings())
+    with pytest.raises(UnsupportedExportError, match=message):
+        check_export(SETTINGS, compressor, space=SpaceSettings())
 
 
 @pytest.mark.parametrize("compressor", [GGUF(), EXACT])
 def test_block_types_are_accepted_at_start_up(compressor):
-    check(SETTINGS, compressor, SpaceSettings())
+    check_export(SETTINGS, compressor, space=SpaceSettings())
 
 
 def test_a_model_or_profile_that_does_not_fit_is_refused_before_anything_is_written(tmp_path):
     folder = tmp_path / "checkpoint"
-    with pytest.raises(Refused, match="this model is gemma2"):
+    with pytest.raises(UnsupportedExportError, match="this model is gemma2"):
         written(compressed(tiny("gemma2"), FEW, tmp_path / "gemma"), folder)
-    with pytest.raises(Refused, match="this profile has none"):
+    with pytest.raises(UnsupportedExportError, match="this profile has none"):
         written(searched_drops(tiny("llama"), {(1, "mlp")}), folder)
-    with pytest.raises(Refused, match="on the grid of no block type"):
+    with pytest.raises(UnsupportedExportError, match="on the grid of no block type"):
         written(compressed(tiny("llama"), RTN(bits=(3,), group_size=32), tmp_path / "three"), folder)
     assert not folder.exists()
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from evopress.compressors.base import Compressor
 from evopress.compressors.gguf import GGUF
 from evopress.compressors.rtn import RTN
-from evopress.export import Export, Refused, check, export, fixed_bytes, load
+from evopress.export import Export, UnsupportedExportError, check_export, fixed_bytes, load, write_checkpoints
 from evopress.space.settings import SpaceSettings
 from tests.export.test_nemotron_nas import wide_llama
 from tests.exports import compressed
@@ -35,9 +35,9 @@ def logits(model) -> torch.Tensor:
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_dropped_block_is_not_in_the_file_and_the_others_have_their_levels(name, tmp_path):
     settings, compressor, tie = FORMATS[name]
-    check(settings, compressor, SpaceSettings(tie=tie, drops="block", trade="any"))
+    check_export(settings, compressor, space=SpaceSettings(tie=tie, drops="block", trade="any"))
     searched = compressed(tiny("qwen2"), compressor, tmp_path / "levels", tie=tie, drops="block")
-    found = export(settings, searched, TOKENS, facts={}, folder=tmp_path)[settings.formats[0]]
+    found = write_checkpoints(settings, searched, tokens=TOKENS, facts={}, folder=tmp_path)[settings.formats[0]]
     folder = tmp_path / settings.formats[0]
     config = json.loads((folder / "config.json").read_text())
     assert config["num_hidden_layers"] == len(config["layer_types"]) == NUM_BLOCKS - 1
@@ -53,7 +53,7 @@ def test_a_dropped_block_is_not_in_the_file_and_the_others_have_their_levels(nam
 def test_codes_of_blocks_behind_a_dropped_one_stand_under_their_new_number(tmp_path):
     settings, compressor, _ = FORMATS["compressed_tensors"]
     searched = compressed(tiny("qwen2"), compressor, tmp_path / "levels", drops="block")
-    export(settings, searched, TOKENS, facts={}, folder=tmp_path)
+    write_checkpoints(settings, searched, tokens=TOKENS, facts={}, folder=tmp_path)
     state = load_file(tmp_path / "compressed_tensors" / "model.safetensors")
     packed = searched.packed("model.layers.2.mlp.down_proj")
     assert torch.equal(state["model.layers.1.mlp.down_proj.weight_packed"], packed.packed)
@@ -67,8 +67,8 @@ def test_codes_of_blocks_behind_a_dropped_one_stand_under_their_new_number(tmp_p
 def test_halves_of_blocks_are_left_out_or_zeroed_in_dense_weights(tmp_path):
     searched = compressed(wide_llama(), CODES, tmp_path / "levels", drops="subblock")
     settings = Export(formats=["nemotron_nas", "zeroed"], dtype="float32")
-    check(settings, CODES, SpaceSettings(drops="subblock", trade="any"))
-    found = export(settings, searched, TOKENS, facts={}, folder=tmp_path)
+    check_export(settings, CODES, space=SpaceSettings(drops="subblock", trade="any"))
+    found = write_checkpoints(settings, searched, tokens=TOKENS, facts={}, folder=tmp_path)
     assert searched.half_dropped == {0: "mlp"}
     anchor = AutoModelForCausalLM.from_pretrained(tmp_path / "zeroed", dtype=torch.float32)
     torch.testing.assert_close(logits(load(tmp_path / "nemotron_nas")), logits(anchor), rtol=1e-5, atol=1e-5)
@@ -78,5 +78,7 @@ def test_halves_of_blocks_are_left_out_or_zeroed_in_dense_weights(tmp_path):
 @pytest.mark.parametrize("name", FORMATS)
 def test_formats_of_whole_blocks_refuse_halves_at_start_up(name: str, tmp_path: Path):
     settings, compressor, tie = FORMATS[name]
-    with pytest.raises(Refused, match=r"set space.drops=block, or use export.formats=\[nemotron_nas\] or \[zeroed\]"):
-        check(settings, compressor, SpaceSettings(tie=tie, drops="subblock", trade="any"))
+    with pytest.raises(
+        UnsupportedExportError, match=r"set space.drops=block, or use export.formats=\[nemotron_nas\] or \[zeroed\]"
+    ):
+        check_export(settings, compressor, space=SpaceSettings(tie=tie, drops="subblock", trade="any"))

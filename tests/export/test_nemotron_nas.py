@@ -12,8 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from evopress.compressors.drop import Drop
 from evopress.compressors.gptq import GPTQ
-from evopress.export import Export, Refused, check, export, load
-from evopress.export.nemotron_nas import ffn_mult
+from evopress.export import Export, UnsupportedExportError, check_export, load, write_checkpoints
+from evopress.export.formats.nemotron_config import ffn_mult
 from evopress.models.language_model import LanguageModel
 from evopress.models.loading import wrap_model
 from evopress.space.settings import SpaceSettings
@@ -54,7 +54,7 @@ def logits(model) -> torch.Tensor:
 
 
 def written(searched, folder: Path, settings: Export = SETTINGS) -> dict:
-    return export(settings, searched, TOKENS, facts={}, folder=folder)
+    return write_checkpoints(settings, searched, tokens=TOKENS, facts={}, folder=folder)
 
 
 def test_half_blocks_are_gone_and_the_logits_are_those_of_the_zeroed_anchor(tmp_path):
@@ -119,12 +119,12 @@ def test_engines_compute_the_width_from_the_factor(width, hidden):
 )
 def test_what_the_layout_cannot_hold_is_refused_before_anything_is_written(family, dropped, message, tmp_path):
     lm = wide_llama() if family == "wide" else tiny(family)
-    with pytest.raises(Refused, match=message):
+    with pytest.raises(UnsupportedExportError, match=message):
         written(searched_drops(lm, dropped), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_layer_levels_are_refused_at_start_up():
-    check(SETTINGS, Drop(), SpaceSettings())
-    with pytest.raises(Refused, match="use compress=drop"):
-        check(SETTINGS, GPTQ(), SpaceSettings())
+    check_export(SETTINGS, Drop(), space=SpaceSettings())
+    with pytest.raises(UnsupportedExportError, match="use compress=drop"):
+        check_export(SETTINGS, GPTQ(), space=SpaceSettings())

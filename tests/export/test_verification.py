@@ -7,15 +7,14 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from evopress.compressors.gguf import GGUF as BlockTypes  # noqa: N811
+from evopress.compressors.gguf import GGUF
 from evopress.compressors.rtn import RTN
-from evopress.export.base import Format, Searched
-from evopress.export.compressed_tensors import CompressedTensors
-from evopress.export.gguf import GGUF
-from evopress.export.hf import HF, Zeroed
-from evopress.export.logits import compare_logits
-from evopress.export.tolerance import logit_tolerance
-from evopress.export.verify import verify
+from evopress.export.base import Format
+from evopress.export.formats import CompressedTensors, DenseSafetensors, GGUFFile, ZeroedSafetensors
+from evopress.export.searched import SearchedModel
+from evopress.export.verification.logits import compare_logits
+from evopress.export.verification.tolerance import logit_tolerance
+from evopress.export.verification.verify import Verification, verify_checkpoint
 from evopress.models.loading import wrap_model
 from tests.exports import compressed
 from tests.tiny_models import FAMILIES, WITH_EXPERTS, random_model, tiny, token_windows, tokenizer
@@ -24,18 +23,18 @@ TOKENS = token_windows(2, 16)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def damaged(form: Format, damage, monkeypatch) -> Format:
+def damaged(checkpoint_format: Format, damage, monkeypatch) -> Format:
     """The format, whose checkpoints are damaged when they are read."""
-    load = form.load
+    load = checkpoint_format.load
 
-    def load_and_damage(*arguments: object) -> PreTrainedModel:
-        model = load(*arguments)
+    def load_and_damage(*arguments: object, **options: object) -> PreTrainedModel:
+        model = load(*arguments, **options)
         with torch.no_grad():
             damage(model)
         return model
 
-    monkeypatch.setattr(form, "load", load_and_damage)
-    return form
+    monkeypatch.setattr(checkpoint_format, "load", load_and_damage)
+    return checkpoint_format
 
 
 def one_code_off(model: PreTrainedModel) -> None:
@@ -64,62 +63,88 @@ def rotation_changed(model: PreTrainedModel) -> None:
     model.model.rotary_emb.inv_freq *= 1.01
 
 
-def written(form: Format, searched: Searched, folder: Path) -> Path:
+def written(checkpoint_format: Format, searched: SearchedModel, folder: Path) -> Path:
     folder.mkdir()
-    form.write(searched, form.dtype(searched), folder)
+    checkpoint_format.write(searched, folder, dtype=checkpoint_format.default_dtype(searched))
     return folder
 
 
+def verify(checkpoint_format: Format, searched: SearchedModel, folder: Path) -> Verification:
+    dtype = checkpoint_format.default_dtype(searched)
+    return verify_checkpoint(checkpoint_format, searched, folder=folder, dtype=dtype, tokens=TOKENS)
+
+
 @pytest.mark.parametrize(
-    ("form", "compressor"),
+    ("checkpoint_format", "compressor"),
     [
-        (GGUF(), BlockTypes(types=("Q8_0", "Q5_1", "Q4_0"))),
-        (HF(), RTN(bits=(8, 4), group_size=32)),
-        (Zeroed(), RTN(bits=(8, 4), group_size=32)),
+        (GGUFFile(), GGUF(types=("Q8_0", "Q5_1", "Q4_0"))),
+        (DenseSafetensors(), RTN(bits=(8, 4), group_size=32)),
+        (ZeroedSafetensors(), RTN(bits=(8, 4), group_size=32)),
     ],
     ids=lambda value: type(value).__name__,
 )
 @pytest.mark.parametrize("damage", [one_code_off, two_rows_swapped, norm_in_8_bits])
-def test_a_small_fault_in_the_tensors_is_refused(form, compressor, damage, tmp_path, monkeypatch):
-    if isinstance(form, GGUF):
+def test_a_small_fault_in_the_tensors_is_refused(checkpoint_format, compressor, damage, tmp_path, monkeypatch):
+    if isinstance(checkpoint_format, GGUFFile):
         pytest.importorskip("gguf", reason="needs the package gguf")
     searched = compressed(tiny("llama"), compressor, tmp_path)
-    folder, dtype = written(form, searched, tmp_path / "checkpoint"), form.dtype(searched)
-    verify(form, searched, dtype, folder, TOKENS)
+    folder, dtype = (
+        written(checkpoint_format, searched, tmp_path / "checkpoint"),
+        checkpoint_format.default_dtype(searched),
+    )
+    verify(checkpoint_format, searched, folder)
     with pytest.raises(ValueError, match=r"(v_proj|up_proj|input_layernorm)\.weight is not as searched: \d+ of its"):
-        verify(damaged(form, damage, monkeypatch), searched, dtype, folder, TOKENS)
+        verify_checkpoint(
+            damaged(checkpoint_format, damage, monkeypatch), searched, folder=folder, dtype=dtype, tokens=TOKENS
+        )
 
 
 def test_a_norm_in_16_bits_is_refused_where_the_file_holds_it_in_32(tmp_path, monkeypatch):
     pytest.importorskip("gguf", reason="needs the package gguf")
-    searched = compressed(tiny("llama"), BlockTypes(types=("Q8_0", "Q4_0")), tmp_path)
-    form = GGUF()
-    folder = written(form, searched, tmp_path / "checkpoint")
+    searched = compressed(tiny("llama"), GGUF(types=("Q8_0", "Q4_0")), tmp_path)
+    checkpoint_format = GGUFFile()
+    folder = written(checkpoint_format, searched, tmp_path / "checkpoint")
     with pytest.raises(ValueError, match=r"input_layernorm\.weight is not as searched"):
-        verify(damaged(form, norm_in_16_bits, monkeypatch), searched, torch.float16, folder, TOKENS)
+        verify_checkpoint(
+            damaged(checkpoint_format, norm_in_16_bits, monkeypatch),
+            searched,
+            folder=folder,
+            dtype=torch.float16,
+            tokens=TOKENS,
+        )
 
 
 def test_a_small_fault_in_packed_codes_is_refused(tmp_path):
     pytest.importorskip("compressed_tensors", reason="needs the package compressed-tensors")
     from safetensors.torch import load_file, save_file
 
-    form, levels = CompressedTensors(), RTN(bits=(8, 4), group_size=32, symmetric=True)
+    checkpoint_format, levels = CompressedTensors(), RTN(bits=(8, 4), group_size=32, symmetric=True)
     searched = compressed(tiny("llama"), levels, tmp_path)
-    folder = written(form, searched, tmp_path / "checkpoint")
-    verify(form, searched, form.dtype(searched), folder, TOKENS)
+    folder = written(checkpoint_format, searched, tmp_path / "checkpoint")
+    verify_checkpoint(
+        checkpoint_format, searched, folder=folder, dtype=checkpoint_format.default_dtype(searched), tokens=TOKENS
+    )
     state = load_file(folder / "model.safetensors")
     state["model.layers.1.self_attn.v_proj.weight_packed"][3, 0] ^= 1
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"v_proj does not decode to the codes"):
-        verify(form, searched, form.dtype(searched), folder, TOKENS)
+        verify_checkpoint(
+            checkpoint_format, searched, folder=folder, dtype=checkpoint_format.default_dtype(searched), tokens=TOKENS
+        )
 
 
 def test_logits_of_the_right_tensors_in_another_architecture_are_refused(tmp_path, monkeypatch):
     searched = compressed(tiny("llama"), RTN(bits=(8, 4), group_size=32), tmp_path)
-    form = HF()
-    folder = written(form, searched, tmp_path / "checkpoint")
+    checkpoint_format = DenseSafetensors()
+    folder = written(checkpoint_format, searched, tmp_path / "checkpoint")
     with pytest.raises(ValueError, match=r"logits differ from the searched model's by up to .* \(allowed"):
-        verify(damaged(form, rotation_changed, monkeypatch), searched, torch.bfloat16, folder, TOKENS)
+        verify_checkpoint(
+            damaged(checkpoint_format, rotation_changed, monkeypatch),
+            searched,
+            folder=folder,
+            dtype=torch.bfloat16,
+            tokens=TOKENS,
+        )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -137,7 +162,7 @@ def test_rounding_is_accepted(family, dtype):
 
 
 def test_logits_are_compared_in_parts_as_they_are_as_a_whole(monkeypatch):
-    monkeypatch.setattr("evopress.export.logits.CHUNK_ELEMENTS", 1000)
+    monkeypatch.setattr("evopress.export.verification.logits.CHUNK_ELEMENTS", 1000)
     generator = torch.Generator().manual_seed(0)
     p = torch.randn(2, 33, 300, generator=generator)
     q = p + 0.1 * torch.randn(p.shape, generator=generator)

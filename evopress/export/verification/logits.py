@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from evopress.export.tolerance import Scale
+from evopress.export.verification.tolerance import Scale
 
 CHUNK_ELEMENTS = 2**24
 """Logits that are compared at a time, in float64: 128 MiB for each of the few tensors that are needed."""

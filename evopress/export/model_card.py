@@ -1,37 +1,41 @@
-"""The model card of a checkpoint: what was done, the numbers, and how to load it."""
+"""The model card of a checkpoint: what was done, the measurements, and how to load it."""
 
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from evopress.export.base import Format, Searched
-from evopress.export.verify import Verification
+from evopress.export.base import Format
+from evopress.export.searched import SearchedModel
+from evopress.export.verification.verify import Verification
 from evopress.weights.sparse import SparseWeight
 
 Facts = Mapping[str, object]
-"""What the run says of itself, in the form of `results.json`; every entry may be missing."""
+"""What is known about the run, in the form of `results.json`. Every entry may be missing."""
 
 
-def card(form: Format, searched: Searched, found: Verification, facts: Facts, folder: Path) -> str:
-    """Markdown with the header that model hubs read."""
+def model_card(
+    checkpoint_format: Format, searched: SearchedModel, *, verification: Verification, facts: Facts, folder: Path
+) -> str:
+    """Markdown with the header that model hubs read. `folder` is where the commands look for the checkpoint."""
+    model = facts.get("model", searched.lm.name)
     size = (
-        f"The weight files take {found.written_bytes / 1e6:.2f} MB ({found.predicted_bytes / 1e6:.2f} MB were "
-        f"predicted), {found.share_of_dense:.1%} of the {found.dense_bytes / 1e6:.2f} MB of the uncompressed model at "
-        "16 bits."
+        f"The weight files take {verification.written_bytes / 1e6:.2f} MB "
+        f"({verification.predicted_bytes / 1e6:.2f} MB were predicted), {verification.share_of_dense:.1%} of the "
+        f"{verification.dense_bytes / 1e6:.2f} MB of the uncompressed model at 16 bits."
     )
-    commands = "\n".join(line.format(folder=folder) for line in form.commands)
+    commands = "\n".join(line.format(folder=folder) for line in checkpoint_format.commands)
     sections = [
-        f"---\nlibrary_name: transformers\ntags: [evopress]\nbase_model: {facts.get('model', searched.lm.name)}\n---",
-        f"# {facts.get('model', searched.lm.name)}, compressed with evopress",
-        f"Format: {form.title}. {_what_was_done(facts)}",
-        f"{size} {_honest_words(searched)}".strip(),
+        f"---\nlibrary_name: transformers\ntags: [evopress]\nbase_model: {model}\n---",
+        f"# {model}, compressed with evopress",
+        f"Format: {checkpoint_format.title}. {_what_was_done(facts)}",
+        f"{size} {_sparsity_note(searched)}".strip(),
         "## Load it\n\n```sh\n" + commands + "\n```",
         "## Levels\n\n" + _levels_table(searched),
-        _numbers(facts),
+        _measurements(facts),
         "## Verified\n\nThe files were read back and compared with the model that the search measured: largest "
-        f"difference of a logit {found.max_logit_difference:.3g} (largest logit {found.max_logit:.3g}), KL "
-        f"{found.kl:.3g} nats per token, the same most likely token at {found.same_top_token:.1%} of the positions, "
-        f"computed in {found.compute_dtype}.",
+        f"difference of a logit {verification.max_logit_difference:.3g} (largest logit {verification.max_logit:.3g}), "
+        f"KL {verification.kl:.3g} nats per token, the same most likely token at {verification.same_top_token:.1%} of "
+        f"the positions, computed in {verification.compute_dtype}.",
         "`profile.json` names the level of every unit.",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -47,30 +51,30 @@ def _what_was_done(facts: Facts) -> str:
 
 
 def _amount(metric: str, achieved: float) -> str:
-    words = {
+    amounts = {
         "bits": f"{achieved:g} bits per weight",
         "sparsity": f"{achieved:.1%} of the weights zero",
         "drop": f"{achieved:.1%} of the depth dropped",
         "size": f"{achieved / 1e6:.2f} MB",
     }
-    return words.get(metric, f"{achieved:g} {metric}")
+    return amounts.get(metric, f"{achieved:g} {metric}")
 
 
-def _honest_words(searched: Searched) -> str:
-    """What sparsity does not save."""
+def _sparsity_note(searched: SearchedModel) -> str:
+    """A warning, for sparse weights, that the file is no smaller."""
     if not any(isinstance(searched.packed(layer), SparseWeight) for layer in searched.levels):
         return ""
     return "Removed weights are stored as zeros: the file is as large, and in today's engines as fast, as dense."
 
 
-def _levels_table(searched: Searched) -> str:
+def _levels_table(searched: SearchedModel) -> str:
     space, profile = searched.space, searched.profile
     counts = Counter(space.level(index, profile).label for index in range(len(space)))
     rows = [f"| {label} | {count} |" for label, count in sorted(counts.items())]
     return "\n".join(["| level | units |", "|---|---|", *rows])
 
 
-def _numbers(facts: Facts) -> str:
+def _measurements(facts: Facts) -> str:
     rows = []
     for name in ("dense", "uniform", "searched"):
         candidate = facts.get(name)

@@ -1,0 +1,53 @@
+"""The tensors and the configuration of a model that has only some of its blocks."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+from transformers import PretrainedConfig
+
+from evopress.models.structure import ModelStructure
+
+T = TypeVar("T")
+
+NOT_PER_BLOCK = ("architectures", "eos_token_id", "bos_token_id", "pad_token_id")
+"""Lists of a configuration that have no entry per block, even if they happen to be as long as the model is deep."""
+
+
+def tensors_of_blocks(by_name: Mapping[str, T], lm: ModelStructure, *, blocks: Sequence[int]) -> dict[str, T]:
+    """Entries outside all blocks and in `blocks`, where the names count the blocks from 0 again."""
+    new_prefixes = {f"{lm.block_names[old]}.": f"{lm.family.blocks}.{new}." for new, old in enumerate(blocks)}
+    all_blocks = f"{lm.family.blocks}."
+    selected: dict[str, T] = {}
+    for name, value in by_name.items():
+        if not name.startswith(all_blocks):
+            selected[name] = value
+            continue
+        old_prefix = f"{all_blocks}{name.removeprefix(all_blocks).partition('.')[0]}."
+        if old_prefix in new_prefixes:
+            selected[new_prefixes[old_prefix] + name.removeprefix(old_prefix)] = value
+    return selected
+
+
+def config_of_blocks(config: PretrainedConfig, num_blocks: int, *, blocks: Sequence[int]) -> PretrainedConfig:
+    """The configuration of the model with only these of its `num_blocks` blocks.
+
+    Lists with an entry per block lose those of the other blocks. If the blocks belong to a text model inside the model,
+    that part of the configuration is changed.
+    """
+    text = config.get_text_config()
+    if text is not config:
+        key = next(key for key, value in vars(config).items() if value is text)
+        outer = copy.deepcopy(config)
+        setattr(outer, key, config_of_blocks(text, num_blocks, blocks=blocks))
+        return outer
+    values = {key: value for key, value in config.to_dict().items() if key not in NOT_PER_BLOCK}
+    for key, value in values.items():
+        if isinstance(value, list | tuple) and len(value) == num_blocks:
+            values[key] = [value[block] for block in blocks]
+    values["num_hidden_layers"] = len(blocks)
+    selected = type(config).from_dict(values)
+    for key in NOT_PER_BLOCK:
+        if hasattr(config, key):
+            setattr(selected, key, getattr(config, key))
+    return selected

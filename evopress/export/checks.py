@@ -1,0 +1,43 @@
+"""What is known of an export before the search: whether its formats fit the settings, and how large the files get."""
+
+import torch
+
+from evopress.compressors.base import Compressor
+from evopress.compressors.drop import Drop
+from evopress.export.registry import chosen_formats
+from evopress.export.searched import SearchedModel
+from evopress.export.settings import Export
+from evopress.models.language_model import LanguageModel
+from evopress.space.settings import SpaceSettings
+from evopress.space.units import Space
+
+
+def check_export(
+    settings: Export, compressor: Compressor | Drop, *, space: SpaceSettings, dtype: torch.dtype | None = None
+) -> None:
+    """Check that every format can hold what the compressor makes. Loads nothing.
+
+    Call this at start-up, and again once the model is loaded, with the `dtype` in which it computes.
+
+    Raises:
+        UnsupportedExportError: A format cannot, or does not exist.
+    """
+    for checkpoint_format in chosen_formats(settings):
+        checkpoint_format.check_settings(compressor, space)
+        if dtype is not None:
+            checkpoint_format.check_dtype(compressor, dtype)
+
+
+def fixed_bytes(settings: Export, lm: LanguageModel, space: Space) -> int:
+    """Bytes of the largest wanted file without its levels, headers included, for a budget in bytes.
+
+    If no wanted format packs levels, this is the number of the space.
+    """
+    searched = SearchedModel(lm, space, space.uniform(0))
+    dtype = settings.dtype_or(torch.float16)
+    sizes = [
+        packed.predicted_bytes(searched, dtype) + packed.predicted_header_bytes(searched) - searched.level_bytes
+        for packed in chosen_formats(settings)
+        if packed.packs_levels
+    ]
+    return max(sizes, default=space.fixed_bytes)

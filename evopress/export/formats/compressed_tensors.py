@@ -1,0 +1,167 @@
+"""Packed integer codes in the layout of compressed-tensors, a width per layer, for transformers and vLLM."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from evopress.compressors.base import Compressor
+from evopress.compressors.drop import Drop
+from evopress.compressors.integer_levels import IntegerLevels
+from evopress.export.base import Format, UnsupportedExportError, check_halves, check_package
+from evopress.export.config_files import config_without_dropped_blocks, write_config_files
+from evopress.export.formats.hf import FROM_PRETRAINED
+from evopress.export.formats.pack_quantized import (
+    PARTS,
+    SHAPE_BYTES,
+    decoded_state,
+    is_same,
+    packed_tensors,
+    parts_of,
+    quantization_config,
+)
+from evopress.export.formats.vllm_limits import FUSED_LAYERS, check_fused_layers, check_zero_points
+from evopress.export.registry import register_format
+from evopress.export.searched import SearchedModel
+from evopress.export.settings import Export
+from evopress.export.state import load_state, read_safetensors, write_safetensors
+from evopress.space.settings import SpaceSettings
+from evopress.weights.integer import QuantizedWeight
+
+NO_ZERO_POINTS = (
+    "transformers cannot read packed zero points (compressed-tensors 0.20 prepares another shape for them): "
+    "set compress.symmetric=true, or export.engine=vllm"
+)
+
+
+@register_format
+class CompressedTensors(Format):
+    """Codes, scales and zero points exactly as the database holds them. Embeddings and head have 16 bits.
+
+    With the engine vllm, only what vLLM runs is accepted.
+    """
+
+    name: ClassVar[str] = "compressed_tensors"
+    packs_levels: ClassVar[bool] = True
+    title: ClassVar[str] = "compressed-tensors, pack-quantized, a width per layer"
+
+    def __init__(self, engine: str = "transformers"):
+        self.engine = engine
+        self.commands = (
+            ("vllm serve {folder}",)
+            if engine == "vllm"
+            else ("pip install 'compressed-tensors>=0.18'", FROM_PRETRAINED)
+        )
+
+    @classmethod
+    def from_settings(cls, settings: Export) -> Self:
+        return cls(settings.engine)
+
+    @classmethod
+    def recognizes(cls, folder: Path, config: Mapping[str, object]) -> bool:
+        return "quantization_config" in config
+
+    def check_settings(self, compressor: Compressor | Drop, space: SpaceSettings) -> None:
+        check_package(self, "compressed_tensors", extra="export")
+        check_halves(self, space)
+        if not isinstance(compressor, IntegerLevels):
+            raise UnsupportedExportError(
+                "export.formats=[compressed_tensors] holds integer codes, which "
+                f"compress={type(compressor).__name__.lower()} does not make: use compress=gptq or rtn, or "
+                "export.formats=[hf]"
+            )
+        if self.engine == "transformers" and not compressor.symmetric:
+            raise UnsupportedExportError(NO_ZERO_POINTS)
+        if self.engine == "vllm" and space.tie != "engine":
+            raise UnsupportedExportError(
+                f"export.engine=vllm needs layers that share a level ({FUSED_LAYERS}): set space.tie=engine"
+            )
+
+    def check_dtype(self, compressor: Compressor | Drop, dtype: torch.dtype) -> None:
+        if isinstance(compressor, IntegerLevels):
+            _check_scales(getattr(torch, compressor.scale_dtype), dtype)
+
+    def check_profile(self, searched: SearchedModel) -> None:
+        weights = _quantized_weights(searched)
+        other_layers = [layer for layer in searched.levels if layer not in weights]
+        if other_layers or not searched.levels:
+            raise UnsupportedExportError(
+                "export.formats=[compressed_tensors] holds integer codes, which "
+                f"{other_layers[0] if other_layers else 'the profile'} does not have: use compress=gptq or rtn, or "
+                "export.formats=[hf]"
+            )
+        _check_scales(self.default_dtype(searched), searched.lm.dtype)
+        if self.engine == "vllm":
+            check_fused_layers(searched, weights)
+            check_zero_points(weights)
+        elif not all(weight.symmetric for weight in weights.values()):
+            raise UnsupportedExportError(NO_ZERO_POINTS)
+
+    def default_dtype(self, searched: SearchedModel) -> torch.dtype:
+        """The type of the scales, because engines cast them to the type they compute in."""
+        first = searched.packed(next(iter(searched.levels)))
+        assert isinstance(first, QuantizedWeight)
+        scales = first.scales.dtype
+        return scales if scales.itemsize == 2 else super().default_dtype(searched)
+
+    def as_stored(self, name: str, tensor: Tensor, *, searched: SearchedModel, dtype: torch.dtype) -> Tensor:
+        return tensor if name.removesuffix(".weight") in searched.levels else tensor.to(dtype)
+
+    def predicted_bytes(self, searched: SearchedModel, dtype: torch.dtype) -> int:
+        num_uncompressed = sum(tensor.numel() for tensor in searched.uncompressed_tensors().values())
+        return searched.level_bytes + dtype.itemsize * num_uncompressed + SHAPE_BYTES * len(searched.levels)
+
+    def predicted_names(self, searched: SearchedModel) -> list[str]:
+        parts = PARTS if self.engine == "vllm" else PARTS[:3]
+        packed = [f"{layer}.{part}" for layer in searched.levels for part in parts]
+        return [*searched.uncompressed_tensors(), *packed]
+
+    def write(self, searched: SearchedModel, folder: Path, *, dtype: torch.dtype) -> None:
+        state = searched.dense_state(dtype, excluded=searched.levels)
+        weights = _quantized_weights(searched)
+        for layer, weight in weights.items():
+            state.update({f"{layer}.{part}": tensor for part, tensor in packed_tensors(weight).items()})
+        write_safetensors(searched.renumbered(state), folder)
+        config = config_without_dropped_blocks(searched, dtype)
+        config.quantization_config = quantization_config(searched.renumbered(weights), head=searched.lm.family.head)
+        write_config_files(config, searched.lm, folder)
+
+    def load(self, folder: Path, dtype: torch.dtype, *, attention: str | None = None) -> PreTrainedModel:
+        """Load with transformers. Checkpoints with zero points, which it cannot read, are decoded here."""
+        config = AutoConfig.from_pretrained(folder)
+        groups = json.loads((folder / "config.json").read_text())["quantization_config"]["config_groups"].values()
+        if all(group["weights"]["symmetric"] for group in groups):
+            return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
+        del config.quantization_config
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+        widths = {layer: group["weights"]["num_bits"] for group in groups for layer in group["targets"]}
+        load_state(model, decoded_state(folder, widths))
+        return model
+
+    def check_files(self, searched: SearchedModel, folder: Path, *, dtype: torch.dtype) -> dict[str, object]:
+        """Unpack every layer with the library, and compare with the codes, scales and zero points of the database."""
+        state = read_safetensors(folder)
+        for layer, weight in searched.renumbered(_quantized_weights(searched)).items():
+            if not is_same(parts_of(layer, state), weight):
+                raise ValueError(f"{self.name}: {layer} does not decode to the codes of the database")
+        return {"layers_with_equal_codes": len(searched.levels)}
+
+
+def _quantized_weights(searched: SearchedModel) -> dict[str, QuantizedWeight]:
+    """The chosen levels that are integer codes."""
+    weights = {layer: searched.packed(layer) for layer in searched.levels}
+    return {layer: weight for layer, weight in weights.items() if isinstance(weight, QuantizedWeight)}
+
+
+def _check_scales(scales: torch.dtype, compute: torch.dtype) -> None:
+    """Raise UnsupportedExportError if engines would round the scales, which they cast to the type they compute in."""
+    if compute.itemsize == 2 and scales != compute:
+        name = str(compute).removeprefix("torch.")
+        raise UnsupportedExportError(
+            f"export.formats=[compressed_tensors]: the model computes in {name}, and engines would round the scales, "
+            f"{str(scales).removeprefix('torch.')}, to it: set compress.scale_dtype={name}, or model.dtype=float32"
+        )

@@ -1,0 +1,185 @@
+"""One GGUF file for llama.cpp, in which every layer has the block type that the search chose.
+
+Names, metadata and tokenizer are those of llama.cpp's converter. Norms and biases are float32. A tied head is not
+stored.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from evopress.compressors.base import Compressor
+from evopress.compressors.drop import Drop
+from evopress.compressors.gguf import GGUF
+from evopress.compressors.integer_levels import IntegerLevels
+from evopress.export.base import Format, UnsupportedExportError, check_halves, check_package
+from evopress.export.config_files import config_without_dropped_blocks, write_config_files
+from evopress.export.formats.gguf_metadata import add_metadata, has_scaled_rope, head_dim
+from evopress.export.formats.gguf_tensors import (
+    ARCHITECTURES,
+    TYPES_OF_WIDTHS,
+    block_weight,
+    file_tensors,
+    renaming,
+    reordered,
+)
+from evopress.export.formats.gguf_tokenizer import add_tokenizer, pre_tokenizer_name, tokenizer_bytes
+from evopress.export.registry import register_format
+from evopress.export.searched import SearchedModel
+from evopress.export.settings import Export
+from evopress.export.state import untied_tensors
+from evopress.space.settings import SpaceSettings
+from evopress.weights.block_grids import BLOCK, TYPES, TypeName
+from evopress.weights.ggml import round_to
+
+FILE = "model.gguf"
+
+TENSOR_ENTRY_BYTES = 64
+"""Approximate bytes of a tensor's entry in the header: name, shape, type and offset."""
+
+
+@register_format
+class GGUFFile(Format):
+    """Block types exactly as searched. Embeddings and head are in `dtype`, or rounded to the type `embeddings`."""
+
+    name: ClassVar[str] = "gguf"
+    packs_levels: ClassVar[bool] = True
+    title: ClassVar[str] = "GGUF, a block type per layer"
+    commands = (
+        "llama-cli -m {folder}/model.gguf",
+        "python -c \"from llama_cpp import Llama; Llama('{folder}/model.gguf')\"",
+    )
+
+    def __init__(self, pre_tokenizer: str | None = None, embeddings: TypeName | None = None):
+        self.pre_tokenizer = pre_tokenizer
+        self.embeddings = embeddings
+
+    @classmethod
+    def from_settings(cls, settings: Export) -> Self:
+        return cls(settings.pre_tokenizer, settings.embeddings)
+
+    @classmethod
+    def recognizes(cls, folder: Path, config: Mapping[str, object]) -> bool:
+        return (folder / FILE).is_file()
+
+    def check_settings(self, compressor: Compressor | Drop, space: SpaceSettings) -> None:
+        check_package(self, "gguf", extra="gguf")
+        check_halves(self, space)
+        if isinstance(compressor, GGUF):
+            if self.embeddings and compressor.embeddings:
+                raise UnsupportedExportError(
+                    f"export.embeddings={self.embeddings} rounds embeddings after the search, but they are units of "
+                    "it: set export.embeddings=null or compress.embeddings=false"
+                )
+            return
+        if not isinstance(compressor, IntegerLevels):
+            raise UnsupportedExportError(
+                f"export.formats=[gguf] holds block types, which compress={type(compressor).__name__.lower()} does not "
+                "make: use compress=gguf, or export.formats=[hf]"
+            )
+        fits = compressor.symmetric and compressor.group_size == BLOCK and compressor.scale_dtype == "float16"
+        if not fits or set(compressor.bits) - set(TYPES_OF_WIDTHS):
+            raise UnsupportedExportError(
+                "export.formats=[gguf] holds integer codes only of 4, 5 and 8 bits, symmetric, in groups of 32, with "
+                "float16 scales: use compress=gguf, or set compress.bits=[4,5,8] compress.symmetric=true "
+                "compress.group_size=32 compress.scale_dtype=float16"
+            )
+
+    def check_profile(self, searched: SearchedModel) -> None:
+        _check_architecture(searched)
+        if not searched.levels:
+            raise UnsupportedExportError(
+                "export.formats=[gguf] holds block types, and this profile has none: use export.formats=[hf]"
+            )
+        for layer in searched.levels:
+            block_weight(layer, searched.packed(layer))
+        if self.embeddings and searched.lm.hidden_size % BLOCK:
+            raise UnsupportedExportError(
+                f"export.embeddings={self.embeddings} needs a hidden size that is a multiple of {BLOCK}, and this is "
+                f"{searched.lm.hidden_size}: set export.embeddings=null"
+            )
+        if self.pre_tokenizer is None:
+            pre_tokenizer_name(searched.lm.tokenizer)
+
+    def default_dtype(self, searched: SearchedModel) -> torch.dtype:
+        """float16, in which every build of llama.cpp computes."""
+        return torch.float16
+
+    def as_stored(self, name: str, tensor: Tensor, *, searched: SearchedModel, dtype: torch.dtype) -> Tensor:
+        if tensor.ndim == 1 or name.removesuffix(".weight") in searched.levels:
+            return tensor
+        if self.embeddings and tensor.ndim == 2:
+            return round_to(tensor.float(), self.embeddings).dense()
+        return tensor.to(dtype)
+
+    def predicted_bytes(self, searched: SearchedModel, dtype: torch.dtype) -> int:
+        config = searched.lm.model.config
+        uncompressed = searched.uncompressed_tensors().values()
+        in_vectors = sum(tensor.numel() for tensor in uncompressed if tensor.ndim == 1)
+        in_matrices = sum(tensor.numel() for tensor in uncompressed if tensor.ndim > 1)
+        rope_bytes = 2 * head_dim(config) * has_scaled_rope(config)
+        bytes_per_block = TYPES[self.embeddings].num_bytes if self.embeddings else BLOCK * dtype.itemsize
+        return searched.level_bytes + in_matrices // BLOCK * bytes_per_block + 4 * in_vectors + rope_bytes
+
+    def predicted_header_bytes(self, searched: SearchedModel) -> int:
+        entries = TENSOR_ENTRY_BYTES * len(searched.renumbered(untied_tensors(searched.lm.model)))
+        return entries + tokenizer_bytes(searched.lm)
+
+    def write(self, searched: SearchedModel, folder: Path, *, dtype: torch.dtype) -> None:
+        from gguf import GGMLQuantizationType, GGUFWriter  # optional package
+
+        lm, config = searched.lm, config_without_dropped_blocks(searched, dtype)
+        writer = GGUFWriter(folder / FILE, ARCHITECTURES[lm.model.config.model_type])
+        writer.add_name(lm.name)
+        add_metadata(writer, config)
+        add_tokenizer(writer, lm, self.pre_tokenizer or pre_tokenizer_name(lm.tokenizer))
+        for name, tensor, type_name in file_tensors(searched, dtype, embeddings=self.embeddings):
+            data = tensor.view(torch.uint8) if type_name == "BF16" else tensor
+            writer.add_tensor(name, data.numpy(), raw_dtype=GGMLQuantizationType[type_name])
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        write_config_files(config, lm, folder)
+
+    def load(self, folder: Path, dtype: torch.dtype, *, attention: str | None = None) -> PreTrainedModel:
+        """Load with transformers, decoded, and with config.json, because it ignores rope scaling in GGUF files."""
+        values = AutoConfig.from_pretrained(folder).to_dict()
+        values["model_type"] = ARCHITECTURES[values["model_type"]]  # transformers has no GGUF of type mistral
+        return AutoModelForCausalLM.from_pretrained(
+            folder, gguf_file=FILE, config=AutoConfig.for_model(**values), dtype=dtype, attn_implementation=attention
+        )
+
+    def check_files(self, searched: SearchedModel, folder: Path, *, dtype: torch.dtype) -> dict[str, object]:
+        """Decode every layer with the gguf package, and compare with the searched weights bit for bit."""
+        from gguf import GGUFReader, dequantize  # optional package
+
+        tensors = {tensor.name: tensor for tensor in GGUFReader(folder / FILE).tensors}
+        config, rename = searched.lm.model.config, renaming(searched.lm)
+        for new_name, layer in searched.renumbered({layer: layer for layer in searched.levels}).items():
+            tensor = tensors[rename(f"{new_name}.weight")]
+            expected = reordered(config, layer, rows=searched.packed(layer).dense())
+            if not torch.equal(torch.from_numpy(dequantize(tensor.data, tensor.tensor_type)), expected):
+                raise ValueError(f"{self.name}: {layer} does not decode to the searched weights")
+        types = Counter(tensor.tensor_type.name for tensor in tensors.values())
+        return {"layers_with_equal_weights": len(searched.levels), "types": dict(types)}
+
+
+def _check_architecture(searched: SearchedModel) -> None:
+    """Raise UnsupportedExportError for a model that llama.cpp's names do not cover."""
+    config = searched.lm.model.config
+    if config.model_type not in ARCHITECTURES:
+        raise UnsupportedExportError(
+            f"export.formats=[gguf] knows {', '.join(ARCHITECTURES)}, and this model is {config.model_type}: use "
+            "export.formats=[compressed_tensors] or [hf]"
+        )
+    rope_type = config.rope_parameters.get("rope_type", "default")
+    if rope_type not in ("default", "llama3"):
+        raise UnsupportedExportError(
+            f"export.formats=[gguf] knows no {rope_type} rope scaling: use export.formats=[hf]"
+        )

@@ -1,0 +1,99 @@
+"""The tensors of a GGUF file: their names, types and contents.
+
+Llama's q and k rows are in another order there: the two halves of a head are interleaved. This moves whole rows, so
+every code and scale stays as it is.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from evopress.export.base import UnsupportedExportError
+from evopress.export.formats.gguf_metadata import has_scaled_rope, rope_factors
+from evopress.export.searched import SearchedModel
+from evopress.export.state import untied_tensors
+from evopress.models.structure import ModelStructure
+from evopress.weights.base import CompressedWeight
+from evopress.weights.block_grids import BLOCK, TypeName
+from evopress.weights.ggml import GgmlWeight, round_to
+from evopress.weights.integer import QuantizedWeight
+from evopress.weights.kquants import KWeight
+
+ARCHITECTURES: Mapping[str, str] = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+"""Names in llama.cpp by `config.model_type`."""
+
+TYPES_OF_WIDTHS = {4: "Q4_0", 5: "Q5_0", 8: "Q8_0"}
+"""The block type that equals a symmetric grid of so many bits, in groups of 32 with float16 scales."""
+
+FLOAT_TYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
+
+
+def block_weight(layer: str, weight: CompressedWeight) -> GgmlWeight | KWeight:
+    """The weight as a block type, without rounding. Raises UnsupportedExportError if no type has its grid."""
+    if isinstance(weight, GgmlWeight | KWeight):
+        return weight
+    if (
+        isinstance(weight, QuantizedWeight)
+        and weight.symmetric
+        and weight.group_size == BLOCK
+        and weight.scales.dtype == torch.float16
+        and weight.bits in TYPES_OF_WIDTHS
+    ):
+        codes = weight.codes().short() - 2 ** (weight.bits - 1)
+        type_name = TYPES_OF_WIDTHS[weight.bits]
+        return GgmlWeight.from_codes(codes, weight.scales, offsets=weight.scales, type_name=type_name)
+    raise UnsupportedExportError(f"export.formats=[gguf]: {layer} is on the grid of no block type: use compress=gguf")
+
+
+def file_tensors(
+    searched: SearchedModel, dtype: torch.dtype, *, embeddings: TypeName | None
+) -> Iterator[tuple[str, Tensor, str]]:
+    """Name, content and ggml type of every tensor, in the order of the model."""
+    lm, rename = searched.lm, renaming(searched.lm)
+    if has_scaled_rope(lm.model.config):
+        yield "rope_freqs.weight", rope_factors(lm.model.config), "F32"
+    tensors = untied_tensors(lm.model)
+    for new_name, name in searched.renumbered({name: name for name in tensors}).items():
+        layer = name.rpartition(".")[0]
+        if layer in searched.levels and name.endswith(".weight"):
+            weight = block_weight(layer, searched.packed(layer))
+            rows = reordered(lm.model.config, layer, rows=weight.data)
+            yield rename(new_name), rows.cpu().contiguous(), weight.type_name
+        else:
+            rows = reordered(lm.model.config, layer, rows=tensors[name])
+            yield rename(new_name), *_uncompressed(rows, dtype, embeddings=embeddings)
+
+
+def _uncompressed(tensor: Tensor, dtype: torch.dtype, *, embeddings: TypeName | None) -> tuple[Tensor, str]:
+    """Content and type of a norm, a bias, the embeddings or the head."""
+    if tensor.ndim > 1 and embeddings:
+        return round_to(tensor.float(), embeddings).data.cpu(), embeddings
+    stored = tensor.to(torch.float32 if tensor.ndim == 1 else dtype).cpu().contiguous()
+    return stored, FLOAT_TYPES[stored.dtype]
+
+
+def renaming(lm: ModelStructure) -> Callable[[str], str]:
+    """A function from a tensor's name in transformers to its name in a GGUF file. It raises ValueError if unknown."""
+    from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map  # optional package
+
+    arch = next(key for key in MODEL_ARCH if MODEL_ARCH_NAMES[key] == ARCHITECTURES[lm.model.config.model_type])
+    names = get_tensor_name_map(arch, lm.num_blocks)
+
+    def rename(name: str) -> str:
+        new_name = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if new_name is None:
+            raise ValueError(f"GGUF has no name for {name}")
+        return new_name
+
+    return rename
+
+
+def reordered(config: PretrainedConfig, layer: str, *, rows: Tensor) -> Tensor:
+    """The rows (rows, …) of a layer in llama.cpp's order, where the halves of Llama's q and k heads are interleaved."""
+    num_heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    heads = num_heads.get(layer.rpartition(".")[2])
+    if ARCHITECTURES[config.model_type] != "llama" or heads is None:
+        return rows
+    return rows.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)  # (heads, half, 2) to rows

@@ -1,0 +1,120 @@
+"""A tokenizer of transformers as the metadata of a GGUF file."""
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from transformers import PreTrainedTokenizerBase
+
+from evopress.export.base import UnsupportedExportError
+from evopress.models.language_model import LanguageModel
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter, TokenType
+
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+
+RULES = {LLAMA3: "llama-bpe", QWEN2: "qwen2"}
+"""llama.cpp's names of splitting rules, by regular expression."""
+
+
+def _byte_level_bpe(tokenizer: PreTrainedTokenizerBase) -> dict:
+    """The tokenizer's JSON. Raises UnsupportedExportError for a tokenizer that is not byte-level BPE."""
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    description = json.loads(fast.to_str()) if fast is not None else {}
+    model = description.get("model", {})
+    if model.get("type") != "BPE" or model.get("byte_fallback"):
+        raise UnsupportedExportError(
+            "export.formats=[gguf] holds byte-level BPE tokenizers (as of GPT-2, Llama 3, Qwen, SmolLM), and this "
+            "model has another: use export.formats=[compressed_tensors] or [hf]"
+        )
+    return description
+
+
+def pre_tokenizer_name(tokenizer: PreTrainedTokenizerBase) -> str:
+    """llama.cpp's name of the rule that splits text before BPE. Raises UnsupportedExportError for an unknown rule."""
+    rule = _byte_level_bpe(tokenizer).get("pre_tokenizer") or {}
+    steps = rule.get("pretokenizers", [rule])
+    kinds = [step.get("type") for step in steps]
+    if kinds == ["ByteLevel"] and steps[0].get("use_regex", True):
+        return "gpt-2"
+    if kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits") and steps[1].get("use_regex", True):
+        return "smollm"
+    if kinds == ["Split", "ByteLevel"] and steps[0]["pattern"].get("Regex") in RULES:
+        return RULES[steps[0]["pattern"]["Regex"]]
+    raise UnsupportedExportError(
+        f"how this tokenizer splits text ({', '.join(map(str, kinds))}) is not one of those known here: set "
+        "export.pre_tokenizer to llama.cpp's name for it, for example llama-bpe or gpt-2"
+    )
+
+
+def add_tokenizer(writer: "GGUFWriter", lm: LanguageModel, pre_tokenizer: str) -> None:
+    """Add tokens with their types, merges, special tokens and chat template."""
+    description = _byte_level_bpe(lm.tokenizer)
+    tokens, types = _tokens_and_types(lm, description)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre_tokenizer)
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    if merges := _merges(description):
+        writer.add_token_merges(merges)
+    _add_special_tokens(writer, lm.tokenizer)
+
+
+def _tokens_and_types(lm: LanguageModel, description: Mapping) -> tuple[list[str], list["TokenType"]]:
+    """Text and type of every row of the embeddings. Rows without a token are padding."""
+    from gguf import TokenType  # optional package
+
+    text_of = _token_texts(lm)
+    is_special = {entry["id"]: entry["special"] for entry in description.get("added_tokens", [])}
+
+    def type_of(index: int) -> TokenType:
+        if index not in text_of:
+            return TokenType.UNUSED
+        if index not in is_special:
+            return TokenType.NORMAL
+        return TokenType.CONTROL if is_special[index] else TokenType.USER_DEFINED
+
+    indices = range(lm.vocab_size)
+    return [text_of.get(index, _padding(index)) for index in indices], [type_of(index) for index in indices]
+
+
+def _token_texts(lm: LanguageModel) -> dict[int, str]:
+    return {index: token for token, index in lm.tokenizer.get_vocab().items()}
+
+
+def _padding(index: int) -> str:
+    return f"[PAD{index}]"
+
+
+def _merges(description: Mapping) -> list[str]:
+    return [pair if isinstance(pair, str) else " ".join(pair) for pair in description["model"]["merges"]]
+
+
+def tokenizer_bytes(lm: LanguageModel) -> int:
+    """Bytes of tokens, types, merges and chat template in a GGUF file. A length of 8 bytes precedes every string."""
+    text_of = _token_texts(lm)
+    tokens = sum(len(text_of.get(index, _padding(index)).encode()) + 8 + 4 for index in range(lm.vocab_size))
+    merges = sum(len(merge.encode()) + 8 for merge in _merges(_byte_level_bpe(lm.tokenizer)))
+    return tokens + merges + len((lm.tokenizer.chat_template or "").encode())
+
+
+def _add_special_tokens(writer: "GGUFWriter", tokenizer: PreTrainedTokenizerBase) -> None:
+    add_token_id = {
+        writer.add_bos_token_id: tokenizer.bos_token_id,
+        writer.add_eos_token_id: tokenizer.eos_token_id,
+        writer.add_unk_token_id: tokenizer.unk_token_id,
+        writer.add_pad_token_id: tokenizer.pad_token_id,
+    }
+    for add, index in add_token_id.items():
+        if index is not None:
+            add(index)
+    first = tokenizer("a")["input_ids"][:1]
+    writer.add_add_bos_token(tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id])
+    writer.add_add_space_prefix(False)
+    if isinstance(tokenizer.chat_template, str):
+        writer.add_chat_template(tokenizer.chat_template)

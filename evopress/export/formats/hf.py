@@ -1,0 +1,64 @@
+"""Plain safetensors, which transformers and every engine with its layout load."""
+
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from evopress.compressors.base import Compressor
+from evopress.compressors.drop import Drop
+from evopress.export.base import Format, UnsupportedExportError, check_halves, check_some_block_is_kept
+from evopress.export.config_files import config_without_dropped_blocks, write_config_files
+from evopress.export.registry import register_format
+from evopress.export.searched import SearchedModel
+from evopress.export.state import untied_tensors, write_safetensors
+from evopress.space.settings import SpaceSettings
+
+FROM_PRETRAINED = (
+    "python -c \"from transformers import AutoModelForCausalLM; AutoModelForCausalLM.from_pretrained('{folder}')\""
+)
+"""A command that loads a checkpoint with transformers alone."""
+
+
+@register_format
+class DenseSafetensors(Format):
+    """Decoded weights. Dropped blocks are left out and the others renumbered. Sparse layers are stored with zeros."""
+
+    name: ClassVar[str] = "hf"
+    title: ClassVar[str] = "dense safetensors"
+    commands = (FROM_PRETRAINED, "vllm serve {folder}")
+
+    def check_settings(self, compressor: Compressor | Drop, space: SpaceSettings) -> None:
+        """Levels of every kind fit. Whether drops fit depends on the profile."""
+        check_halves(self, space)
+
+    def check_profile(self, searched: SearchedModel) -> None:
+        check_some_block_is_kept(searched)
+        if searched.half_dropped:
+            block, subblock = next(iter(searched.half_dropped.items()))
+            raise UnsupportedExportError(
+                f"export.formats=[hf] needs whole blocks, and the profile drops the {subblock} of block {block} only: "
+                "use export.formats=[nemotron_nas] or [zeroed], or search with compress.granularity=block"
+            )
+
+    def predicted_bytes(self, searched: SearchedModel, dtype: torch.dtype) -> int:
+        num_parameters = sum(tensor.numel() for tensor in untied_tensors(searched.lm.model).values())
+        dropped = (searched.lm.blocks[block] for block in _dropped_blocks(searched))
+        return dtype.itemsize * (num_parameters - sum(p.numel() for block in dropped for p in block.parameters()))
+
+    def predicted_names(self, searched: SearchedModel) -> list[str]:
+        dropped = tuple(f"{searched.lm.block_names[block]}." for block in _dropped_blocks(searched))
+        return [name for name in super().predicted_names(searched) if not name.startswith(dropped)]
+
+    def write(self, searched: SearchedModel, folder: Path, *, dtype: torch.dtype) -> None:
+        write_safetensors(searched.renumbered(searched.dense_state(dtype)), folder)
+        write_config_files(config_without_dropped_blocks(searched, dtype), searched.lm, folder)
+
+    def load(self, folder: Path, dtype: torch.dtype, *, attention: str | None = None) -> PreTrainedModel:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
+
+
+def _dropped_blocks(searched: SearchedModel) -> set[int]:
+    """Blocks of which nothing is kept."""
+    return set(range(searched.lm.num_blocks)) - set(searched.kept_blocks)

@@ -1,0 +1,125 @@
+"""Llama models that lack the attention or the MLP of some blocks, in the layout of Nemotron-NAS (DeciLM).
+
+The weights and the norm of a dropped sub-block are not stored. Blocks that lack both sub-blocks are left out. The first
+sub-block of the model has to be an attention, because vLLM passes the residual stream of the attention before it to the
+norm of an MLP.
+
+Source: `nemotron_nas.py` of vLLM 0.32.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+
+from evopress.compressors.base import Compressor
+from evopress.compressors.drop import Drop
+from evopress.export.base import Format, UnsupportedExportError, check_some_block_is_kept
+from evopress.export.formats.nemotron_config import (
+    MODEL_TYPE,
+    WIDTH_MULTIPLE,
+    missing_subblocks,
+    write_nemotron_config,
+)
+from evopress.export.registry import register_format
+from evopress.export.searched import SearchedModel
+from evopress.export.state import load_state, read_safetensors, untied_tensors, write_safetensors
+from evopress.models.subblocks import no_op
+from evopress.space.settings import SpaceSettings
+
+MODULES = {"attention": ("self_attn", "input_layernorm"), "mlp": ("mlp", "post_attention_layernorm")}
+"""The modules that are not stored of a block without this sub-block."""
+
+
+@register_format
+class NemotronNAS(Format):
+    """Dropped sub-blocks are left out. vLLM loads the checkpoint, and so does `evopress.load`; transformers cannot."""
+
+    name: ClassVar[str] = "nemotron_nas"
+    title: ClassVar[str] = "Nemotron-NAS (DeciLM) safetensors with half blocks left out"
+    commands = (
+        "vllm serve {folder} --trust-remote-code",
+        "python -c \"import evopress; evopress.load('{folder}')\"",
+    )
+
+    @classmethod
+    def recognizes(cls, folder: Path, config: Mapping[str, object]) -> bool:
+        return config.get("model_type") == MODEL_TYPE
+
+    def check_settings(self, compressor: Compressor | Drop, space: SpaceSettings) -> None:
+        if not isinstance(compressor, Drop) and space.drops == "none":
+            raise UnsupportedExportError(
+                "export.formats=[nemotron_nas] is for models without some sub-blocks: use compress=drop, space=joint, "
+                "or export.formats=[hf]"
+            )
+
+    def check_profile(self, searched: SearchedModel) -> None:
+        check_some_block_is_kept(searched)
+        _check_model(searched)
+        first = searched.kept_blocks[0]
+        if "attention" in searched.choices[first].dropped:
+            raise UnsupportedExportError(
+                f"export.formats=[nemotron_nas]: block {first} is the first that is kept and has no attention, which "
+                f"vLLM cannot run: search with space.tie=engine, or use export.formats=[zeroed]"
+            )
+
+    def predicted_bytes(self, searched: SearchedModel, dtype: torch.dtype) -> int:
+        sizes = {name: tensor.numel() for name, tensor in untied_tensors(searched.lm.model).items()}
+        return dtype.itemsize * sum(sizes[name] for name in self.predicted_names(searched))
+
+    def original_names(self, searched: SearchedModel) -> dict[str, str]:
+        return searched.renumbered({name: name for name in self.predicted_names(searched)})
+
+    def predicted_names(self, searched: SearchedModel) -> list[str]:
+        absent = _absent_modules(searched)
+        return [name for name in super().predicted_names(searched) if not name.startswith(absent)]
+
+    def write(self, searched: SearchedModel, folder: Path, *, dtype: torch.dtype) -> None:
+        absent = _absent_modules(searched)
+        state = {name: t for name, t in searched.dense_state(dtype).items() if not name.startswith(absent)}
+        write_safetensors(searched.renumbered(state), folder)
+        write_nemotron_config(searched, folder, dtype=dtype)
+
+    def load(self, folder: Path, dtype: torch.dtype, *, attention: str | None = None) -> PreTrainedModel:
+        """A Llama model whose missing sub-blocks add nothing. transformers has no class for this layout."""
+        values = json.loads((folder / "config.json").read_text())
+        block_configs = values.pop("block_configs")
+        config = LlamaConfig.from_dict({**values, "model_type": "llama", "architectures": ["LlamaForCausalLM"]})
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+        absent: list[str] = []
+        for index, block_config in enumerate(block_configs):
+            for subblock in missing_subblocks(block_config):
+                path = f"model.layers.{index}"
+                absent += [f"{path}.{module}." for module in MODULES[subblock]]
+                model.set_submodule(f"{path}.{MODULES[subblock][0]}", no_op(subblock, layer_idx=index))
+        load_state(model, read_safetensors(folder), absent=tuple(absent))
+        return model
+
+
+def _absent_modules(searched: SearchedModel) -> tuple[str, ...]:
+    """Prefixes of the names of all tensors that are not stored."""
+    return tuple(
+        f"{searched.lm.block_names[block]}.{module}."
+        for block, choice in enumerate(searched.choices)
+        for subblock in choice.dropped
+        for module in MODULES[subblock]
+    )
+
+
+def _check_model(searched: SearchedModel) -> None:
+    config = searched.lm.model.config
+    sliding = " with a sliding window" if getattr(config, "sliding_window", None) else ""
+    if config.model_type not in ("llama", "mistral") or sliding:
+        raise UnsupportedExportError(
+            f"export.formats=[nemotron_nas] holds Llama models, and this is {config.model_type}{sliding}: use "
+            "export.formats=[zeroed], or search with compress.granularity=block and use export.formats=[hf]"
+        )
+    if config.intermediate_size % WIDTH_MULTIPLE:
+        raise UnsupportedExportError(
+            f"export.formats=[nemotron_nas] holds MLPs whose width is a multiple of {WIDTH_MULTIPLE}, and this one is "
+            f"{config.intermediate_size} wide: use export.formats=[zeroed], or search with compress.granularity=block "
+            "and use export.formats=[hf]"
+        )

@@ -1,0 +1,35 @@
+"""What vLLM cannot run of packed integer codes."""
+
+from collections.abc import Mapping
+
+from evopress.export.base import UnsupportedExportError
+from evopress.export.searched import SearchedModel
+from evopress.weights.integer import QuantizedWeight
+
+FUSED_LAYERS = "self_attn.q_proj, k_proj and v_proj run as one layer in vLLM, and so do mlp.gate_proj and up_proj"
+
+
+def check_fused_layers(searched: SearchedModel, weights: Mapping[str, QuantizedWeight]) -> None:
+    """Raise UnsupportedExportError if layers that vLLM runs as one have different grids."""
+    for block in searched.kept_blocks:
+        for group in searched.lm.layer_groups:
+            names = [searched.lm.layer_name(block, local) for local in group]
+            grids = {
+                (weight.bits, weight.group_size, weight.symmetric)
+                for weight in (weights[name] for name in names if name in weights)
+            }
+            if len(grids) > 1:
+                raise UnsupportedExportError(
+                    f"export.engine=vllm: {' and '.join(names)} are one layer in vLLM and have different widths in "
+                    "this profile: search with space.tie=engine, or set export.engine=transformers"
+                )
+
+
+def check_zero_points(weights: Mapping[str, QuantizedWeight]) -> None:
+    """Raise UnsupportedExportError if the zero points of a layer do not fill whole 32-bit words."""
+    for name, weight in weights.items():
+        if not weight.symmetric and weight.shape[0] * weight.bits % 32:
+            raise UnsupportedExportError(
+                f"export.engine=vllm: the zero points of {name}, {weight.shape[0]} rows of {weight.bits} bits, "
+                "do not fill 32-bit words: set compress.symmetric=true, or export.engine=transformers"
+            )

@@ -1,0 +1,115 @@
+"""The searched model as checkpoint formats read it."""
+
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeVar
+
+import torch
+from transformers import PreTrainedModel
+
+from evopress.database.cache import DecodedLevels
+from evopress.export.block_selection import tensors_of_blocks
+from evopress.export.state import State, cast_for_file, untied_tensors
+from evopress.models.language_model import LanguageModel
+from evopress.models.subblocks import SUBBLOCKS
+from evopress.space.apply import BlockChoice, applied, choices_by_block, embedding_and_head_levels
+from evopress.space.units import OUTSIDE, Profile, Space
+from evopress.weights.base import CompressedWeight
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class SearchedModel:
+    """A model with the profile that was chosen for it. `weights` is None if the space only drops sub-blocks."""
+
+    lm: LanguageModel
+    space: Space
+    profile: Profile
+    weights: DecodedLevels | None = None
+
+    @cached_property
+    def choices(self) -> list[BlockChoice]:
+        """What the profile chooses for each block."""
+        return choices_by_block(self.space, self.lm, self.profile)
+
+    @cached_property
+    def levels(self) -> dict[str, tuple[int, int]]:
+        """Block and level of every compressed layer, by full module name. Embeddings and head have block `OUTSIDE`."""
+        in_blocks = {
+            self.lm.layer_name(block, local): (block, level)
+            for block, choice in enumerate(self.choices)
+            for local, level in choice.levels
+        }
+        return in_blocks | {
+            name: (OUTSIDE, level) for name, level in embedding_and_head_levels(self.space, self.profile)
+        }
+
+    @property
+    def level_bytes(self) -> int:
+        """Bytes of all compressed layers, from the sizes in the space."""
+        return self.space.size_bytes(self.profile) - self.space.fixed_bytes
+
+    @property
+    def kept_blocks(self) -> list[int]:
+        """Blocks whose attention or MLP is kept, or both."""
+        return [block for block, choice in enumerate(self.choices) if len(choice.dropped) < len(SUBBLOCKS)]
+
+    @property
+    def half_dropped(self) -> dict[int, str]:
+        """The dropped sub-block of every block that loses only one."""
+        return {
+            block: next(iter(choice.dropped)) for block, choice in enumerate(self.choices) if len(choice.dropped) == 1
+        }
+
+    def renumbered(self, by_name: Mapping[str, T]) -> dict[str, T]:
+        """The entries that are not in dropped blocks, by their names in a checkpoint that leaves those blocks out."""
+        return tensors_of_blocks(by_name, self.lm, blocks=self.kept_blocks)
+
+    def is_dropped(self, name: str) -> bool:
+        """Whether a tensor of the model belongs to a layer of a dropped sub-block."""
+        return name.startswith(self._dropped_modules)
+
+    @cached_property
+    def _dropped_modules(self) -> tuple[str, ...]:
+        paths = {"attention": self.lm.family.attention, "mlp": self.lm.family.mlp}
+        return tuple(
+            f"{self.lm.block_names[block]}.{paths[subblock]}."
+            for block, choice in enumerate(self.choices)
+            for subblock in choice.dropped
+        )
+
+    def untied_name(self, name: str) -> str:
+        """The name under which a tensor of the model is stored. A head that is tied is stored as the embeddings."""
+        head = self.lm.family.head
+        is_tied_head = name == f"{head}.weight" and head not in self.lm.embedding_and_head
+        return f"{self.lm.embeddings_name}.weight" if is_tied_head else name
+
+    def packed(self, layer: str) -> CompressedWeight:
+        """The chosen level of a layer, from the database. Raises KeyError for a layer that is not compressed."""
+        assert self.weights is not None
+        block, level = self.levels[layer]
+        return self.weights.database.read(block, layer, level)
+
+    def applied(self) -> AbstractContextManager[PreTrainedModel]:
+        """While open, the model itself is the searched one."""
+        return applied(self.lm, self.space, self.weights, self.profile)
+
+    def dense_state(self, dtype: torch.dtype, *, excluded: Collection[str] = ()) -> State:
+        """All tensors of the model, floating-point ones in `dtype` and compressed layers decoded; tied ones once.
+
+        Dropped sub-blocks are included. The weights of the layers in `excluded` are not.
+        """
+        names = {f"{layer}.weight" for layer in excluded}
+        state = {name: tensor for name, tensor in untied_tensors(self.lm.model).items() if name not in names}
+        for layer in self.levels.keys() - set(excluded):
+            state[f"{layer}.weight"] = self.packed(layer).dense(dtype)
+        return {name: cast_for_file(tensor, dtype) for name, tensor in state.items()}
+
+    def uncompressed_tensors(self) -> State:
+        """Embeddings, head, norms and biases that are no levels, by their names in the checkpoint."""
+        compressed = {f"{layer}.weight" for layer in self.levels}
+        tensors = untied_tensors(self.lm.model)
+        return self.renumbered({name: tensor for name, tensor in tensors.items() if name not in compressed})

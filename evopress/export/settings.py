@@ -1,0 +1,38 @@
+"""The settings of the configuration group `export`."""
+
+from dataclasses import field
+from typing import Literal
+
+import torch
+
+from evopress.runtime.config_class import config_class
+from evopress.weights.block_grids import TypeName
+
+
+@config_class
+class Export:
+    """Which checkpoints are written, each into a folder with the name of its format.
+
+    Args:
+        formats: names of registered formats. A format from another package is given by the import path of its class,
+            such as `my_package.my_format.MyFormat`.
+        dtype: type of the tensors that are not packed. `auto` is a 16-bit type: that of the model, or for a float32
+            model the one that represents the scales exactly.
+        engine: the engine that has to run compressed_tensors.
+        pre_tokenizer: for gguf, llama.cpp's name of the rule that splits text into words. None: recognized from the
+            tokenizer.
+        embeddings: for gguf, the block type to which embeddings and head are rounded after the search. None: they are
+            stored in `dtype`.
+    """
+
+    formats: list[str] = field(default_factory=list)
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    engine: Literal["transformers", "vllm"] = "transformers"
+    pre_tokenizer: str | None = None
+    embeddings: TypeName | None = None
+
+    def dtype_or(self, default: torch.dtype) -> torch.dtype:
+        """The chosen type, or `default` for `auto`."""
+        chosen = default if self.dtype == "auto" else getattr(torch, self.dtype)
+        assert isinstance(chosen, torch.dtype)
+        return chosen
