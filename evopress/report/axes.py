@@ -28,6 +28,11 @@ def log_scale(axes: Axes) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
+def height_of_labels(kinds: Sequence[str]) -> float:
+    """Inches that the labels of a grid take beyond those of short names such as gate_proj."""
+    return 0.06 * max(0, max(len(shortened(kind)) for kind in kinds) - len("gate_proj"))
+
+
 def block_grid(axes: Axes, kinds: Sequence[str], num_blocks: int) -> None:
     """Label the axes of a grid with one column per kind of layer and one row per block."""
     axes.set_xlim(-0.5, len(kinds) - 0.5)

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from evopress.report.axes import block_grid, fill_cell, log_scale, new_axes, viridis
+from evopress.report.axes import block_grid, fill_cell, height_of_labels, log_scale, new_axes, viridis
 from evopress.report.choices import Choice
 from evopress.report.level_groups import DENSE_UNITS, byte_parts, level_groups
 from evopress.report.record import Run
@@ -65,7 +65,7 @@ def profile_map(run: Run, style: Style) -> Figure | None:
     if not cells:
         return None
     kinds, num_blocks = run.kinds, max(block for block, _ in cells) + 1
-    figure, axes = new_axes(0.6 + 0.19 * num_blocks)
+    figure, axes = new_axes(0.6 + 0.19 * num_blocks + height_of_labels(kinds))
     colour_of = _colours(run.choices)
     for (block, kind), choice in cells.items():
         label = choice.label.removesuffix("bit")[:9]
