@@ -352,7 +352,9 @@ def test_damaged_cached_tokens_are_recreated(how, undisturbed, model, copied, ca
 
 def test_a_converted_model_with_a_flipped_bit_is_converted_again(tmp_path, monkeypatch, caplog):
     searched = compressed(tiny("llama"), RTN(bits=(8, 4), group_size=32, symmetric=True), tmp_path)
-    write_checkpoints(Export(formats=["gguf"]), searched, tokens=token_windows(2, 16), facts={"model": "t"}, folder=tmp_path)
+    write_checkpoints(
+        Export(formats=["gguf"]), searched, tokens=token_windows(2, 16), facts={"model": "t"}, folder=tmp_path
+    )
     read = AutoTokenizer.from_pretrained
 
     def reading(path, **options):  # transformers cannot read a byte-level tokenizer from GGUF
