@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from evopress.compressors.base import Compressor
 from evopress.compressors.drop import Drop
@@ -16,6 +17,14 @@ from evopress.space.settings import SpaceSettings
 from evopress.space.units import Profile, Space
 from tests.tiny_models import token_windows
 
+TOKENS = token_windows(2, 16)
+"""Text on which the logits of checkpoints are compared."""
+
+
+def logits(model: PreTrainedModel) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=TOKENS).logits
+
 
 def searched_drops(lm: LanguageModel, dropped: set[tuple[int, str]]) -> SearchedModel:
     """The model without the given sub-blocks."""
@@ -28,7 +37,7 @@ def searched_drops(lm: LanguageModel, dropped: set[tuple[int, str]]) -> Searched
 def compressed(
     lm: LanguageModel, compressor: Compressor, folder: Path, *, tie: str = "none", drops: str = "none"
 ) -> SearchedModel:
-    """Levels of every layer in turn, so that neighbouring units differ; of what may be dropped, the second is."""
+    """Unit i has level i, from the first again after the last. Of the parts that may be dropped, the second is."""
     compressor = compressor.for_hidden_size(lm.hidden_size)
     space = layer_space(lm, compressor, SpaceSettings(tie=tie, drops=drops, trade="any"))
     database = Database.open(folder, "levels", {"model": lm.name})
@@ -38,10 +47,10 @@ def compressed(
 
 
 def in_turn(space: Space) -> Profile:
-    gone = list(space.children)[1:2]
+    dropped = list(space.children)[1:2]
     return space.normalized(
         tuple(
-            int(index in gone) if index in space.children else index % len(unit.levels)
+            int(index in dropped) if index in space.children else index % len(unit.levels)
             for index, unit in enumerate(space.units)
         )
     )

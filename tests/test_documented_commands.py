@@ -24,6 +24,7 @@ from evopress.config import CONFIG_FOLDER, build_job
 from evopress.data.sources import TOPICS
 from evopress.data.splits import SPLITS, load_splits
 from evopress.evaluation.data_sets import load_test_sets
+from evopress.export.registry import chosen_formats
 from evopress.inspection.__main__ import main as inspect
 from evopress.job import Job
 from evopress.pipeline import run_job
@@ -163,8 +164,8 @@ def test_every_command_runs(command, at_desk, tmp_path):
         assert (tmp_path / "run/front.csv").is_file()
         return
     assert json.loads((tmp_path / "run/results.json").read_text())["done"]
-    for name in job.export.formats:
-        assert (tmp_path / "run/checkpoints" / name / "README.md").is_file()
+    for checkpoint_format in chosen_formats(job.export):
+        assert (tmp_path / "run/checkpoints" / checkpoint_format.name / "README.md").is_file()
     if "tracking=csv" in command:
         assert ",search/best_fitness," in (tmp_path / "run/metrics.csv").read_text()
     if "model=mine" in command:

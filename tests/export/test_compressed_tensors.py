@@ -1,4 +1,4 @@
-"""Packed checkpoints of compressed-tensors: transformers reads them and gives the searched model's logits."""
+"""Packed checkpoints of compressed-tensors: in transformers they have the logits of the searched model."""
 
 import json
 from dataclasses import replace
@@ -17,21 +17,15 @@ from evopress.export.formats.pack_quantized import packed_tensors
 from evopress.models.loading import wrap_model
 from evopress.space.build import dense_bytes
 from evopress.space.settings import SpaceSettings
-from tests.exports import compressed, searched_drops
-from tests.tiny_models import FAMILIES, random_model, tiny, token_windows, tokenizer
+from tests.exports import TOKENS, compressed, logits, searched_drops
+from tests.tiny_models import FAMILIES, random_model, tiny, tokenizer
 
 pytest.importorskip("compressed_tensors", reason="needs the package compressed-tensors")
 
-TOKENS = token_windows(2, 16)
 PACKED = Export(formats=["compressed_tensors"])
 PACKED_FOR_VLLM = Export(formats=["compressed_tensors"], engine="vllm")
 SYMMETRIC = GPTQ(bits=(8, 5, 3, 2), group_size=32, symmetric=True)
 ASYMMETRIC = GPTQ(bits=(8, 5, 3, 2), group_size=32)
-
-
-def logits(model) -> torch.Tensor:
-    with torch.no_grad():
-        return model(input_ids=TOKENS).logits
 
 
 def written(settings: Export, searched, folder) -> dict:
@@ -41,23 +35,23 @@ def written(settings: Export, searched, folder) -> dict:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_transformers_decodes_mixed_widths_to_the_weights_of_the_search(family, tmp_path):
     searched = compressed(tiny(family), SYMMETRIC, tmp_path)
-    found = written(PACKED, searched, tmp_path)
+    verified = written(PACKED, searched, tmp_path)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "compressed_tensors", dtype=torch.float32)
     found_logits = logits(model)
     for layer in searched.levels:
         assert torch.equal(model.get_submodule(layer).weight, searched.packed(layer).dense())
     with searched.applied() as search_model:
         torch.testing.assert_close(found_logits, logits(search_model), rtol=1e-2, atol=1e-2)  # embeddings in float16
-    assert found["max_logit_difference"] < 1e-4
-    assert found["written_bytes"] == pytest.approx(found["predicted_bytes"], rel=0.01)
+    assert verified["max_logit_difference"] < 1e-4
+    assert verified["written_bytes"] == pytest.approx(verified["predicted_bytes"], rel=0.01)
 
 
 def test_the_bytes_are_those_of_the_space_and_a_shape_per_layer(tmp_path):
     searched = compressed(tiny("llama"), SYMMETRIC, tmp_path)
-    found = written(PACKED, searched, tmp_path)
-    tensors = found["written_bytes"] - found["header_bytes"]
+    verified = written(PACKED, searched, tmp_path)
+    tensors = verified["written_bytes"] - verified["header_bytes"]
     assert tensors == searched.space.size_bytes(searched.profile) + 16 * len(searched.levels)
-    assert found["written_bytes"] < dense_bytes(searched.lm)
+    assert verified["written_bytes"] < dense_bytes(searched.lm)
 
 
 def test_every_width_is_a_group_with_the_exact_names_of_its_layers(tmp_path):
@@ -72,7 +66,7 @@ def test_every_width_is_a_group_with_the_exact_names_of_its_layers(tmp_path):
     assert "sparsity_config" not in config
 
 
-def test_two_group_sizes_make_two_groups(tmp_path):
+def test_layers_with_two_group_sizes_are_in_two_groups(tmp_path):
     searched = compressed(tiny("llama"), RTN(bits=(4, 3), group_size=128, symmetric=True), tmp_path)
     written(PACKED, searched, tmp_path)
     config = json.loads((tmp_path / "compressed_tensors" / "config.json").read_text())["quantization_config"]
@@ -84,9 +78,9 @@ def test_two_group_sizes_make_two_groups(tmp_path):
 
 def test_zero_points_are_packed_along_the_rows_and_read_back_by_the_library(tmp_path):
     searched = compressed(tiny("llama"), ASYMMETRIC, tmp_path, tie="engine")
-    found = written(PACKED_FOR_VLLM, searched, tmp_path)
-    assert found["files"] == {"layers_with_equal_codes": len(searched.levels)}
-    assert found["written_bytes"] == pytest.approx(found["predicted_bytes"], rel=0.01)
+    verified = written(PACKED_FOR_VLLM, searched, tmp_path)
+    assert verified["files"] == {"layers_with_equal_codes": len(searched.levels)}
+    assert verified["written_bytes"] == pytest.approx(verified["predicted_bytes"], rel=0.01)
     stored = load_file(tmp_path / "compressed_tensors" / "model.safetensors")
     layer = "model.layers.0.mlp.down_proj"
     rows, groups, bits = 64, 4, searched.packed(layer).bits
@@ -97,7 +91,7 @@ def test_zero_points_are_packed_along_the_rows_and_read_back_by_the_library(tmp_
 
 
 def test_transformers_still_cannot_read_zero_points(tmp_path):
-    """The reason for a refusal: when this fails, transformers has learnt it, and the refusal can go."""
+    """The reason why zero points are refused. When this test fails, transformers reads them and the check can go."""
     searched = compressed(tiny("llama"), ASYMMETRIC, tmp_path, tie="engine")
     written(PACKED_FOR_VLLM, searched, tmp_path)
     with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
@@ -147,9 +141,9 @@ def test_scales_that_engines_would_round_are_refused_once_the_model_is_loaded():
 def test_a_model_in_bfloat16_is_read_back_in_bfloat16(tmp_path):
     model = random_model("llama").to(torch.bfloat16)
     lm = wrap_model(model, tokenizer(), "tiny-bfloat16")
-    found = written(PACKED, compressed(lm, replace(SYMMETRIC, scale_dtype="bfloat16"), tmp_path), tmp_path)
-    assert found["max_logit_difference"] <= 0.02 * found["max_logit"]
-    assert found["kl"] < 1e-4
+    verified = written(PACKED, compressed(lm, replace(SYMMETRIC, scale_dtype="bfloat16"), tmp_path), tmp_path)
+    assert verified["max_logit_difference"] <= 0.02 * verified["max_logit"]
+    assert verified["kl"] < 1e-4
     with pytest.raises(UnsupportedExportError, match="would round the scales, float16, to it"):
         written(PACKED, compressed(lm, SYMMETRIC, tmp_path / "halves"), tmp_path)
 

@@ -51,8 +51,8 @@ import json, sys
 from vllm import LLM, SamplingParams
 if __name__ == "__main__":
     llm = LLM(sys.argv[1], dtype=sys.argv[2], enforce_eager=True, max_model_len=256, trust_remote_code=True)
-    found = llm.generate(json.loads(sys.argv[3]), SamplingParams(temperature=0, max_tokens={NEW_TOKENS}))
-    print("RESULT", json.dumps([list(one.outputs[0].token_ids) for one in found]))
+    outputs = llm.generate(json.loads(sys.argv[3]), SamplingParams(temperature=0, max_tokens={NEW_TOKENS}))
+    print("RESULT", json.dumps([list(output.outputs[0].token_ids) for output in outputs]))
 """
 
 RUN_LLAMA = """
@@ -73,14 +73,16 @@ print("RESULT", json.dumps([llm.tokenize(text.encode(), add_bos=False) for text 
 
 @pytest.fixture(scope="module")
 def smollm2() -> LanguageModel:
-    found = sorted((ROOT / "outputs" / "cache" / "models").glob("smollm2-*"))
-    if not found:
+    folders = sorted((ROOT / "outputs" / "cache" / "models").glob("smollm2-*"))
+    if not folders:
         pytest.skip("SmolLM2 is not converted yet: run with model=smollm2 once")
-    return load_model(ModelSource(name="smollm2", path=str(found[0]), dtype="float32", device="cpu"), ROOT / "outputs")
+    return load_model(
+        ModelSource(name="smollm2", path=str(folders[0]), dtype="float32", device="cpu"), ROOT / "outputs"
+    )
 
 
 def quantized(lm: LanguageModel, compressor: RTN, tie: str, folder: Path) -> SearchedModel:
-    """Levels in turn over the units; rounding to nearest, which needs no text."""
+    """Unit i has level i, from the first again after the last. Rounding to nearest needs no text."""
     space = layer_space(lm, compressor, SpaceSettings(tie=tie))
     database = Database.open(folder, "levels", {})
     build_database(lm, compressor, torch.zeros(1, 8, dtype=torch.long), database, limits=BatchLimits(batch_tokens=8))
@@ -97,7 +99,7 @@ def window(lm: LanguageModel) -> torch.Tensor:
     return torch.tensor(lm.tokenizer(" ".join(PROMPTS))["input_ids"])[None]
 
 
-def ran(python: Path, code: str, *arguments: str) -> list[list[int]]:
+def run_engine(python: Path, code: str, *arguments: str) -> list[list[int]]:
     if not python.exists():
         pytest.skip(f"{python.relative_to(ROOT)} is not installed: see `make help`")
     settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1"}
@@ -109,13 +111,13 @@ def ran(python: Path, code: str, *arguments: str) -> list[list[int]]:
 
 
 def greedy(lm: LanguageModel, folder: Path, dtype: torch.dtype) -> list[list[int]]:
-    model, found = load(folder, dtype), []
+    model, generated = load(folder, dtype), []
     for prompt in PROMPTS:
         tokens = torch.tensor(lm.tokenizer(prompt)["input_ids"])[None]
         mask = torch.ones_like(tokens)
         out = model.generate(tokens, attention_mask=mask, max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0)
-        found.append(out[0, tokens.shape[1] :].tolist())
-    return found
+        generated.append(out[0, tokens.shape[1] :].tolist())
+    return generated
 
 
 HALVES = {(12, "attention"), (12, "mlp"), (20, "mlp"), (22, "attention"), (24, "attention"), (17, "mlp")}
@@ -135,12 +137,12 @@ def test_vllm_generates_the_tokens_of_transformers(name, dtype, smollm2, tmp_pat
         Export(formats=[name], engine="vllm"), searched, tokens=window(smollm2), facts={}, folder=tmp_path
     )
     folder = tmp_path / name
-    found = ran(VLLM, RUN_VLLM, str(folder), dtype, json.dumps(PROMPTS))
-    assert found == greedy(smollm2, folder, getattr(torch, dtype))
+    generated = run_engine(VLLM, RUN_VLLM, str(folder), dtype, json.dumps(PROMPTS))
+    assert generated == greedy(smollm2, folder, getattr(torch, dtype))
 
 
 def test_vllm_generates_the_tokens_of_transformers_for_a_searched_profile(smollm2, tmp_path):
-    """Any profile of a space for engines: which halves of blocks go is the search's choice."""
+    """The search chooses which sub-blocks are dropped. Every profile of such a space runs in vLLM."""
     compress(
         smollm2.model,
         smollm2.tokenizer,
@@ -152,14 +154,14 @@ def test_vllm_generates_the_tokens_of_transformers_for_a_searched_profile(smollm
         export=Export(formats=["nemotron_nas"], dtype="float32"),
     )
     folder = tmp_path / "checkpoints" / "nemotron_nas"
-    found = ran(VLLM, RUN_VLLM, str(folder), "float32", json.dumps(PROMPTS))
-    assert found == greedy(smollm2, folder, torch.float32)
+    generated = run_engine(VLLM, RUN_VLLM, str(folder), "float32", json.dumps(PROMPTS))
+    assert generated == greedy(smollm2, folder, torch.float32)
 
 
 def test_llama_cpp_computes_the_logits_of_a_file_that_was_searched_to_a_size(smollm2, tmp_path):
-    """Embeddings included, which with SmolLM2 are the head as well."""
+    """Embeddings are compressed too. In SmolLM2 they are also the head."""
     np = pytest.importorskip("numpy")
-    found = compress(
+    compressed = compress(
         smollm2.model,
         smollm2.tokenizer,
         budget=Budget(metric="size", target="92MB"),
@@ -170,9 +172,9 @@ def test_llama_cpp_computes_the_logits_of_a_file_that_was_searched_to_a_size(smo
         export=Export(formats=["gguf"], pre_tokenizer="smollm"),
     )
     folder, tokens = tmp_path / "checkpoints" / "gguf", window(smollm2)
-    assert found.results["exports"]["gguf"]["written_bytes"] <= 92_000_000 * 1.005
+    assert compressed.results["exports"]["gguf"]["written_bytes"] <= 92_000_000 * 1.005
     arguments = (json.dumps(tokens.tolist()), str(tmp_path / "logits.npy"), json.dumps(PROMPTS))
-    ran(LLAMA, RUN_LLAMA, str(folder / "model.gguf"), *arguments)
+    run_engine(LLAMA, RUN_LLAMA, str(folder / "model.gguf"), *arguments)
     with torch.no_grad():
         expected = load(folder, torch.float32)(input_ids=tokens).logits.log_softmax(-1)
     in_llama = torch.from_numpy(np.load(tmp_path / "logits.npy")).log_softmax(-1)
@@ -185,12 +187,12 @@ def test_llama_cpp_computes_the_logits_of_the_searched_model(smollm2, tmp_path):
     tokens = window(smollm2)
     write_checkpoints(Export(formats=["gguf"]), searched, tokens=tokens, facts={}, folder=tmp_path)
     arguments = (json.dumps(tokens.tolist()), str(tmp_path / "logits.npy"), json.dumps(PROMPTS))
-    tokenized = ran(LLAMA, RUN_LLAMA, str(tmp_path / "gguf" / "model.gguf"), *arguments)
+    tokenized = run_engine(LLAMA, RUN_LLAMA, str(tmp_path / "gguf" / "model.gguf"), *arguments)
     assert tokenized == [smollm2.tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
     with searched.applied() as model, torch.no_grad():
         expected = model(input_ids=tokens).logits.log_softmax(-1)
-    found = torch.from_numpy(np.load(tmp_path / "logits.npy")).log_softmax(-1)
-    kl = (expected.exp() * (expected - found)).sum(-1).mean()
+    in_llama = torch.from_numpy(np.load(tmp_path / "logits.npy")).log_softmax(-1)
+    kl = (expected.exp() * (expected - in_llama)).sum(-1).mean()
     # llama.cpp rounds activations to 8 bits: on these tokens KL is 0.0044 for a file of its own converter, 0.0079 here.
     # The bound catches misplaced tensors and metadata; that the stored numbers are exact is checked by the export.
     assert float(kl) < 2e-2
@@ -216,5 +218,5 @@ def test_names_order_of_rows_and_tokenizer_are_those_of_the_file_that_llama_cpp_
     for tensor in reference.tensors:
         if tensor.name.startswith(("blk.3.", "output_norm")):
             expected = gguf.dequantize(tensor.data, tensor.tensor_type)
-            found = gguf.dequantize(written[tensor.name].data, written[tensor.name].tensor_type)
-            assert ((found - expected) ** 2).mean() < 1e-4 * (expected**2).mean(), tensor.name
+            ours_decoded = gguf.dequantize(written[tensor.name].data, written[tensor.name].tensor_type)
+            assert ((ours_decoded - expected) ** 2).mean() < 1e-4 * (expected**2).mean(), tensor.name

@@ -1,4 +1,4 @@
-"""Exports of dense checkpoints: reloaded by transformers, they give the searched model's logits."""
+"""Dense checkpoints: loaded by transformers, they have the logits of the searched model."""
 
 import json
 from dataclasses import replace
@@ -14,10 +14,9 @@ from evopress.compressors.sparsegpt import SparseGPT
 from evopress.export import Export, UnsupportedExportError, fixed_bytes, load, write_checkpoints
 from evopress.export.formats import DenseSafetensors
 from evopress.space.profile_files import from_json
-from tests.exports import compressed, searched_drops
-from tests.tiny_models import FAMILIES, NUM_BLOCKS, tiny, token_windows
+from tests.exports import TOKENS, compressed, logits, searched_drops
+from tests.tiny_models import FAMILIES, NUM_BLOCKS, tiny
 
-TOKENS = token_windows(2, 16)
 FACTS = {
     "model": "tiny",
     "compress": "drop",
@@ -27,11 +26,6 @@ FACTS = {
     "searched": {"size_bytes": 1000, "perplexity": {"pydoc": 12.5}, "kl": {"pydoc": 0.25}},
 }
 FLOAT32 = Export(formats=["hf", "zeroed"], dtype="float32")
-
-
-def logits(model) -> torch.Tensor:
-    with torch.no_grad():
-        return model(input_ids=TOKENS).logits
 
 
 def reloaded(folder: Path) -> torch.Tensor:
@@ -45,7 +39,7 @@ def written(settings: Export, searched, folder: Path) -> dict:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_dropped_block_is_gone_and_the_logits_stay(family, tmp_path):
     searched = searched_drops(tiny(family), {(1, "attention"), (1, "mlp")})
-    found = written(FLOAT32, searched, tmp_path)
+    verified = written(FLOAT32, searched, tmp_path)
     with searched.applied() as model:
         expected = logits(model)
     torch.testing.assert_close(reloaded(tmp_path / "hf"), expected, rtol=1e-5, atol=1e-5)
@@ -53,7 +47,7 @@ def test_a_dropped_block_is_gone_and_the_logits_stay(family, tmp_path):
     assert not torch.allclose(expected, logits(tiny(family).model), atol=1e-2)
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert config["num_hidden_layers"] == NUM_BLOCKS - 1
-    assert found["hf"]["written_bytes"] < found["zeroed"]["written_bytes"]
+    assert verified["hf"]["written_bytes"] < verified["zeroed"]["written_bytes"]
 
 
 def test_lists_with_an_entry_per_block_lose_those_of_dropped_blocks(tmp_path):
@@ -64,7 +58,7 @@ def test_lists_with_an_entry_per_block_lose_those_of_dropped_blocks(tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_half_a_block_is_zeroed_in_any_family(family, tmp_path):
+def test_a_dropped_subblock_is_zeroed_in_every_family(family, tmp_path):
     searched = searched_drops(tiny(family), {(0, "mlp"), (2, "attention")})
     written(Export(formats=["zeroed"], dtype="float32"), searched, tmp_path)
     with searched.applied() as model:
@@ -84,14 +78,14 @@ def test_a_profile_that_some_format_cannot_hold_is_refused_before_anything_is_wr
 @pytest.mark.parametrize("compressor", [RTN(bits=(4, 2), group_size=32), SparseGPT(base=0.5, num_levels=2)])
 def test_layers_are_written_as_the_database_decodes_them(compressor, tmp_path):
     searched = compressed(tiny("llama"), compressor, tmp_path)
-    found = written(Export(formats=["hf"], dtype="float32"), searched, tmp_path)
+    verified = written(Export(formats=["hf"], dtype="float32"), searched, tmp_path)
     stored = load_file(tmp_path / "hf" / "model.safetensors")
     for layer, (block, level) in searched.levels.items():
         packed = searched.weights.database.read(block, layer, level)
         assert torch.equal(stored[f"{layer}.weight"], packed.dense())
     with searched.applied() as model:
         torch.testing.assert_close(reloaded(tmp_path / "hf"), logits(model), rtol=1e-5, atol=1e-5)
-    assert found["hf"]["written_bytes"] == pytest.approx(found["hf"]["predicted_bytes"], rel=0.01)
+    assert verified["hf"]["written_bytes"] == pytest.approx(verified["hf"]["predicted_bytes"], rel=0.01)
 
 
 def test_removed_weights_are_exact_zeros_and_the_card_says_that_they_save_nothing(tmp_path):
@@ -104,12 +98,12 @@ def test_removed_weights_are_exact_zeros_and_the_card_says_that_they_save_nothin
     assert "stored as zeros: the file is as large" in (tmp_path / "hf" / "README.md").read_text()
 
 
-def test_a_float32_model_is_written_in_sixteen_bits_unless_told_otherwise(tmp_path):
+def test_a_float32_model_is_written_in_16_bits_by_default(tmp_path):
     searched = searched_drops(tiny("llama"), {(1, "mlp")})
-    found = written(Export(formats=["zeroed"]), searched, tmp_path)
+    verified = written(Export(formats=["zeroed"]), searched, tmp_path)
     stored = load_file(tmp_path / "zeroed" / "model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
-    assert found["zeroed"]["max_logit_difference"] < 1e-4  # of the searched model rounded in the same way
+    assert verified["zeroed"]["max_logit_difference"] < 1e-4  # of the searched model rounded in the same way
 
 
 def test_tied_embeddings_are_written_once(tmp_path):
@@ -118,7 +112,7 @@ def test_tied_embeddings_are_written_once(tmp_path):
     assert "lm_head.weight" not in load_file(tmp_path / "zeroed" / "model.safetensors")
 
 
-def test_a_checkpoint_brings_tokenizer_generation_settings_profile_and_card(tmp_path):
+def test_a_checkpoint_contains_tokenizer_generation_settings_profile_and_card(tmp_path):
     searched = searched_drops(tiny("llama"), {(1, "attention"), (1, "mlp")})
     written(FLOAT32, searched, tmp_path)
     folder = tmp_path / "hf"
@@ -155,7 +149,7 @@ def test_a_checkpoint_that_fails_its_verification_leaves_nothing_and_keeps_the_o
     assert (tmp_path / "hf" / "model.safetensors").read_bytes() == before
 
 
-def test_an_exported_folder_is_loaded_with_its_own_type(tmp_path):
+def test_a_checkpoint_is_loaded_in_the_type_that_it_is_stored_in(tmp_path):
     searched = searched_drops(tiny("llama"), {(1, "attention"), (1, "mlp")})
     written(FLOAT32, searched, tmp_path)
     model = load(tmp_path / "hf")
@@ -172,13 +166,13 @@ def test_an_exported_folder_is_loaded_with_its_own_type(tmp_path):
         ("gguf", RTN(bits=(8, 4), group_size=32, symmetric=True)),
     ],
 )
-def test_levels_and_fixed_bytes_are_the_file(name, compressor, tmp_path):
+def test_the_file_takes_the_bytes_of_the_levels_and_the_fixed_bytes(name, compressor, tmp_path):
     pytest.importorskip(name, reason=f"needs the package {name}")
     searched = compressed(tiny("llama"), compressor, tmp_path)
     settings = Export(formats=[name])
     space = replace(searched.space, fixed_bytes=fixed_bytes(settings, searched.lm, searched.space))
-    found = written(settings, replace(searched, space=space), tmp_path)
-    assert found[name]["written_bytes"] == pytest.approx(space.size_bytes(searched.profile), rel=0.01)
+    verified = written(settings, replace(searched, space=space), tmp_path)
+    assert verified[name]["written_bytes"] == pytest.approx(space.size_bytes(searched.profile), rel=0.01)
     assert space.fixed_bytes > searched.space.fixed_bytes
 
 

@@ -9,10 +9,9 @@ from transformers import AutoModelForCausalLM
 from evopress.compressors.rtn import RTN
 from evopress.export import Export, write_checkpoints
 from tests import plain
-from tests.exports import compressed
-from tests.tiny_models import NUM_BLOCKS, SCALED, WITH_SHARED_EXPERTS, WITH_VISION, tiny, token_windows
+from tests.exports import TOKENS, compressed
+from tests.tiny_models import NUM_BLOCKS, SCALED, WITH_SHARED_EXPERTS, WITH_VISION, tiny
 
-TOKENS = token_windows(2, 16)
 SETTINGS = Export(formats=["hf"], dtype="float32")
 
 

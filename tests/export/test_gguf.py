@@ -1,4 +1,4 @@
-"""GGUF files: read back by the gguf package and by transformers, they are the searched model."""
+"""GGUF files: the gguf package and transformers read the searched weights from them."""
 
 import json
 from dataclasses import replace
@@ -18,21 +18,15 @@ from evopress.export.formats.gguf_tokenizer import LLAMA3, QWEN2, pre_tokenizer_
 from evopress.models.language_model import LanguageModel
 from evopress.models.loading import wrap_model
 from evopress.space.settings import SpaceSettings
-from tests.exports import compressed, searched_drops
-from tests.tiny_models import tiny, token_windows, tokenizer
+from tests.exports import TOKENS, compressed, logits, searched_drops
+from tests.tiny_models import tiny, tokenizer
 
 gguf = pytest.importorskip("gguf", reason="needs the package gguf")
 
-TOKENS = token_windows(2, 16)
 SETTINGS = Export(formats=["gguf"])
 FEW = GGUF(types=("Q8_0", "Q5_1", "Q4_0"))
 PLAIN_ENDS = GGUF(types=FEW.types, embeddings=False)
 EXACT = RTN(bits=(8, 5, 4), group_size=32, symmetric=True)
-
-
-def logits(model) -> torch.Tensor:
-    with torch.no_grad():
-        return model(input_ids=TOKENS).logits
 
 
 def written(searched, folder, settings: Export = SETTINGS) -> dict:
@@ -47,12 +41,12 @@ def fields(folder) -> dict:
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
 def test_transformers_reads_the_searched_weights_bit_for_bit(family, tmp_path):
     searched = compressed(tiny(family), GGUF(), tmp_path)
-    found = written(searched, tmp_path)
+    verified = written(searched, tmp_path)
     model = load(tmp_path / "gguf", torch.float32)
     for layer in searched.levels:
         assert torch.equal(model.get_submodule(layer).weight, searched.packed(layer).dense())
-    assert found["max_logit_difference"] < 1e-4
-    assert found["files"]["layers_with_equal_weights"] == len(searched.levels)
+    assert verified["max_logit_difference"] < 1e-4
+    assert verified["files"]["layers_with_equal_weights"] == len(searched.levels)
     with searched.applied() as search_model:
         torch.testing.assert_close(logits(model), logits(search_model), rtol=1e-2, atol=1e-2)  # embeddings in float16
 
@@ -69,42 +63,42 @@ def test_a_file_alone_is_enough_for_transformers(tmp_path):
         torch.testing.assert_close(logits(model), logits(search_model), rtol=1e-2, atol=1e-2)
 
 
-def test_symmetric_codes_in_groups_of_32_are_block_types_without_any_rounding(tmp_path):
+def test_symmetric_codes_in_groups_of_32_become_block_types_without_rounding(tmp_path):
     searched = compressed(tiny("llama"), EXACT, tmp_path)
-    found = written(searched, tmp_path)
+    verified = written(searched, tmp_path)
     model = load(tmp_path / "gguf", torch.float32)
     for layer in searched.levels:
         assert torch.equal(model.get_submodule(layer).weight, searched.packed(layer).dense())
-    assert {"Q8_0", "Q5_0", "Q4_0"} <= found["files"]["types"].keys()
+    assert {"Q8_0", "Q5_0", "Q4_0"} <= verified["files"]["types"].keys()
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
 def test_tensors_take_the_predicted_bytes(family, tmp_path):
     searched = compressed(tiny(family), FEW, tmp_path)
-    found = written(searched, tmp_path)
-    assert found["written_bytes"] == pytest.approx(found["predicted_bytes"], rel=0.01)
+    verified = written(searched, tmp_path)
+    assert verified["written_bytes"] == pytest.approx(verified["predicted_bytes"], rel=0.01)
     norms = sum(parameter.numel() for parameter in searched.lm.model.parameters() if parameter.ndim == 1)
-    tensors = found["written_bytes"] - found["header_bytes"]
+    tensors = verified["written_bytes"] - verified["header_bytes"]
     assert tensors == searched.space.size_bytes(searched.profile) + 2 * norms
 
 
 def test_metadata_describes_model_and_tokenizer(tmp_path):
     searched = compressed(tiny("llama"), FEW, tmp_path)
     written(searched, tmp_path)
-    found = fields(tmp_path)
-    assert found["general.architecture"] == "llama"
-    assert found["llama.block_count"] == 3
-    assert found["llama.attention.head_count_kv"] == 2
-    assert found["llama.rope.dimension_count"] == 16
-    assert found["tokenizer.ggml.model"] == "gpt2"
-    assert found["tokenizer.ggml.pre"] == "gpt-2"
-    tokens, types = found["tokenizer.ggml.tokens"], found["tokenizer.ggml.token_type"]
+    metadata = fields(tmp_path)
+    assert metadata["general.architecture"] == "llama"
+    assert metadata["llama.block_count"] == 3
+    assert metadata["llama.attention.head_count_kv"] == 2
+    assert metadata["llama.rope.dimension_count"] == 16
+    assert metadata["tokenizer.ggml.model"] == "gpt2"
+    assert metadata["tokenizer.ggml.pre"] == "gpt-2"
+    tokens, types = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
     assert len(tokens) == len(types) == 300
     assert tokens[searched.lm.tokenizer("a")["input_ids"][0]] == "a"
     assert (tokens[257], types[257]) == ("</s>", gguf.TokenType.CONTROL)
     assert (tokens[299], types[299]) == ("[PAD299]", gguf.TokenType.UNUSED)
-    assert found["tokenizer.ggml.eos_token_id"] == searched.lm.tokenizer.eos_token_id
-    assert found["tokenizer.ggml.add_bos_token"] is False
+    assert metadata["tokenizer.ggml.eos_token_id"] == searched.lm.tokenizer.eos_token_id
+    assert metadata["tokenizer.ggml.add_bos_token"] is False
 
 
 def tied_llama() -> LanguageModel:
@@ -134,13 +128,13 @@ def tied_llama() -> LanguageModel:
 def test_a_tied_head_is_not_stored(tmp_path):
     lm = tied_llama()
     searched = compressed(lm, FEW, tmp_path)
-    found = written(searched, tmp_path)
+    verified = written(searched, tmp_path)
     stored = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "gguf" / "model.gguf").tensors}
     assert "output.weight" not in stored
     assert "rope_freqs.weight" in stored
     vectors = 4 * sum(p.numel() for p in lm.model.parameters() if p.ndim == 1) + 4 * len(rope_factors(lm.model.config))
     levels = searched.space.size_bytes(searched.profile) - searched.space.fixed_bytes
-    assert found["written_bytes"] - found["header_bytes"] == levels + vectors
+    assert verified["written_bytes"] - verified["header_bytes"] == levels + vectors
     searched = replace(searched, profile=(2, *searched.profile[1:]))  # the coarsest embeddings, and so the head
     written(searched, tmp_path)
     (tensor,) = [t for t in gguf.GGUFReader(tmp_path / "gguf" / "model.gguf").tensors if t.name == "token_embd.weight"]
@@ -155,11 +149,11 @@ def test_a_tied_head_is_compared_as_it_is_stored(tmp_path):
     """The file holds the codes of the shared weight, so the head that they decode to is not rounded to float16."""
     searched = compressed(tied_llama(), FEW, tmp_path)
     for level in range(len(FEW.types)):
-        found = written(replace(searched, profile=(level, *searched.profile[1:])), tmp_path)
-        assert found["max_logit_difference"] < 1e-6 * found["max_logit"]
+        verified = written(replace(searched, profile=(level, *searched.profile[1:])), tmp_path)
+        assert verified["max_logit_difference"] < 1e-6 * verified["max_logit"]
 
 
-def test_embeddings_and_head_of_their_own_have_the_types_that_the_search_chose(tmp_path):
+def test_untied_embeddings_and_head_have_the_types_that_the_search_chose(tmp_path):
     searched = compressed(tiny("llama"), FEW, tmp_path)
     searched = replace(searched, profile=(1, *searched.profile[1:-1], 2))
     written(searched, tmp_path)
@@ -179,7 +173,7 @@ def test_embeddings_that_are_units_are_not_rounded_again():
 def test_embeddings_may_be_rounded_as_llama_cpp_does_it(name, tmp_path):
     searched = compressed(tiny("llama"), PLAIN_ENDS, tmp_path)
     plain = written(searched, tmp_path)
-    found = written(searched, tmp_path, Export(formats=["gguf"], embeddings=name))
+    verified = written(searched, tmp_path, Export(formats=["gguf"], embeddings=name))
     reader = gguf.GGUFReader(tmp_path / "gguf" / "model.gguf")
     stored = {tensor.name: tensor for tensor in reader.tensors}
     embeddings = searched.lm.model.get_input_embeddings().weight.detach()
@@ -188,9 +182,9 @@ def test_embeddings_may_be_rounded_as_llama_cpp_does_it(name, tmp_path):
     ours = torch.from_numpy(gguf.dequantize(stored["token_embd.weight"].data, kind))
     assert stored["token_embd.weight"].tensor_type == stored["output.weight"].tensor_type == kind
     assert float((ours - embeddings).square().sum()) < 1.01 * float((reference - embeddings).square().sum())
-    assert found["max_logit_difference"] < 1e-4  # of the searched model with embeddings rounded in the same way
-    assert found["written_bytes"] == pytest.approx(found["predicted_bytes"], rel=0.01)
-    assert found["written_bytes"] < plain["written_bytes"]
+    assert verified["max_logit_difference"] < 1e-4  # of the searched model with embeddings rounded in the same way
+    assert verified["written_bytes"] == pytest.approx(verified["predicted_bytes"], rel=0.01)
+    assert verified["written_bytes"] < plain["written_bytes"]
 
 
 def test_rope_factors_are_the_quotients_of_transformers_frequencies():

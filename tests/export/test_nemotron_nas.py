@@ -1,4 +1,4 @@
-"""Llama models without half of a block: what is stored, and that it is the zeroed model."""
+"""Llama models without some sub-blocks: what is stored, and that it computes the same as the zeroed model."""
 
 import json
 import sys
@@ -17,17 +17,16 @@ from evopress.export.formats.nemotron_config import ffn_mult
 from evopress.models.language_model import LanguageModel
 from evopress.models.loading import wrap_model
 from evopress.space.settings import SpaceSettings
-from tests.exports import searched_drops
-from tests.tiny_models import tiny, token_windows, tokenizer
+from tests.exports import TOKENS, logits, searched_drops
+from tests.tiny_models import tiny, tokenizer
 
-TOKENS = token_windows(2, 16)
 SETTINGS = Export(formats=["nemotron_nas", "zeroed"], dtype="float32")
 HALVES = {(0, "mlp"), (2, "attention"), (1, "attention"), (1, "mlp"), (3, "mlp")}
 
 
 @cache
 def wide_llama() -> LanguageModel:
-    """Four blocks with MLPs 256 wide, which the layout asks for."""
+    """Four blocks, with MLPs of the width 256 that the layout needs."""
     config = LlamaConfig(
         hidden_size=64,
         intermediate_size=256,
@@ -48,27 +47,22 @@ def wide_llama() -> LanguageModel:
     return wrap_model(model, tokenizer(), "wide-llama")
 
 
-def logits(model) -> torch.Tensor:
-    with torch.no_grad():
-        return model(input_ids=TOKENS).logits
-
-
 def written(searched, folder: Path, settings: Export = SETTINGS) -> dict:
     return write_checkpoints(settings, searched, tokens=TOKENS, facts={}, folder=folder)
 
 
-def test_half_blocks_are_gone_and_the_logits_are_those_of_the_zeroed_anchor(tmp_path):
+def test_dropped_subblocks_are_not_stored_and_the_logits_are_those_of_the_zeroed_model(tmp_path):
     searched = searched_drops(wide_llama(), HALVES)
-    found = written(searched, tmp_path)
+    verified = written(searched, tmp_path)
     model = load(tmp_path / "nemotron_nas")
     anchor = AutoModelForCausalLM.from_pretrained(tmp_path / "zeroed", dtype=torch.float32)
     torch.testing.assert_close(logits(model), logits(anchor), rtol=1e-5, atol=1e-5)
-    assert found["nemotron_nas"]["written_bytes"] < found["zeroed"]["written_bytes"]
-    nas = found["nemotron_nas"]
+    assert verified["nemotron_nas"]["written_bytes"] < verified["zeroed"]["written_bytes"]
+    nas = verified["nemotron_nas"]
     assert nas["written_bytes"] == pytest.approx(nas["predicted_bytes"], rel=0.01)
 
 
-def test_generation_with_a_cache_is_that_of_the_zeroed_anchor(tmp_path):
+def test_generation_with_a_cache_is_that_of_the_zeroed_model(tmp_path):
     written(searched_drops(wide_llama(), HALVES), tmp_path)
     anchor = AutoModelForCausalLM.from_pretrained(tmp_path / "zeroed", dtype=torch.float32)
     options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 258}

@@ -38,7 +38,7 @@ def test_a_file_with_every_block_type_differs_by_rounding_only(two_blocks, tmp_p
     """Embeddings are units too, so the profile chooses the type of the head as well: 8 bits, which float16 rounds."""
     searched = compressed(two_blocks, GGUF(types=("Q8_0", "Q5_1", "Q4_0")), tmp_path)
     settings = Export(formats=["gguf"], pre_tokenizer="smollm")
-    found = write_checkpoints(settings, searched, tokens=token_windows(2, 64), facts={}, folder=tmp_path)["gguf"]
-    assert found["max_logit_difference"] < 1e-4 * found["max_logit"]
-    assert found["kl"] < 1e-8
-    assert found["same_top_token"] == 1
+    verified = write_checkpoints(settings, searched, tokens=token_windows(2, 64), facts={}, folder=tmp_path)["gguf"]
+    assert verified["max_logit_difference"] < 1e-4 * verified["max_logit"]
+    assert verified["kl"] < 1e-8
+    assert verified["same_top_token"] == 1

@@ -16,15 +16,14 @@ from evopress.export.verification.logits import compare_logits
 from evopress.export.verification.tolerance import logit_tolerance
 from evopress.export.verification.verify import Verification, verify_checkpoint
 from evopress.models.loading import wrap_model
-from tests.exports import compressed
-from tests.tiny_models import FAMILIES, WITH_EXPERTS, random_model, tiny, token_windows, tokenizer
+from tests.exports import TOKENS, compressed
+from tests.tiny_models import FAMILIES, WITH_EXPERTS, random_model, tiny, tokenizer
 
-TOKENS = token_windows(2, 16)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def damaged(checkpoint_format: Format, damage, monkeypatch) -> Format:
-    """The format, whose checkpoints are damaged when they are read."""
+    """The format, with damage done to every checkpoint that it reads."""
     load = checkpoint_format.load
 
     def load_and_damage(*arguments: object, **options: object) -> PreTrainedModel:
@@ -59,7 +58,7 @@ def norm_in_16_bits(model: PreTrainedModel) -> None:
 
 
 def rotation_changed(model: PreTrainedModel) -> None:
-    """Nothing that is stored as a tensor."""
+    """No tensor of the file is wrong."""
     model.model.rotary_emb.inv_freq *= 1.01
 
 
@@ -88,15 +87,10 @@ def test_a_small_fault_in_the_tensors_is_refused(checkpoint_format, compressor, 
     if isinstance(checkpoint_format, GGUFFile):
         pytest.importorskip("gguf", reason="needs the package gguf")
     searched = compressed(tiny("llama"), compressor, tmp_path)
-    folder, dtype = (
-        written(checkpoint_format, searched, tmp_path / "checkpoint"),
-        checkpoint_format.default_dtype(searched),
-    )
+    folder = written(checkpoint_format, searched, tmp_path / "checkpoint")
     verify(checkpoint_format, searched, folder)
     with pytest.raises(ValueError, match=r"(v_proj|up_proj|input_layernorm)\.weight is not as searched: \d+ of its"):
-        verify_checkpoint(
-            damaged(checkpoint_format, damage, monkeypatch), searched, folder=folder, dtype=dtype, tokens=TOKENS
-        )
+        verify(damaged(checkpoint_format, damage, monkeypatch), searched, folder)
 
 
 def test_a_norm_in_16_bits_is_refused_where_the_file_holds_it_in_32(tmp_path, monkeypatch):
@@ -105,13 +99,7 @@ def test_a_norm_in_16_bits_is_refused_where_the_file_holds_it_in_32(tmp_path, mo
     checkpoint_format = GGUFFile()
     folder = written(checkpoint_format, searched, tmp_path / "checkpoint")
     with pytest.raises(ValueError, match=r"input_layernorm\.weight is not as searched"):
-        verify_checkpoint(
-            damaged(checkpoint_format, norm_in_16_bits, monkeypatch),
-            searched,
-            folder=folder,
-            dtype=torch.float16,
-            tokens=TOKENS,
-        )
+        verify(damaged(checkpoint_format, norm_in_16_bits, monkeypatch), searched, folder)
 
 
 def test_a_small_fault_in_packed_codes_is_refused(tmp_path):
@@ -121,16 +109,12 @@ def test_a_small_fault_in_packed_codes_is_refused(tmp_path):
     checkpoint_format, levels = CompressedTensors(), RTN(bits=(8, 4), group_size=32, symmetric=True)
     searched = compressed(tiny("llama"), levels, tmp_path)
     folder = written(checkpoint_format, searched, tmp_path / "checkpoint")
-    verify_checkpoint(
-        checkpoint_format, searched, folder=folder, dtype=checkpoint_format.default_dtype(searched), tokens=TOKENS
-    )
+    verify(checkpoint_format, searched, folder)
     state = load_file(folder / "model.safetensors")
     state["model.layers.1.self_attn.v_proj.weight_packed"][3, 0] ^= 1
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"v_proj does not decode to the codes"):
-        verify_checkpoint(
-            checkpoint_format, searched, folder=folder, dtype=checkpoint_format.default_dtype(searched), tokens=TOKENS
-        )
+        verify(checkpoint_format, searched, folder)
 
 
 def test_logits_of_the_right_tensors_in_another_architecture_are_refused(tmp_path, monkeypatch):
@@ -138,13 +122,7 @@ def test_logits_of_the_right_tensors_in_another_architecture_are_refused(tmp_pat
     checkpoint_format = DenseSafetensors()
     folder = written(checkpoint_format, searched, tmp_path / "checkpoint")
     with pytest.raises(ValueError, match=r"logits differ from the searched model's by up to .* \(allowed"):
-        verify_checkpoint(
-            damaged(checkpoint_format, rotation_changed, monkeypatch),
-            searched,
-            folder=folder,
-            dtype=torch.bfloat16,
-            tokens=TOKENS,
-        )
+        verify(damaged(checkpoint_format, rotation_changed, monkeypatch), searched, folder)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -161,7 +139,7 @@ def test_rounding_is_accepted(family, dtype):
     assert 0 < comparison.kl < allowed.kl
 
 
-def test_logits_are_compared_in_parts_as_they_are_as_a_whole(monkeypatch):
+def test_comparing_logits_in_chunks_gives_the_same_result(monkeypatch):
     monkeypatch.setattr("evopress.export.verification.logits.CHUNK_ELEMENTS", 1000)
     generator = torch.Generator().manual_seed(0)
     p = torch.randn(2, 33, 300, generator=generator)
