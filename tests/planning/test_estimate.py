@@ -99,7 +99,7 @@ def test_the_search_takes_the_estimated_tokens(search, tmp_path):
 
     class Recorder(Tracker):
         def log(self, metrics, *, step):
-            logged.append(metrics["search/token_equivalents"])
+            logged.extend(value for name, value in metrics.items() if name == "search/token_equivalents")
 
     run_job(replace(settings, tracker=Recorder(), stages=("database", "search")))
     assert estimated.tokens == pytest.approx(logged[-1], rel=0.2)  # random fitness leads to other mutants

@@ -42,7 +42,7 @@ def test_a_killed_search_resumes_to_the_same_bytes(tmp_path, stop_after):
 def test_a_log_of_other_settings_is_refused(tmp_path):
     space = bit_space([8] * 8)
     drive(tmp_path / "log.jsonl", evolution(), space, seed=1)
-    with pytest.raises(ValueError, match="other settings \\(seed\\)"):
+    with pytest.raises(ValueError, match="other settings \\(seed: 1 there, 2 here\\)"):
         drive(tmp_path / "log.jsonl", evolution(), space, seed=2)
 
 
