@@ -156,8 +156,8 @@ MISTAKES = [
     ("data=text data.source={torn}", "torn.parquet is not a parquet file, or is damaged"),
     ("data=text data.source={surrogate}", "surrogate.jsonl is not Unicode text"),
     # models
-    ("model=hf model.name=x model.path={gpt2}", "its parts are not where any of"),
-    ("model=hf model.name=x model.path={no_blocks}", "set model.family, for example"),
+    ("model=hf model.name=x model.path={gpt2}", "none of the known families"),
+    ("model=hf model.name=x model.path={no_blocks}", "Set model.family to the paths of its parts"),
     ("model=hf model.name=x model.path={code}", "its own Python code, which is not run"),
     ("model=hf model.name=x model.path={code}", "read the code and set model.trust_remote_code=true"),
     ("model=hf model.name=x model.path={pickled}", "cannot be loaded as a causal language model with safetensors"),
@@ -188,6 +188,7 @@ def files(tmp_path_factory):
     for name, family, changes in (
         ("gpt2", "gpt2", {"n_embd": 32, "n_layer": 1, "n_head": 2, "vocab_size": VOCABULARY}),
         ("no_blocks", "llama", {"num_hidden_layers": 0, "hidden_size": 32, "intermediate_size": 32}),
+        ("one_block", "llama", {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 32}),
     ):
         config = AutoConfig.for_model(family, **{"vocab_size": VOCABULARY, "num_attention_heads": 2, **changes})
         AutoModelForCausalLM.from_config(config).save_pretrained(root / name)
@@ -200,7 +201,7 @@ def files(tmp_path_factory):
         (root / name).mkdir()
     (root / "nobos" / "config.json").write_text(json.dumps({"model_type": "no_such_type"}))
     (root / "code" / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}))
-    shutil.copytree(root / "no_blocks", root / "pickled", dirs_exist_ok=True)
+    shutil.copytree(root / "one_block", root / "pickled", dirs_exist_ok=True)
     (root / "pickled" / "model.safetensors").rename(root / "pickled" / "pytorch_model.bin")
     (root / "tasks" / "pairs.yaml").write_text("task: pairs\ndataset_path: json\noutput_type: multiple_choice\n")
     return {path.stem: str(path) for path in root.iterdir()}
