@@ -49,7 +49,7 @@ def saved(tmp_path_factory) -> Path:
 def model(saved, tmp_path) -> Path:
     """A model next to a module that creates the file `canary` when it is imported."""
     folder = Path(shutil.copytree(saved, tmp_path / "model"))
-    (folder / "evil.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')\nclass Evil: pass\n")
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w').close()\nclass Evil: pass\n")
     return folder
 
 
@@ -327,7 +327,7 @@ def test_a_saved_run_cannot_choose_what_is_called(group, target, run_folder):
 @pytest.fixture
 def module_here(tmp_path, monkeypatch) -> Path:
     """The working directory, with modules that create `canary` when they are imported."""
-    code = f"open({str(tmp_path / 'canary')!r}, 'w')\nclass Evil: pass\n"
+    code = f"open({str(tmp_path / 'canary')!r}, 'w').close()\nclass Evil: pass\n"
     (tmp_path / "evil_package").mkdir()
     for name in ("evil_module.py", "evil_package/__init__.py"):
         (tmp_path / name).write_text(code)

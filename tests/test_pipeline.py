@@ -241,14 +241,16 @@ def test_other_evaluation_settings_repeat_the_evaluation_but_not_the_search(tmp_
     model = model_folders("llama")
     run_job(small_job(tmp_path / "run", tmp_path, model))
     monkeypatch.setattr(Evaluator, "evaluate", None)
-    run_job(small_job(tmp_path / "run", tmp_path, model, eval=Eval(datasets=["pydoc"])))
-    assert results(tmp_path / "run")["done"]["eval"]["datasets"] == ["pydoc"]
+    (tmp_path / "numbers.txt").write_text("\n\n".join(f"The square of {n} is {n * n}." for n in range(2000)))
+    datasets = [str(tmp_path / "numbers.txt")]
+    run_job(small_job(tmp_path / "run", tmp_path, model, eval=Eval(datasets=datasets)))
+    assert results(tmp_path / "run")["done"]["eval"]["datasets"] == datasets
 
 
 def test_a_run_directory_with_other_settings_is_refused(tmp_path, model_folders):
     model = model_folders("llama")
     run_job(small_job(tmp_path / "run", tmp_path, model))
-    with pytest.raises(ValueError, match=r"other settings \(seed\)"):
+    with pytest.raises(ValueError, match=r"other settings \(seed: 0 there, 1 here\)"):
         run_job(small_job(tmp_path / "run", tmp_path, model, seed=1))
 
 

@@ -69,7 +69,11 @@ def structure_of(source: ModelSource, config: PretrainedConfig) -> ModelStructur
     """The same from a configuration that was read already."""
     check_is_dense(config, f"model.path {source.path!r}")
     with explain_errors(source), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=source.trust_remote_code)
+        model = AutoModelForCausalLM.from_config(
+            config,
+            trust_remote_code=source.trust_remote_code,
+            attn_implementation="eager",  # it never runs, and a kernel that the configuration names must not be loaded
+        )
     family = _unpacked_family(model, source.family)
     return ModelStructure(model=model, family=family, name=source.name)
 

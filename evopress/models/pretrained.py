@@ -39,6 +39,8 @@ def read_tokenizer(source: ModelSource, location: ModelLocation) -> PreTrainedTo
             return AutoTokenizer.from_pretrained(path, **options)
     except Exception as error:  # the libraries raise errors of many types for missing and damaged files
         setting = f"model.path {source.path!r}" if source.tokenizer is None else f"model.tokenizer {source.tokenizer!r}"
+        if _needs_code(error):
+            raise ValueError(_code_refusal(setting)) from error
         raise ValueError(
             f"{setting} has no tokenizer that can be loaded (tokenizer.json, tokenizer.model or the like): set "
             f"model.tokenizer to the folder or hub id of a model that has the same tokenizer. The error was: {error}"
@@ -82,13 +84,21 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def _explanation(source: ModelSource, error: Exception) -> str:
-    if "custom code" in str(error):
-        return (
-            f"model.path {source.path!r} contains its own Python code, which is not run: use a model that transformers "
-            f"supports, or read the code and set model.trust_remote_code=true"
-        )
+    if _needs_code(error):
+        return _code_refusal(f"model.path {source.path!r}")
     return (
         f"model.path {source.path!r} cannot be loaded as a causal language model with safetensors weights: give a hub "
         f"id that can be reached from here, a folder, or a .gguf file. The error was: "
         f"{str(error).strip() or type(error).__name__}"
+    )
+
+
+def _needs_code(error: Exception) -> bool:
+    return "custom code" in str(error)
+
+
+def _code_refusal(setting: str) -> str:
+    return (
+        f"{setting} contains its own Python code, which is not run: use a model that transformers supports, or read "
+        f"the code and set model.trust_remote_code=true"
     )
