@@ -67,6 +67,11 @@ class Job:
         """The texts that the results are measured on; the first is the test split. Raises ValueError, see `check`."""
         return list_test_sets(self.data, self.eval.datasets, self.eval.test_tokens)
 
+    @property
+    def planned_stages(self) -> tuple[str, ...]:
+        """The stages that run; all of them where only their plan is asked for."""
+        return STAGES if self.stages == ("plan",) else self.stages
+
     def check(self) -> None:
         """Raises ValueError if settings do not fit together. Loads nothing."""
         unknown = set(self.stages) - {"plan", *STAGES}
@@ -86,6 +91,7 @@ class Job:
         check_export(self.export, self.compress, space=self.space)
         check_text_column(self.data, [test_set.source for test_set in self.test_sets])
         check_eval(self.eval)
+        self.tracker.check()
 
 
 def name_of(part: object) -> str:

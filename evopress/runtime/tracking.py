@@ -1,17 +1,17 @@
 """Trackers, which receive the metrics of a run: the contract and Weights & Biases. Only this module uses wandb."""
 
 import logging
-import netrc
 import os
 import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
-from urllib.parse import urlparse
 
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as checked_dataclass
+
+from evopress.runtime.wandb_login import configured_mode, has_key
 
 if TYPE_CHECKING:
     import wandb
@@ -39,9 +39,12 @@ RUN_ID_FILE = "wandb_id.txt"
 class Tracker:
     """Receives the metrics and results of a run. This base class ignores them.
 
-    Calls come in this order: `start` once; `log` at every step; `summary`, `table`, `images` and `files` with the
-    results; `finish` once, also after an error.
+    Calls come in this order: `check` before anything is loaded; `start` once; `log` at every step; `summary`, `table`,
+    `images` and `files` with the results; `finish` once, also after an error.
     """
+
+    def check(self) -> None:
+        """Raise ValueError for settings with which nothing could be received. Sends nothing."""
 
     def start(self, folder: Path, name: str, config: Mapping[str, object]) -> None:
         """`folder` is the run directory, `name` a short description of the run, `config` its whole configuration."""
@@ -80,12 +83,21 @@ class WandB(Tracker):
     group: str | None = None
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
 
+    def check(self) -> None:
+        """Raise ValueError if the run must be online and there is no API key. A wrong key is noticed by `start`."""
+        if self._chosen_mode() == "online" and not has_key():
+            setting = "tracking.mode" if self.mode == "online" else "the environment variable WANDB_MODE"
+            raise ValueError(
+                f"{setting} is online, but no W&B API key is configured: run `wandb login`, set WANDB_API_KEY, or set "
+                "tracking.mode=offline and upload later with `wandb sync`"
+            )
+
     def start(self, folder: Path, name: str, config: Mapping[str, object]) -> None:
         import wandb  # takes a second to import, and is needed for this tracker only
 
         self._wandb = wandb
         self._run: wandb.Run | None = None
-        mode = _mode() if self.mode == "auto" else self.mode
+        mode = self._chosen_mode()
         if mode == "disabled":
             log.info("W&B is disabled; metrics.jsonl has all metrics")
             return
@@ -103,6 +115,9 @@ class WandB(Tracker):
             (folder / RUN_ID_FILE).unlink(missing_ok=True)  # the failed attempt still uses the id
             self._run = self._guarded(lambda: self._opened(folder, name, config, "offline"))
         self._guarded(self._define_metrics)
+
+    def _chosen_mode(self) -> str:
+        return configured_mode() if self.mode == "auto" else self.mode
 
     def _define_metrics(self) -> None:
         for group, step_metric in STEP_METRICS.items():
@@ -189,6 +204,10 @@ class Trackers(Tracker):
     def __init__(self, *trackers: Tracker):
         self.trackers = trackers
 
+    def check(self) -> None:
+        for tracker in self.trackers:
+            tracker.check()
+
     def start(self, folder: Path, name: str, config: Mapping[str, object]) -> None:
         for tracker in self.trackers:
             tracker.start(folder, name, config)
@@ -220,27 +239,6 @@ class Trackers(Tracker):
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-def _mode() -> str:
-    """WANDB_MODE if it is set, otherwise online if there is an API key, otherwise offline."""
-    chosen = os.environ.get("WANDB_MODE", "").lower()
-    if chosen in ("offline", "dryrun"):
-        return "offline"
-    if chosen == "disabled" or os.environ.get("WANDB_DISABLED", "").lower() == "true":
-        return "disabled"
-    return "online" if chosen or _has_key() else "offline"
-
-
-def _has_key() -> bool:
-    """Whether the environment or the netrc file has a W&B API key."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
-    try:
-        return netrc.netrc().authenticators(host or "") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
 
 
 def _sweep_of(folder: Path) -> str | None:

@@ -12,6 +12,7 @@ from PIL import Image
 from evopress.runtime import tracking
 from evopress.runtime.metrics_file import JsonLines
 from evopress.runtime.tracking import Trackers, WandB
+from evopress.runtime.wandb_login import configured_mode
 from tests.wandb_files import wandb_records
 
 
@@ -184,7 +185,26 @@ def test_the_mode_of_the_environment_counts_more_than_a_key(environment, mode, m
     monkeypatch.setenv("HOME", str(tmp_path))
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert tracking._mode() == mode
+    assert configured_mode() == mode
+
+
+def test_a_run_that_has_to_be_online_needs_a_key_before_it_starts(monkeypatch, tmp_path):
+    for name in ("WANDB_MODE", "WANDB_DISABLED", "WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_CONFIG_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    WandB(mode="auto").check()
+    with pytest.raises(ValueError, match=r"tracking\.mode is online, but no W&B API key .*wandb login"):
+        WandB(mode="online").check()
+    monkeypatch.setenv("WANDB_MODE", "online")
+    with pytest.raises(ValueError, match="WANDB_MODE is online, but no W&B API key"):
+        Trackers(WandB(mode="auto")).check()
+    (tmp_path / "netrc").write_text("machine my.server login user password secret\n")
+    with pytest.raises(ValueError, match="no W&B API key"):
+        WandB(mode="online").check()
+    (tmp_path / ".config" / "wandb").mkdir(parents=True)
+    (tmp_path / ".config" / "wandb" / "settings").write_text("[default]\nbase_url = https://my.server\n")
+    WandB(mode="online").check()  # `wandb login --host` writes these two files
 
 
 def test_a_disabled_run_leaves_no_folder(tmp_path, offline, monkeypatch):
