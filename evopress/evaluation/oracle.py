@@ -45,8 +45,7 @@ class Oracle:
     def _table(self, question: Table, tokens: Tensor) -> tuple[Answer, float]:
         lm, space = self.context.lm, self.context.space
         if question.kind == "layer_error":
-            if self.context.database is None:
-                raise ValueError("search.errors=layer needs a compressor with layer errors: use search.errors=measured")
+            assert self.context.database is not None, "the search asks for errors of layers that have no levels"
             return layer_errors(space, self.context.database), 0.0
         if question.kind == "outliers":
             return outlier_shares(lm, tokens, question.arguments), float(tokens.numel())

@@ -37,6 +37,8 @@ class Additive(Search):
 
     def run(self, space: Space, budget: Budget, rng: Random) -> SearchRun:
         if self.errors == "layer":
+            if space.is_depth_pruning:
+                raise ValueError("search.errors=layer needs levels of layers: use search.errors=measured")
             errors = yield from rows_of(Table("layer_error", self.tokens))
         else:
             errors = yield from self._measure_errors(space, budget)

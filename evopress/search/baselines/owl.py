@@ -34,8 +34,13 @@ class Owl(Search):
     def run(self, space: Space, budget: Budget, rng: Random) -> SearchRun:
         if budget.metric != "sparsity":
             raise ValueError("search=owl assigns sparsities: use it with budget=sparsity50 or the like")
-        ratios = yield from rows_of(Table("outliers", self.tokens, tuple(self.multiples)))
         (cap,) = budget.caps(space)
+        if cap.slack(space, space.uniform(max(len(unit.levels) for unit in space.units))) < 0:
+            raise ValueError(
+                f"search=owl drops nothing, and the sparsest levels do not reach budget.target={budget.target}: lower "
+                "it, raise compress.base, or use another search"
+            )
+        ratios = yield from rows_of(Table("outliers", self.tokens, tuple(self.multiples)))
         profiles = dict.fromkeys(
             nearest_profile(space, cap, block_sparsities([row[i] for row in ratios], float(budget.target), spread))
             for i in range(len(self.multiples))
