@@ -9,7 +9,7 @@ import pytest
 
 hypothesis.settings.load_profile("ci")  # the same examples in every run
 
-KINDS = ("kills survived", "faults", "bad inputs", "numerics", "hostile files")
+KINDS = ("kills survived", "faults", "bad inputs", "numerics", "hostile files", "late errors found early")
 """Arguments of the marker `counts`."""
 
 survived: Counter[str] = Counter()

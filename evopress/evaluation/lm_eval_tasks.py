@@ -16,6 +16,7 @@ from evopress.evaluation.eval_settings import Eval
 from evopress.evaluation.task_scores import Scores, columns, scores_of
 
 if TYPE_CHECKING:
+    from lm_eval.api.model import LM
     from lm_eval.api.task import Task
     from lm_eval.tasks import TaskManager
 
@@ -26,6 +27,10 @@ BOOTSTRAP_ITERS = 1000
 
 ALONE = {"LOCAL_RANK": "0", "DISABLE_MULTIPROC": "1"}
 """The environment in which lm-eval returns results in every process, and starts no processes of its own."""
+
+WITHOUT_RESULTS = {**ALONE, "LOCAL_RANK": "1"}
+"""The environment in which lm-eval scores the answers, and returns nothing. Its description of the machine takes
+seconds."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +55,23 @@ def run_task(
     manager: "TaskManager",
 ) -> TaskResult:
     """Run one entry of `eval.tasks`. The result depends neither on other tasks nor on other processes."""
-    from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
     with _quiet(logging.ERROR):  # it warns about models in memory. It sets a padding token: that of a copy.
         harness_model = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=settings.batch_size)
-    with _inside(settings.include_path), _quiet(logging.WARNING), _environment(ALONE):
-        results: Any = simple_evaluate(
+    results = evaluate_task(harness_model, task=task, settings=settings, manager=manager)
+    scores = {name: scores_of(name, results) for name in results["results"]}
+    return TaskResult(columns(results), scores, results.get("samples") or {})
+
+
+def evaluate_task(
+    harness_model: "LM", *, task: str, settings: Eval, manager: "TaskManager", environment: Mapping[str, str] = ALONE
+) -> Any:
+    """What lm-eval returns for one entry of `eval.tasks`."""
+    from lm_eval import simple_evaluate
+
+    with _inside(settings.include_path), _quiet(logging.WARNING), _environment(environment):
+        return simple_evaluate(
             model=harness_model,
             tasks=[task],
             num_fewshot=settings.num_fewshot_of(task),
@@ -70,8 +85,6 @@ def run_task(
             gen_kwargs=dict(settings.gen_kwargs) if settings.gen_kwargs else None,  # type: ignore[arg-type]
             **SEEDS,
         )
-    scores = {name: scores_of(name, results) for name in results["results"]}
-    return TaskResult(columns(results), scores, results.get("samples") or {})
 
 
 def task_manager(settings: Eval) -> "TaskManager":
