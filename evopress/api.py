@@ -16,6 +16,7 @@ from evopress.evaluation.eval_settings import Eval
 from evopress.evaluation.evaluator import EvaluatorSettings
 from evopress.export import Export
 from evopress.job import Job
+from evopress.models.devices import check_device
 from evopress.models.language_model import LanguageModel
 from evopress.models.loading import wrap_model
 from evopress.models.source import ModelSource
@@ -135,6 +136,7 @@ def _source(
         return model
     if tokenizer is None:
         raise ValueError("a model in memory needs its tokenizer as the second argument")
+    check_device(str(model.device), "the device of the model")
     return wrap_model(model, tokenizer, type(model).__name__)
 
 

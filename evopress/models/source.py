@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 
+from evopress.models.devices import check_device, find_device
 from evopress.models.families import Family
 from evopress.runtime.config_class import UserPath, config_class
 
@@ -51,19 +52,13 @@ class ModelSource:
     def __post_init__(self) -> None:
         if not self.name or self.name == ".." or Path(self.name).name != self.name:
             raise ValueError(f"model.name is {self.name!r}: it names a folder, so use letters, digits and dashes")
-        try:
-            torch.device("cpu" if self.device == "auto" else self.device)
-        except RuntimeError as error:
-            raise ValueError(f"model.device is {self.device!r}: use auto, cpu, cuda or cuda:0") from error
+        if self.device != "auto":
+            check_device(self.device)
 
 
 def device_of(source: ModelSource) -> torch.device:
     """The device that computes. Raises ValueError for a GPU that does not exist."""
-    if source.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if source.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"model.device is {source.device!r} but there is no usable GPU: set model.device=cpu")
-    return torch.device(source.device)
+    return find_device(source.device)
 
 
 def dtype_of(source: ModelSource, device: torch.device) -> torch.dtype:
