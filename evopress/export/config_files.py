@@ -9,8 +9,11 @@ import torch
 from transformers import PretrainedConfig
 
 from evopress.export.block_selection import config_of_blocks
+from evopress.export.older_names import with_older_names
 from evopress.export.searched import SearchedModel
+from evopress.export.tokenizer_files import copy_files, write_tokenizer
 from evopress.models.language_model import LanguageModel
+from evopress.runtime.json_files import read_json
 
 
 def model_config(lm: LanguageModel, dtype: torch.dtype) -> PretrainedConfig:
@@ -28,11 +31,15 @@ def config_without_dropped_blocks(searched: SearchedModel, dtype: torch.dtype) -
 
 
 def write_config_files(config: PretrainedConfig | Mapping[str, object], lm: LanguageModel, folder: Path) -> None:
-    """Write configuration, generation configuration and tokenizer."""
+    """Write configuration, generation configuration, tokenizer, processor and licences.
+
+    Transformers 4 and 5 read the same from the configuration and the tokenizer.
+    """
     if isinstance(config, PretrainedConfig):
-        config.save_pretrained(folder)
-    else:
-        (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        config.save_pretrained(folder)  # with its code, where the model has its own
+        config = read_json(folder / "config.json")
+    (folder / "config.json").write_text(json.dumps(with_older_names(config), indent=2, sort_keys=True) + "\n")
     if lm.model.generation_config is not None:
         lm.model.generation_config.to_json_file(folder / "generation_config.json")
-    lm.tokenizer.save_pretrained(folder)
+    copy_files(lm.origin.model_files, folder)
+    write_tokenizer(lm, folder)

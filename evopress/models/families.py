@@ -15,7 +15,8 @@ class Family:
     layers in groups that read the same input, in the order in which they run; `attention` and `mlp` are the modules
     whose output is added to the residual stream. A group with `*` in its paths stands for one group per expert. `kept`
     are the parts of a block that stay uncompressed, with the reason. A vector (norm, bias) stays without being named;
-    every other weight of a block must be in `layers` or in `kept`.
+    every other weight of a block must be in `layers` or in `kept`. `stored` has the parts of names that are others in
+    the files of a checkpoint, by the part that stands in memory.
     """
 
     layers: Groups
@@ -25,6 +26,7 @@ class Family:
     head: str = "lm_head"
     attention: str = "self_attn"
     mlp: str = "mlp"
+    stored: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 _ATTENTION: Groups = (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("self_attn.o_proj",))
@@ -41,10 +43,21 @@ _ROUTER: Mapping[str, str] = {"mlp.gate": "the router: small, and every token de
 _SHARED_GATE: Mapping[str, str] = {"mlp.shared_expert_gate": "one row: small, and it scales the whole shared expert"}
 
 LLAMA = Family(layers=(*_ATTENTION, *_MLP))
-GEMMA3 = replace(LLAMA, blocks="model.language_model.layers", norm="model.language_model.norm")
+GEMMA3 = replace(
+    LLAMA,
+    blocks="model.language_model.layers",
+    norm="model.language_model.norm",
+    stored={
+        "model.language_model.": "language_model.model.",
+        "model.vision_tower.": "vision_tower.",
+        "model.multi_modal_projector.": "multi_modal_projector.",
+        "lm_head.": "language_model.lm_head.",
+    },
+)
 MIXTRAL = Family(
     layers=(*_ATTENTION, ("mlp.experts.*.w1", "mlp.experts.*.w3"), ("mlp.experts.*.w2",)),
     kept=_ROUTER,
+    stored={".mlp.": ".block_sparse_moe."},
 )
 QWEN_MOE = Family(layers=(*_ATTENTION, *_EXPERTS), kept=_ROUTER)
 QWEN2_MOE = Family(

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from evopress.models.experts import Expert
 from evopress.models.logit_scale import logit_scale
 from evopress.models.offload import DeviceCopy, StandIn, has_offloaded_parameters
+from evopress.models.origin import Origin
 from evopress.models.replacement import replaced_modules, replaced_weights
 from evopress.models.structure import ModelStructure
 from evopress.models.subblocks import SUBBLOCKS, no_op
@@ -34,6 +35,7 @@ class LanguageModel(ModelStructure):
     """A dense model with its tokenizer. Its weights never change, except while `replaced` is open."""
 
     tokenizer: PreTrainedTokenizerBase
+    origin: Origin = field(default_factory=Origin)
     _device_copy: DeviceCopy = field(default_factory=DeviceCopy, compare=False, repr=False)
 
     @cached_property

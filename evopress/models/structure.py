@@ -77,6 +77,11 @@ class ModelStructure:
         """The full module name of a layer."""
         return f"{self.block_names[block]}.{local}"
 
+    def stored_name(self, name: str) -> str:
+        """The name that the files of a checkpoint give to a tensor."""
+        renamed = (name.replace(part, stored, 1) for part, stored in self.family.stored.items() if part in name)
+        return next(renamed, name)
+
     def subblock_layers(self, subblock: str) -> tuple[str, ...]:
         """Local names of the layers that make up the attention or the MLP."""
         all_layers = [local for group in self.layer_groups for local in group]

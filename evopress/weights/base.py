@@ -9,7 +9,7 @@ A new kind of weight takes one module: a subclass of `CompressedWeight`, and a r
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ Spec = dict[str, str | int]
 
 class CompressedWeight(ABC):
     """One layer at one level. Immutable; holds packed tensors only, never a dense copy. A subclass is a dataclass."""
+
+    is_quantized: ClassVar[bool] = True
+    """Whether its numbers are rounded to few values."""
 
     @property
     @abstractmethod

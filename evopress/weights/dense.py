@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from evopress.weights.checks import FLOATS, MAX_WEIGHTS, checked_integer, checke
 @dataclass(frozen=True)
 class Kept(CompressedWeight):
     """The weight as it was, (rows, cols)."""
+
+    is_quantized: ClassVar[bool] = False
 
     weight: Tensor
 
@@ -37,6 +40,8 @@ class Kept(CompressedWeight):
 @dataclass(frozen=True)
 class Dropped(CompressedWeight):
     """A weight of zeros, which takes no bytes."""
+
+    is_quantized: ClassVar[bool] = False
 
     rows: int
     cols: int

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ class SparseWeight(CompressedWeight):
     `bitmask` is uint8 (rows, ⌈cols/8⌉), the first column in the lowest bit. `values` (kept,) are 16- or 32-bit floats.
     A kept weight may happen to be zero; it still counts as kept.
     """
+
+    is_quantized: ClassVar[bool] = False
 
     bitmask: Tensor
     values: Tensor

@@ -36,13 +36,14 @@ class ZeroedSafetensors(DenseSafetensors):
         return dtype.itemsize * sum(tensor.numel() for tensor in untied_tensors(searched.lm.model).values())
 
     def original_names(self, searched: SearchedModel) -> dict[str, str]:
-        return {name: name for name in self.predicted_names(searched)}
+        return {name: name for name in untied_tensors(searched.lm.model)}
 
     def predicted_names(self, searched: SearchedModel) -> list[str]:
-        return list(untied_tensors(searched.lm.model))
+        return [searched.lm.stored_name(name) for name in untied_tensors(searched.lm.model)]
 
     def write(self, searched: SearchedModel, folder: Path, *, dtype: torch.dtype) -> None:
-        write_safetensors(_zeroed_state(searched, dtype), folder)
+        state = _zeroed_state(searched, dtype)
+        write_safetensors({searched.lm.stored_name(name): tensor for name, tensor in state.items()}, folder)
         write_config_files(model_config(searched.lm, dtype), searched.lm, folder)
 
 

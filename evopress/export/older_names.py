@@ -1,0 +1,83 @@
+"""The keys of config.json and tokenizer_config.json that transformers 4 reads, next to those of transformers 5.
+
+Many tools read a checkpoint through transformers 4, or read these keys themselves. Transformers 4 ignores keys that it
+does not know, and puts a default in their place.
+"""
+
+from collections.abc import Mapping
+
+from transformers import CONFIG_MAPPING
+
+TRIED_VERSION = "4.57.3"
+"""The release of transformers 4 in which exports of all families were compared with the searched models."""
+
+LAYER_TYPES = ("gemma3_text", "gemma3n_text", "olmo3")
+"""Types of models for which both releases know rotary embeddings that differ between full and sliding attention."""
+
+THREE_KEYS = ("phi3",)
+"""Types of models for which transformers 4 takes scaled rotary embeddings with exactly three keys."""
+
+ANY_TOKENIZER = "PreTrainedTokenizerFast"
+"""The name, in both releases, of a tokenizer that is all in tokenizer.json."""
+
+Values = Mapping[str, object]
+
+
+def with_older_names(config: Values) -> dict[str, object]:
+    """The content of a config.json with the keys of both releases, also for the models inside a model."""
+    both = {
+        key: with_older_names(value) if isinstance(value, dict) and "model_type" in value else value
+        for key, value in config.items()
+    }
+    older = {**_renamed(config), **_older_rope(config)}
+    if config.get("dtype") is not None:
+        older["torch_dtype"] = config["dtype"]
+    return {**older, **both}
+
+
+def _renamed(config: Values) -> dict[str, object]:
+    """The values whose key transformers 5 changed, by their older key; it accepts both."""
+    if config.get("model_type") not in CONFIG_MAPPING:
+        return {}
+    new_name_of = CONFIG_MAPPING[str(config["model_type"])].attribute_map
+    return {older: config[newer] for older, newer in new_name_of.items() if newer in config}
+
+
+def _older_rope(config: Values) -> dict[str, object]:
+    """The keys for rotary embeddings."""
+    rope = config.get("rope_parameters")
+    if not isinstance(rope, dict):
+        return {}
+    if "rope_theta" in rope:
+        return _older_rope_of_all_layers(rope, has_three_keys=config.get("model_type") in THREE_KEYS)
+    if config.get("model_type") not in LAYER_TYPES:
+        return {}
+    local = {"rope_local_base_freq": rope["sliding_attention"]["rope_theta"]}
+    return {**_older_rope_of_all_layers(rope["full_attention"], has_three_keys=False), **local}
+
+
+def _older_rope_of_all_layers(rope: Values, *, has_three_keys: bool) -> dict[str, object]:
+    older = {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
+    scaling = {key: value for key, value in rope.items() if key not in older}
+    if scaling.keys() <= {"rope_type", "type"} and scaling.get("rope_type", "default") == "default":
+        return {**older, "rope_scaling": None}
+    if has_three_keys:
+        scaling["type"] = scaling.pop("rope_type")
+        scaling.pop("original_max_position_embeddings", None)  # also a key of its own in both releases
+    return {**older, "rope_scaling": scaling}
+
+
+def tokenizer_config_for_both(config: Values) -> dict[str, object]:
+    """The content of a tokenizer_config.json in a form that both releases read alike.
+
+    Transformers 4 has no class TokenizersBackend, and its other classes build a tokenizer anew, with a BOS token or
+    without, where those of transformers 5 take it from tokenizer.json.
+    """
+    both = dict(config)
+    if both.get("backend") == "tokenizers" or both.get("tokenizer_class") == "TokenizersBackend":
+        both["tokenizer_class"] = ANY_TOKENIZER
+    tokens = both.pop("extra_special_tokens", None)
+    named = both.pop("model_specific_special_tokens", None) or (tokens if isinstance(tokens, dict) else {})
+    if isinstance(tokens, list) and tokens:
+        both["additional_special_tokens"] = tokens
+    return {**both, "extra_special_tokens": named} if named else both
