@@ -2,10 +2,10 @@
 
 import difflib
 import re
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
@@ -127,12 +127,29 @@ def _explain(group: str, node: DictConfig, detail: ErrorDetails) -> str:
     """A pydantic error in words, with the full key."""
     key = ".".join([group, *(str(part) for part in detail["loc"])])
     if detail["type"] == "unexpected_keyword_argument":
-        known = [field.name for field in fields(get_class(node["_target_"]))]
-        return f"{key} is not a setting; {_did_you_mean(str(detail['loc'][-1]), known)}there are {', '.join(known)}"
+        *place, name = detail["loc"]
+        known = [field.name for field in fields(_class_at(get_class(node["_target_"]), place))]
+        return f"{key} is not a setting; {_did_you_mean(str(name), known)}there are {', '.join(known)}"
+    if detail["type"] == "missing":
+        return f"{key} is missing: set it"
     message = detail["msg"].removeprefix("Value error, ")
     if not detail["loc"]:
         return f"{group}: {message}"
     return f"{key} is {detail['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _class_at(cls: Any, place: Sequence[str | int]) -> Any:
+    """The dataclass of the settings at a path such as ("family",) or ("stages", 0) inside those of `cls`."""
+    for name in (part for part in place if isinstance(part, str)):
+        cls = next(hint for hint in _nested_hints(get_type_hints(cls)[name]) if is_dataclass(hint))
+    return cls
+
+
+def _nested_hints(hint: Any) -> Iterator[Any]:
+    """A type hint and all hints inside it, such as `Stage` in `list[Stage]`."""
+    yield hint
+    for part in get_args(hint):
+        yield from _nested_hints(part)
 
 
 def suggest_keys(arguments: list[str]) -> list[str]:

@@ -37,7 +37,8 @@ MISTAKES = [
     ("compres.bits=[2]", "did you mean compress.bits?"),
     ("modle=tiny", "did you mean model?"),
     ("+compress.bit=[2]", "compress.bit is not a setting; did you mean bits?"),
-    ("+model.family.block=x", "model.family.block"),
+    ("+model.family.block=x", "model.family.block is not a setting; did you mean blocks?"),
+    ("+model.family.norm=x", "model.family.layers is missing"),
     ("model=nosuch", "Could not find 'model/nosuch'"),
     ("budget=2bit", "Could not find 'budget/2bit'"),
     ("compress=awq", "Could not find 'compress/awq'"),
@@ -60,7 +61,7 @@ MISTAKES = [
     ("compress.bits=[1]", "must be different widths from 2 to 8: change compress.bits"),
     ("compress.bits=[3,3]", "must be different widths from 2 to 8: change compress.bits"),
     ("compress.bits=[]", "must be different widths from 2 to 8: change compress.bits"),
-    ("compress.bits=three", "compress.bits"),
+    ("compress.bits=three", "compress.bits is 'three': input should be a valid tuple"),
     ("compress.group_size=0", "compress.group_size is 0: input should be greater than 0"),
     ("compress.damp=-1", "compress.damp is -1: input should be greater than 0"),
     ("compress.propagate_bits=1", "compress.propagate_bits is 1: input should be greater than or equal to 2"),
@@ -86,8 +87,9 @@ MISTAKES = [
     ("eval.num_fewshot=-1", "eval.num_fewshot is -1"),
     ("space.trade=all", "space.trade is 'all'"),
     ("space.tie=vllm", "space.tie is 'vllm'"),
-    ("export.formats=[onnx]", "export.formats"),
+    ("export.formats=[onnx]", "export.formats contains 'onnx', which is no format: use some of hf"),
     ("model.device=tpu9", "model.device is 'tpu9': use auto, cpu, cuda"),
+    ("model.device=mps", "was never tried on mps: use auto, cpu, cuda"),
     ("model.name=a/b", "model.name is 'a/b': it names a folder"),
     ("model.dtype=int4", "model.dtype is 'int4'"),
     ("model.max_perplexity=0", "model.max_perplexity is 0"),
@@ -102,7 +104,7 @@ MISTAKES = [
     ("compress=drop search=owl", "search=owl assigns sparsities: use it with budget=sparsity50"),
     ("search=shortgpt", "this search scores what can be dropped: use it with compress=drop"),
     ("compress=drop search=dp", "use search.errors=measured"),
-    ("compress=drop search=brute_force search.max_profiles=3", "search.max_profiles"),
+    ("compress=drop search=brute_force search.max_profiles=3", "more than search.max_profiles=3: raise it"),
     ("compress=drop compress.keep_mlp=[99]", "compress.keep_mlp names block 99, but blocks are 0 to 7"),
     (
         "compress.group_size=10",
@@ -120,16 +122,16 @@ MISTAKES = [
     ("data=text", "data.source: Missing mandatory value"),
     ("data=text data.source={empty}", "empty.txt has about 0 tokens, too few for"),
     ("data=text data.source={binary}", "is not UTF-8"),
-    ("data=text data.source={table}", "data.text_column"),
+    ("data=text data.source={table}", "has no column 'text' but words: set data.text_column"),
     ("data=text data.source={folder}", "a folder without .txt, .jsonl, .parquet files"),
     ("data=text data.source={picture}", "text files end in .txt, .jsonl, .parquet"),
     ("data.calibration_tokens=100000000", "pydoc has about"),
-    ("data.bos=true model=hf model.name=x model.path={nobos}", "model.path"),
+    ("model=hf model.name=x model.path={unknown_type}", "has model type `no_such_type`"),
     (
         "model=hf model.name=x model.path=/nowhere",
         "model.path is '/nowhere', which is neither a folder nor a .gguf file",
     ),
-    ("model=hf model.name=x model.path={folder}", "model.path"),
+    ("model=hf model.name=x model.path={folder}", "folder' cannot be loaded as a causal language model"),
     ("model=hf model.name=x", "model.path: Missing mandatory value"),
     ("model.package=no_such_package", "model.package is 'no_such_package', which is not installed"),
     ("model.path=assets/none", "model.path is 'assets/none', which does not exist in the package evopress"),
@@ -141,7 +143,7 @@ MISTAKES = [
     ("search=profile search.path={broken}", "this is not a profile"),
     ("eval.include_path=/nowhere", "eval.include_path is '/nowhere', which is not a folder"),
     ("eval.tasks=[pairz] eval.include_path={tasks}", "eval.tasks names 'pairz'"),
-    ("eval.datasets=[/nowhere.txt]", "eval.datasets"),
+    ("eval.datasets=[/nowhere.txt]", "eval.datasets is '/nowhere.txt', which is neither pydoc, wikitext2"),
     ("eval.datasets=[pydoc]", "eval.datasets names 'pydoc', which is a test text of this run without that"),
     ("eval.datasets=[fineweb_edu] eval.test_tokens=null", "set eval.test_tokens to a number of tokens"),
     ("data=fineweb_edu data.test_tokens=null", "set data.test_tokens to a number of tokens"),
@@ -163,7 +165,7 @@ MISTAKES = [
     ("model=hf model.name=x model.path={pickled}", "cannot be loaded as a causal language model with safetensors"),
     # the machine
     ("outputs=/sys/evopress", "/sys/evopress"),
-    ("outputs={notes}", "notes.txt"),
+    ("outputs={notes}", "Not a directory"),
     ("@offline data=wikitext2", "data.source: Salesforce/wikitext cannot be read from the hub"),
     ("@offline data=wikitext2", "check the network, or use data=pydoc, or data=text data.source=FILE"),
     ("@offline eval.datasets=[c4]", "eval.datasets: allenai/c4 cannot be read from the hub"),
@@ -197,9 +199,9 @@ def files(tmp_path_factory):
     (root / "copies" / "more").mkdir(parents=True)
     for name in ("a.txt", "more/a.txt"):
         (root / "copies" / name).write_text(" ".join(map(str, range(2000))))
-    for name in ("folder", "nobos", "tasks", "code", "pickled"):
+    for name in ("folder", "unknown_type", "tasks", "code", "pickled"):
         (root / name).mkdir()
-    (root / "nobos" / "config.json").write_text(json.dumps({"model_type": "no_such_type"}))
+    (root / "unknown_type" / "config.json").write_text(json.dumps({"model_type": "no_such_type"}))
     (root / "code" / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}))
     shutil.copytree(root / "one_block", root / "pickled", dirs_exist_ok=True)
     (root / "pickled" / "model.safetensors").rename(root / "pickled" / "pytorch_model.bin")
@@ -282,7 +284,3 @@ def test_a_mistake_leads_to_one_message_with_its_key(command, expected, files, t
     assert expected in message + caplog.text
     if "@outage" in words:
         assert message == "no message" and caplog.text.count("W&B failed") == 1
-
-
-def test_the_table_has_at_least_sixty_mistakes():
-    assert len({command for command, _ in MISTAKES}) >= 60
