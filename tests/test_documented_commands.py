@@ -195,7 +195,7 @@ def test_every_export_runs_where_the_formats_page_says_that_it_ran(row, at_desk,
         formats.remove("hf")  # refuses some of the profiles
     budget = "budget=size budget.target=300KB" if "gptq" in settings or "gguf" in settings else ""
     search = "search=random search.candidates=2 search.tokens=32"
-    exports = f"export.formats=[{','.join(formats)}] export.pre_tokenizer=smollm"
+    exports = f"export.formats=[{','.join(formats)}] export.pre_tokenizer=smollm model.dtype=float32"
     run_job(job_of(f"{RUN} model=smollm2 {settings} {budget} {search} {exports}", at_desk, tmp_path / "run"))
     assert {path.name for path in (tmp_path / "run/checkpoints").iterdir()} == set(formats)
 
