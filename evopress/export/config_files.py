@@ -9,9 +9,9 @@ import torch
 from transformers import PretrainedConfig
 
 from evopress.export.block_selection import config_of_blocks
+from evopress.export.input_files import write_processor, write_tokenizer
 from evopress.export.older_names import with_older_names
 from evopress.export.searched import SearchedModel
-from evopress.export.tokenizer_files import copy_files, write_tokenizer
 from evopress.models.language_model import LanguageModel
 from evopress.runtime.json_files import read_json
 
@@ -41,5 +41,5 @@ def write_config_files(config: PretrainedConfig | Mapping[str, object], lm: Lang
     (folder / "config.json").write_text(json.dumps(with_older_names(config), indent=2, sort_keys=True) + "\n")
     if lm.model.generation_config is not None:
         lm.model.generation_config.to_json_file(folder / "generation_config.json")
-    copy_files(lm.origin.model_files, folder)
     write_tokenizer(lm, folder)
+    write_processor(lm, folder)

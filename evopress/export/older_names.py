@@ -6,7 +6,7 @@ does not know, and puts a default in their place.
 
 from collections.abc import Mapping
 
-from transformers import CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, PreTrainedTokenizerBase
 
 TRIED_VERSION = "4.57.3"
 """The release of transformers 4 in which exports of all families were compared with the searched models."""
@@ -19,6 +19,9 @@ THREE_KEYS = ("phi3",)
 
 ANY_TOKENIZER = "PreTrainedTokenizerFast"
 """The name, in both releases, of a tokenizer that is all in tokenizer.json."""
+
+STANDARD_TOKENS = tuple(PreTrainedTokenizerBase.SPECIAL_TOKENS_ATTRIBUTES)
+"""Special tokens that every tokenizer can have."""
 
 Values = Mapping[str, object]
 
@@ -70,14 +73,20 @@ def _older_rope_of_all_layers(rope: Values, *, has_three_keys: bool) -> dict[str
 def tokenizer_config_for_both(config: Values) -> dict[str, object]:
     """The content of a tokenizer_config.json in a form that both releases read alike.
 
-    Transformers 4 has no class TokenizersBackend, and its other classes build a tokenizer anew, with a BOS token or
-    without, where those of transformers 5 take it from tokenizer.json.
+    What transformers 4 wrote stays as it is. Transformers 4 has no class TokenizersBackend, and its other classes build
+    a tokenizer anew, with a BOS token or without, where those of transformers 5 take it from tokenizer.json. It needs
+    the names of further special tokens in `extra_special_tokens`, and calls those without names
+    `additional_special_tokens`.
     """
-    both = dict(config)
-    if both.get("backend") == "tokenizers" or both.get("tokenizer_class") == "TokenizersBackend":
-        both["tokenizer_class"] = ANY_TOKENIZER
-    tokens = both.pop("extra_special_tokens", None)
-    named = both.pop("model_specific_special_tokens", None) or (tokens if isinstance(tokens, dict) else {})
-    if isinstance(tokens, list) and tokens:
-        both["additional_special_tokens"] = tokens
+    if config.get("backend") != "tokenizers" and config.get("tokenizer_class") != "TokenizersBackend":
+        return dict(config)
+    both = {**config, "tokenizer_class": ANY_TOKENIZER}
+    unnamed = both.pop("extra_special_tokens", None)
+    named = {key: token for key, token in both.items() if key.endswith("_token") and isinstance(token, str)}
+    named = {key: token for key, token in named.items() if key not in STANDARD_TOKENS}
+    named |= both.pop("model_specific_special_tokens", None) or {}
+    if isinstance(unnamed, dict):
+        named |= unnamed
+    elif unnamed:
+        both["additional_special_tokens"] = unnamed
     return {**both, "extra_special_tokens": named} if named else both

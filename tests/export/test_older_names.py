@@ -200,9 +200,11 @@ def test_a_tokenizer_in_memory_has_a_class_and_keys_that_both_releases_know(tmp_
 
 
 def test_tokens_with_names_are_written_as_both_releases_read_them():
-    new = {"backend": "tokenizers", "tokenizer_class": "GemmaTokenizer", "extra_special_tokens": ["<a>"]}
-    assert tokenizer_config_for_both({**new, "model_specific_special_tokens": NAMED}) == {
-        "backend": "tokenizers",
+    new = {"backend": "tokenizers", "tokenizer_class": "GemmaTokenizer", "bos_token": "<s>"}
+    tokens = {"extra_special_tokens": ["<a>"], **NAMED}
+    assert tokenizer_config_for_both({**new, **tokens}) == {
+        **new,
+        **NAMED,
         "tokenizer_class": "PreTrainedTokenizerFast",
         "additional_special_tokens": ["<a>"],
         "extra_special_tokens": NAMED,
