@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 
 from evopress.data.windows import Windows
 from evopress.evaluation.candidates import Candidate, compared_profiles, measure_candidates
@@ -16,6 +17,7 @@ from evopress.export import SearchedModel, write_checkpoints
 from evopress.identity import search_identity
 from evopress.job import Job, name_of
 from evopress.pareto.front import trace_front
+from evopress.planning.planned_run import plan_run
 from evopress.planning.render import estimate_text
 from evopress.planning.stages import estimate_resources
 from evopress.preparation import load_inputs, prepare_context
@@ -31,6 +33,7 @@ from evopress.search.driver import SearchTask, run_search
 from evopress.search.log import SearchLog
 from evopress.search.watcher import SearchWatcher
 from evopress.space.units import Profile
+from evopress.start_checks import check_start
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +44,8 @@ def run_job(job: Job) -> Profile | None:
     Raises ValueError for settings, files or a run directory that do not fit, OSError if a file cannot be written.
     """
     job.check()
+    run = distributed.first_then_others(partial(plan_run, job))
+    check_start(job, run.lm, run.space)
     if "plan" in job.stages:
         log.info("the plan\n\n%s\n", estimate_text(estimate_resources(job), job))
     if job.stages == ("plan",):

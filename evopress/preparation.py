@@ -1,10 +1,8 @@
 """Everything that a search needs: the model, its tokens, the space of profiles, the database and the evaluator."""
 
 import logging
-from dataclasses import replace
 from functools import partial
 from math import isfinite
-from random import Random
 
 from torch import Tensor
 
@@ -16,21 +14,17 @@ from evopress.database.cache import DecodedLevels
 from evopress.database.store import Database
 from evopress.evaluation.context import EvaluationContext
 from evopress.evaluation.data_sets import load_test_sets
-from evopress.evaluation.eval_checks import check_chat_template, check_tasks
 from evopress.evaluation.evaluator import Evaluator, EvaluatorSettings
-from evopress.export import check_export, fixed_bytes
 from evopress.identity import database_identity, model_identity
 from evopress.job import Job, name_of
 from evopress.models.language_model import LanguageModel
 from evopress.models.loading import load_model
 from evopress.models.source import ModelSource
 from evopress.models.vocabulary import check_tokens
+from evopress.planning.planned_run import space_of
 from evopress.runtime import distributed
 from evopress.runtime.tracking import Tracker
-from evopress.search.start_profiles import evenly_spaced_profile
-from evopress.space.build import drop_space, layer_space
 from evopress.space.units import Space
-from evopress.targets import jobs_by_target
 
 log = logging.getLogger(__name__)
 
@@ -41,15 +35,12 @@ NUM_CHECK_WINDOWS = 4
 def load_inputs(job: Job) -> tuple[LanguageModel, Splits]:
     """Load the model and the tokens, and check the dense model. Raises ValueError if any of them is unusable."""
     cache = job.outputs / "cache"
-    if "evaluate" in job.stages:
-        distributed.from_first(partial(check_tasks, job.eval))
     if isinstance(job.model, LanguageModel):
         lm = job.model
     else:
         lm = distributed.first_then_others(partial(load_model, job.model, cache))
     splits = distributed.from_first(partial(load_splits, job.data, lm.tokenizer, cache))
     if "evaluate" in job.stages:  # what cannot be evaluated should fail now, not after the search
-        check_chat_template(job.eval, lm.tokenizer)
         check_tokens(lm, load_test_sets(splits, job.data, test_sets=job.test_sets, tokenizer=lm.tokenizer, cache=cache))
     check_tokens(lm, {split: getattr(splits, split) for split in SPLITS})
     limit = job.model.max_perplexity if isinstance(job.model, ModelSource) else None
@@ -72,16 +63,11 @@ def check_dense(lm: LanguageModel, tokens: Tensor, *, settings: EvaluatorSetting
 
 def prepare_context(job: Job, lm: LanguageModel, splits: Splits) -> EvaluationContext:
     """Build the space of the job, complete its database, and set up the evaluator."""
-    check_export(job.export, job.compress, space=job.space, dtype=lm.dtype)
+    space = space_of(job, lm)
     if isinstance(job.compress, Drop):
-        space = drop_space(lm, job.compress, job.space)
         evaluator = Evaluator(lm, space, None, job.evaluator)
         return EvaluationContext(lm, splits, space, evaluator, None, model_identity(lm, job.compress, None))
     compressor = job.compress.for_hidden_size(lm.hidden_size)
-    space = layer_space(lm, compressor, job.space)
-    if job.budget.metric == "size":
-        space = replace(space.with_costs_in_bytes(), fixed_bytes=fixed_bytes(job.export, lm, space))
-    check_searches(job, space)
     database = open_database(job, lm, compressor=compressor, splits=splits)
     settings = job.evaluator
     build_database(
@@ -100,16 +86,6 @@ def prepare_context(job: Job, lm: LanguageModel, splits: Splits) -> EvaluationCo
 
 def _log_blocks(tracker: Tracker, done: int, total: int) -> None:
     tracker.log({"database/share_done": done / total}, step=done)
-
-
-def check_searches(job: Job, space: Space) -> None:
-    """Run every search up to its first question, so that an unsuitable one fails before the database is built.
-
-    Raises ValueError if a search does not fit the space, or a budget is out of reach.
-    """
-    for target_job in jobs_by_target(job, space) if job.targets else [job]:
-        evenly_spaced_profile(space, target_job.budget)
-        next(target_job.search.run(space, target_job.budget, Random(target_job.seed)), None)
 
 
 def open_database(job: Job, lm: LanguageModel, *, compressor: Compressor, splits: Splits) -> Database:

@@ -25,13 +25,14 @@ ALLOWED: dict[str, str] = {
     "job": "runtime data models space compressors search evaluation export",
     "targets": "space search job",
     "identity": "runtime data models space compressors database evaluation job",
-    "preparation": "runtime data models space compressors database search evaluation export identity job targets",
+    "start_checks": "runtime data models space search evaluation export job targets",
+    "preparation": "runtime data models space compressors database evaluation identity job planning",
     "saved_profile": "runtime space",
     "results": "runtime data space evaluation identity job",
-    "planning": "runtime data models space compressors search evaluation job targets",
+    "planning": "runtime data models space compressors search evaluation export job targets",
     "pareto": "runtime space search evaluation report job targets",
-    "pipeline": "runtime data space search evaluation export report identity job preparation saved_profile results "
-    "planning pareto",
+    "pipeline": "runtime data space search evaluation export report identity job start_checks preparation "
+    "saved_profile results planning pareto",
     "config": "job",
     "api": "runtime data models space compressors search evaluation export job pipeline",
     "arguments": "",

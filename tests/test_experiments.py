@@ -21,7 +21,9 @@ from evopress.job import Job
 from evopress.models.loading import load_model
 from evopress.models.source import ModelSource
 from evopress.pipeline import run_job
-from evopress.preparation import load_inputs, prepare_context
+from evopress.planning.planned_run import plan_run
+from evopress.preparation import load_inputs
+from evopress.start_checks import check_start
 from tests import hub
 from tests.jobs import SEARCH
 
@@ -99,7 +101,8 @@ def test_an_experiment_runs_to_its_end_with_little_text(experiment, model, tmp_p
     job = job_of(experiment, tmp_path / "run", tmp_path, model)
     little = {f"{split}_tokens": 256 for split in SPLITS}
     job = replace(job, data=replace(job.data, window=64, **little), eval=replace(job.eval, test_tokens=256, limit=2))
-    prepare_context(job, *load_inputs(job))  # checks the search of the experiment itself
+    run = plan_run(job)
+    check_start(job, run.lm, run.space)  # with the search of the experiment itself
     run_job(replace(job, search=SEARCH))
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert results["done"]

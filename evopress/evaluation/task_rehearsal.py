@@ -92,7 +92,7 @@ class Rehearsal(LM):
         unsampled = () if settings.get("do_sample") else ("temperature",)
         passed = {key: value for key, value in settings.items() if key not in ("until", "max_length", *unsampled)}
         try:
-            self.stand_in.generate(torch.zeros(1, 1, dtype=torch.int64), max_new_tokens=1, pad_token_id=0, **passed)
+            self.stand_in.generate(torch.zeros(1, 1, dtype=torch.int64), max_new_tokens=1, pad_token_id=0, **passed)  # type: ignore[operator]
         except Exception as error:  # wrong values lead to errors of many types
             raise RefusedTaskError(
                 f"transformers refuses its settings of generation ({type(error).__name__}: {error}): change "

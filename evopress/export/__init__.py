@@ -5,7 +5,8 @@ Imports `runtime`, `weights`, `models`, `space`, `compressors` and `database`.
 
 from evopress.export import formats
 from evopress.export.base import Format, UnsupportedExportError
-from evopress.export.checks import check_export, fixed_bytes
+from evopress.export.checks import check_export, check_export_of_model, fixed_bytes
+from evopress.export.planned import PlannedModel
 from evopress.export.registry import register_format
 from evopress.export.reload import load
 from evopress.export.searched import SearchedModel
@@ -15,9 +16,11 @@ from evopress.export.write import write_checkpoints
 __all__ = [
     "Export",
     "Format",
+    "PlannedModel",
     "SearchedModel",
     "UnsupportedExportError",
     "check_export",
+    "check_export_of_model",
     "fixed_bytes",
     "formats",
     "load",

@@ -12,9 +12,12 @@ from transformers import PreTrainedModel
 
 from evopress.compressors.base import Compressor
 from evopress.compressors.drop import Drop
+from evopress.export.planned import PlannedModel
 from evopress.export.searched import SearchedModel
 from evopress.export.settings import Export
 from evopress.export.state import SAFETENSORS_ENTRY_BYTES, untied_tensors
+from evopress.models.family_match import expert_of
+from evopress.models.structure import ModelStructure
 from evopress.space.settings import SpaceSettings
 
 
@@ -25,9 +28,9 @@ class UnsupportedExportError(ValueError):
 class Format(ABC):
     """Writes a checkpoint for some engine, and reads it back.
 
-    The methods are called in this order: `check_settings` at start-up; `check_dtype` once the model is loaded;
-    `check_profile` after the search, before anything is written; `write`; `load`, whose model is compared with the
-    searched one.
+    The methods are called in this order: `check_settings` at start-up; `check_model` once the model's configuration and
+    tokenizer are read, before its weights are; `check_profile` after the search, before anything is written; `write`;
+    `load`, whose model is compared with the searched one.
 
     An example, a file of another package, chosen by `export.formats=[my_format.MyFormat]`::
 
@@ -67,8 +70,11 @@ class Format(ABC):
     def check_settings(self, compressor: Compressor | Drop, space: SpaceSettings) -> None:
         """Raise UnsupportedExportError for settings with which no profile can be exported. No model is loaded yet."""
 
-    def check_dtype(self, compressor: Compressor | Drop, dtype: torch.dtype) -> None:
-        """Raise UnsupportedExportError if a model that computes in `dtype` would round the levels."""
+    def check_model(self, planned: PlannedModel) -> None:
+        """Raise UnsupportedExportError for a model of which some profile cannot be exported. It has no weights yet.
+
+        A database takes hours, so whatever can be refused must be refused here and not by `check_profile`.
+        """
         return None
 
     @abstractmethod
@@ -119,12 +125,14 @@ class Format(ABC):
         return {}
 
 
-def check_halves(checkpoint_format: Format, space: SpaceSettings) -> None:
+def check_halves(checkpoint_format: Format, compressor: Compressor | Drop, space: SpaceSettings) -> None:
     """Raise UnsupportedExportError if the search may drop half blocks, which the format cannot leave out."""
-    if space.drops == "subblock":
+    key = "compress.granularity" if isinstance(compressor, Drop) else "space.drops"
+    dropped = compressor.granularity if isinstance(compressor, Drop) else space.drops
+    if dropped == "subblock":
         raise UnsupportedExportError(
-            f"export.formats=[{checkpoint_format.name}] leaves out whole blocks only, and space.drops=subblock drops "
-            "halves: set space.drops=block, or use export.formats=[nemotron_nas] or [zeroed], which hold dense weights"
+            f"export.formats=[{checkpoint_format.name}] leaves out whole blocks only, and {key}=subblock drops "
+            f"halves: set {key}=block, or use export.formats=[nemotron_nas] or [zeroed], which hold dense weights"
         )
 
 
@@ -132,6 +140,24 @@ def check_some_block_is_kept(searched: SearchedModel) -> None:
     """Raise UnsupportedExportError for a profile that drops every block."""
     if not searched.kept_blocks:
         raise UnsupportedExportError("the profile drops every block, which no engine runs: lower budget.target")
+
+
+def check_code(checkpoint_format: Format, lm: ModelStructure) -> None:
+    """Raise UnsupportedExportError for a model with code of its own, which the checkpoint would not contain."""
+    if type(lm.model).__module__.startswith("transformers_modules."):
+        raise UnsupportedExportError(
+            f"export.formats=[{checkpoint_format.name}] holds models that transformers supports, and this one runs "
+            "code that came with it: set export.formats=[]"
+        )
+
+
+def check_no_experts(checkpoint_format: Format, lm: ModelStructure) -> None:
+    """Raise UnsupportedExportError for a mixture of experts, whose packed levels transformers cannot read."""
+    if any(expert_of(local) for group in lm.layer_groups for local in group):
+        raise UnsupportedExportError(
+            f"export.formats=[{checkpoint_format.name}] holds no mixtures of experts, because transformers cannot read "
+            "their packed levels: use export.formats=[hf]"
+        )
 
 
 def check_package(checkpoint_format: Format, module: str, *, extra: str) -> None:

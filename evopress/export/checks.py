@@ -4,6 +4,7 @@ import torch
 
 from evopress.compressors.base import Compressor
 from evopress.compressors.drop import Drop
+from evopress.export.planned import PlannedModel
 from evopress.export.registry import chosen_formats
 from evopress.export.searched import SearchedModel
 from evopress.export.settings import Export
@@ -12,20 +13,24 @@ from evopress.space.settings import SpaceSettings
 from evopress.space.units import Space
 
 
-def check_export(
-    settings: Export, compressor: Compressor | Drop, *, space: SpaceSettings, dtype: torch.dtype | None = None
-) -> None:
-    """Check that every format can hold what the compressor makes. Loads nothing.
-
-    Call this at start-up, and again once the model is loaded, with the `dtype` in which it computes.
+def check_export(settings: Export, compressor: Compressor | Drop, *, space: SpaceSettings) -> None:
+    """Check that every format can hold what the compressor makes. Reads nothing; the model is not known yet.
 
     Raises:
         UnsupportedExportError: A format cannot, or does not exist.
     """
     for checkpoint_format in chosen_formats(settings):
         checkpoint_format.check_settings(compressor, space)
-        if dtype is not None:
-            checkpoint_format.check_dtype(compressor, dtype)
+
+
+def check_export_of_model(settings: Export, planned: PlannedModel) -> None:
+    """Check that every format can hold this model. Reads no weights.
+
+    Raises:
+        UnsupportedExportError: A format cannot.
+    """
+    for checkpoint_format in chosen_formats(settings):
+        checkpoint_format.check_model(planned)
 
 
 def fixed_bytes(settings: Export, lm: LanguageModel, space: Space) -> int:

@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import tempfile
+from functools import cache as cache_calls
 from hashlib import sha256
 from pathlib import Path
 
@@ -26,21 +27,53 @@ def converted_folder(source: ModelSource, gguf: Path, cache: Path) -> Path:
 
     Raises ValueError for a file that does not exist or cannot be read.
     """
-    if not gguf.is_file():
-        raise ValueError(f"model.gguf_file is {gguf.name!r}, which does not exist in {gguf.parent}")
-    depends_on = [sha256_of(gguf), library_versions("evopress", "gguf", "transformers")]
-    folder = cache / "models" / f"{source.name}-{sha256(json.dumps(depends_on).encode()).hexdigest()[:12]}"
-    if folder_is_intact(folder):
+    folder = _folder_of(source, gguf, cache)
+    if _is_intact(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f".{folder.name}.lock"):
-        if not folder_is_intact(folder):  # another process may have made it meanwhile
+        if not _is_intact(folder):  # another process may have made it meanwhile
             if folder.is_dir():
                 log.warning("%s is damaged and will be made again", folder)
             log.info("converting %s to safetensors, once", gguf.name)
             remove_leftovers(folder.parent, f".{folder.name}-*")
             _convert(source, gguf, folder)
     return folder
+
+
+def existing_conversion(source: ModelSource, gguf: Path, cache: Path) -> Path | None:
+    """The folder that `converted_folder` made earlier, verified; None if there is none. Converts nothing."""
+    folder = _folder_of(source, gguf, cache)
+    return folder if _is_intact(folder) else None
+
+
+def _folder_of(source: ModelSource, gguf: Path, cache: Path) -> Path:
+    if not gguf.is_file():
+        raise ValueError(f"model.gguf_file is {gguf.name!r}, which does not exist in {gguf.parent}")
+    content = _sha256_of_version(gguf, _version_of(gguf))
+    depends_on = [content, library_versions("evopress", "gguf", "transformers")]
+    return cache / "models" / f"{source.name}-{sha256(json.dumps(depends_on).encode()).hexdigest()[:12]}"
+
+
+def _is_intact(folder: Path) -> bool:
+    versions = tuple(_version_of(path) for path in sorted(folder.iterdir())) if folder.is_dir() else ()
+    return bool(versions) and _version_is_intact(folder, versions)
+
+
+def _version_of(path: Path) -> tuple[str, int, int]:
+    """What changes when a file is written: the large files of a model are read for their checksums only once."""
+    state = path.stat()
+    return path.name, state.st_size, state.st_mtime_ns
+
+
+@cache_calls
+def _sha256_of_version(path: Path, version: tuple[str, int, int]) -> str:
+    return sha256_of(path)
+
+
+@cache_calls
+def _version_is_intact(folder: Path, versions: tuple[tuple[str, int, int], ...]) -> bool:
+    return folder_is_intact(folder)
 
 
 def _convert(source: ModelSource, gguf: Path, folder: Path) -> None:

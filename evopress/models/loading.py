@@ -9,7 +9,7 @@ from evopress.models.experts import unpack_experts
 from evopress.models.families import Family
 from evopress.models.family_match import resolve_family
 from evopress.models.file_checks import check_files, check_is_dense
-from evopress.models.gguf import converted_folder, without_quantization
+from evopress.models.gguf import converted_folder, existing_conversion, without_quantization
 from evopress.models.language_model import LanguageModel
 from evopress.models.location import ModelLocation, locate
 from evopress.models.pretrained import explain_errors, options_of, read_config, read_model, read_tokenizer
@@ -50,27 +50,43 @@ def load_model(source: ModelSource, cache: Path) -> LanguageModel:
     return lm
 
 
-def load_config(source: ModelSource) -> PretrainedConfig:
-    """The model's configuration, read without its weights. Raises ValueError for a model that cannot be found."""
-    location = locate(source)
-    with explain_errors(source):
-        return read_config(source, location)
+def load_structure(source: ModelSource, cache: Path) -> ModelStructure:
+    """The model on the `meta` device, from its configuration alone: it has names, shapes and types but no weights.
 
-
-def load_structure(source: ModelSource) -> ModelStructure:
-    """The model on the `meta` device, from its configuration alone: it has shapes and names but no weights.
-
-    Raises ValueError for a model that cannot be found, or whose parts are not known.
+    A local GGUF file is not converted. Raises ValueError for a model that cannot be found, that would run code or is
+    quantized already, or whose parts are not known.
     """
-    return structure_of(source, load_config(source))
+    location = _location_to_read(source, cache)
+    with explain_errors(source):
+        config = read_config(source, location)
+        check_files(source, location, config)
+    return structure_of(source, config)
+
+
+def load_tokenizer(source: ModelSource, cache: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer that the model will have. Raises ValueError if there is none."""
+    return read_tokenizer(source, _location_to_read(source, cache))
+
+
+def _location_to_read(source: ModelSource, cache: Path) -> ModelLocation:
+    """Where the model is; the converted form of a GGUF file if there is one, which is read in less time."""
+    location = locate(source)
+    if not (location.gguf_file and location.is_local):
+        return location
+    folder = existing_conversion(source, Path(location.path) / location.gguf_file, cache)
+    return ModelLocation(str(folder)) if folder else location
 
 
 def structure_of(source: ModelSource, config: PretrainedConfig) -> ModelStructure:
-    """The same from a configuration that was read already."""
+    """The same from a configuration that was read already.
+
+    Raises ValueError for a model that is quantized already, or whose parts are not known.
+    """
     check_is_dense(config, f"model.path {source.path!r}")
     with explain_errors(source), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
             config,
+            dtype=dtype_of(source, device_of(source)),
             trust_remote_code=source.trust_remote_code,
             attn_implementation="eager",  # it never runs, and a kernel that the configuration names must not be loaded
         )

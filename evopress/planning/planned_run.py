@@ -1,12 +1,15 @@
 """A job with the shapes of its model and its space, but without any weights."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 
 from evopress.compressors.drop import Drop
+from evopress.export import fixed_bytes
 from evopress.job import Job
-from evopress.models.loading import load_structure
+from evopress.models.language_model import LanguageModel
+from evopress.models.loading import load_structure, load_tokenizer
 from evopress.models.source import ModelSource, device_of, dtype_of
 from evopress.models.structure import ModelStructure
 from evopress.runtime import distributed
@@ -23,6 +26,15 @@ class PlannedRun:
     space: Space
     dtype: torch.dtype
 
+    @cached_property
+    def lm(self) -> LanguageModel:
+        """The model with its tokenizer, without weights. Raises ValueError if there is no tokenizer."""
+        return _with_tokenizer(self.job, self.model)
+
+    @property
+    def device(self) -> torch.device:
+        return device_and_dtype(self.job)[0]
+
     @property
     def needs_hessians(self) -> bool:
         compress = self.job.compress
@@ -33,15 +45,35 @@ class PlannedRun:
         return self.job.data.num_windows("calibration") * self.job.data.window
 
     @property
+    def state_bytes(self) -> int:
+        """Size of the hidden state of one token."""
+        return self.model.hidden_size * self.dtype.itemsize
+
+    @property
     def calibration_state_bytes(self) -> int:
         """Size of the hidden states of the calibration tokens of one process."""
-        tokens = self.calibration_tokens // distributed.world_size()
-        return tokens * self.model.hidden_size * self.dtype.itemsize
+        return self.calibration_tokens // distributed.world_size() * self.state_bytes
 
     @property
     def limit_of_states(self) -> int:
-        """Bytes of hidden states that a process may hold in memory. More calibration states go to a file."""
+        """Bytes of hidden states that a process may hold in memory."""
         return int(self.job.evaluator.states_gb * 1e9)
+
+    @property
+    def has_states_in_file(self) -> bool:
+        """Whether the hidden states of the calibration tokens exceed that limit, so that they are kept in a file."""
+        return self.needs_hessians and self.calibration_state_bytes > self.limit_of_states
+
+    @property
+    def num_levels(self) -> int:
+        """The most levels that a layer of a block has; 0 for drops alone."""
+        return max((len(unit.levels) for unit in self.space.units if unit.layers and unit.blocks), default=0)
+
+    @property
+    def num_head_levels(self) -> int:
+        """Levels of the unit of the head; 0 where it is not compressed."""
+        head = self.model.embedding_and_head[-1]
+        return max((len(unit.levels) for unit in self.space.units if head in unit.layers), default=0)
 
     @property
     def level_bytes(self) -> int:
@@ -51,8 +83,17 @@ class PlannedRun:
 
 def plan_run(job: Job) -> PlannedRun:
     """Read the model's configuration and build its space. Raises ValueError where the model cannot be found."""
-    model = load_structure(job.model) if isinstance(job.model, ModelSource) else job.model
-    return PlannedRun(job, model, _space_of(job, model), device_and_dtype(job)[1])
+    model = load_structure(job.model, job.outputs / "cache") if isinstance(job.model, ModelSource) else job.model
+    in_bytes = job.budget.metric == "size"
+    return PlannedRun(job, model, space_of(job, _with_tokenizer(job, model) if in_bytes else model), model.dtype)
+
+
+def _with_tokenizer(job: Job, model: ModelStructure) -> LanguageModel:
+    if isinstance(model, LanguageModel):
+        return model
+    assert isinstance(job.model, ModelSource)
+    tokenizer = load_tokenizer(job.model, job.outputs / "cache")
+    return LanguageModel(model=model.model, tokenizer=tokenizer, family=model.family, name=model.name)
 
 
 def device_and_dtype(job: Job) -> tuple[torch.device, torch.dtype]:
@@ -63,8 +104,17 @@ def device_and_dtype(job: Job) -> tuple[torch.device, torch.dtype]:
     return device, dtype_of(job.model, device)
 
 
-def _space_of(job: Job, model: ModelStructure) -> Space:
+def space_of(job: Job, model: ModelStructure) -> Space:
+    """The space that the job searches on a model.
+
+    Costs in bytes include the rest of the files to write where the model has its tokenizer, which some of them contain.
+    """
     if isinstance(job.compress, Drop):
         return drop_space(model, job.compress, job.space)
     space = layer_space(model, job.compress.for_hidden_size(model.hidden_size), job.space)
-    return space.with_costs_in_bytes() if job.budget.metric == "size" else space
+    if job.budget.metric != "size":
+        return space
+    space = space.with_costs_in_bytes()
+    if not isinstance(model, LanguageModel):
+        return space
+    return replace(space, fixed_bytes=fixed_bytes(job.export, model, space))

@@ -95,7 +95,8 @@ class GgmlWeight(CompressedWeight):
 
 def _halves_to_bytes(values: Tensor) -> Tensor:
     """float16 bytes of (rows, blocks) as uint8 (rows, blocks, 2)."""
-    return values.half().contiguous().view(torch.uint8).unflatten(1, (-1, 2))
+    halves = values.half().clone(memory_format=torch.contiguous_format)  # a single column may have any stride
+    return halves.view(torch.uint8).unflatten(1, (-1, 2))
 
 
 def _bytes_to_halves(data: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Packed checkpoints of compressed-tensors: in transformers they have the logits of the searched model."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -12,10 +13,18 @@ from evopress.compressors.drop import Drop
 from evopress.compressors.gptq import GPTQ
 from evopress.compressors.rtn import RTN
 from evopress.compressors.sparsegpt import SparseGPT
-from evopress.export import Export, UnsupportedExportError, check_export, load, write_checkpoints
+from evopress.export import (
+    Export,
+    PlannedModel,
+    UnsupportedExportError,
+    check_export,
+    check_export_of_model,
+    load,
+    write_checkpoints,
+)
 from evopress.export.formats.pack_quantized import packed_tensors
 from evopress.models.loading import wrap_model
-from evopress.space.build import dense_bytes
+from evopress.space.build import dense_bytes, layer_space
 from evopress.space.settings import SpaceSettings
 from tests.exports import TOKENS, compressed, logits, searched_drops
 from tests.tiny_models import FAMILIES, random_model, tiny, tokenizer
@@ -130,12 +139,22 @@ def test_fitting_settings_are_accepted_at_start_up(settings):
     check_export(settings, SYMMETRIC, space=SpaceSettings(tie="engine"))
 
 
-def test_scales_that_engines_would_round_are_refused_once_the_model_is_loaded():
-    check_export(PACKED, SYMMETRIC, space=SpaceSettings(), dtype=torch.float32)
-    check_export(PACKED, SYMMETRIC, space=SpaceSettings(), dtype=torch.float16)
-    with pytest.raises(UnsupportedExportError, match=r"set compress\.scale_dtype=bfloat16"):
-        check_export(PACKED, SYMMETRIC, space=SpaceSettings(), dtype=torch.bfloat16)
-    check_export(PACKED, replace(SYMMETRIC, scale_dtype="bfloat16"), space=SpaceSettings(), dtype=torch.bfloat16)
+@pytest.mark.parametrize(
+    ("scales", "dtype", "is_exact"),
+    [
+        ("float16", torch.float32, True),
+        ("float16", torch.float16, True),
+        ("float16", torch.bfloat16, False),
+        ("bfloat16", torch.bfloat16, True),
+    ],
+)
+def test_scales_that_engines_would_round_are_refused_before_the_search(scales, dtype, is_exact):
+    compressor = replace(SYMMETRIC, scale_dtype=scales)
+    lm = wrap_model(random_model("llama").to(dtype), tokenizer(), "tiny")
+    space = layer_space(lm, compressor, SpaceSettings())
+    planned = PlannedModel(lm=lm, compressor=compressor, space=space, window=32)
+    with nullcontext() if is_exact else pytest.raises(UnsupportedExportError, match=r"compress\.scale_dtype=bfloat16"):
+        check_export_of_model(PACKED, planned)
 
 
 def test_a_model_in_bfloat16_is_read_back_in_bfloat16(tmp_path):

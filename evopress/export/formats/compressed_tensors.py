@@ -12,7 +12,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from evopress.compressors.base import Compressor
 from evopress.compressors.drop import Drop
 from evopress.compressors.integer_levels import IntegerLevels
-from evopress.export.base import Format, UnsupportedExportError, check_halves, check_package
+from evopress.export.base import (
+    Format,
+    UnsupportedExportError,
+    check_code,
+    check_halves,
+    check_no_experts,
+    check_package,
+)
 from evopress.export.config_files import config_without_dropped_blocks, write_config_files
 from evopress.export.formats.hf import FROM_PRETRAINED
 from evopress.export.formats.pack_quantized import (
@@ -25,6 +32,7 @@ from evopress.export.formats.pack_quantized import (
     quantization_config,
 )
 from evopress.export.formats.vllm_limits import FUSED_LAYERS, check_fused_layers, check_zero_points
+from evopress.export.planned import PlannedModel
 from evopress.export.registry import register_format
 from evopress.export.searched import SearchedModel
 from evopress.export.settings import Export
@@ -67,13 +75,13 @@ class CompressedTensors(Format):
 
     def check_settings(self, compressor: Compressor | Drop, space: SpaceSettings) -> None:
         check_package(self, "compressed_tensors", extra="export")
-        check_halves(self, space)
         if not isinstance(compressor, IntegerLevels):
             raise UnsupportedExportError(
                 "export.formats=[compressed_tensors] holds integer codes, which "
                 f"compress={type(compressor).__name__.lower()} does not make: use compress=gptq or rtn, or "
                 "export.formats=[hf]"
             )
+        check_halves(self, compressor, space)
         if self.engine == "transformers" and not compressor.symmetric:
             raise UnsupportedExportError(NO_ZERO_POINTS)
         if self.engine == "vllm" and space.tie != "engine":
@@ -81,11 +89,18 @@ class CompressedTensors(Format):
                 f"export.engine=vllm needs layers that share a level ({FUSED_LAYERS}): set space.tie=engine"
             )
 
-    def check_dtype(self, compressor: Compressor | Drop, dtype: torch.dtype) -> None:
-        if isinstance(compressor, IntegerLevels):
-            _check_scales(getattr(torch, compressor.scale_dtype), dtype)
+    def check_model(self, planned: PlannedModel) -> None:
+        compressor = planned.compressor
+        assert isinstance(compressor, IntegerLevels)  # see check_settings
+        check_code(self, planned.lm)
+        check_no_experts(self, planned.lm)
+        _check_scales(getattr(torch, compressor.scale_dtype), planned.lm.dtype)
+        if self.engine == "vllm" and not compressor.symmetric:
+            for layer in planned.layers:
+                check_zero_points(layer.name, layer.rows, all_bits=compressor.bits)
 
     def check_profile(self, searched: SearchedModel) -> None:
+        check_no_experts(self, searched.lm)
         weights = _quantized_weights(searched)
         other_layers = [layer for layer in searched.levels if layer not in weights]
         if other_layers or not searched.levels:
@@ -97,7 +112,9 @@ class CompressedTensors(Format):
         _check_scales(self.default_dtype(searched), searched.lm.dtype)
         if self.engine == "vllm":
             check_fused_layers(searched, weights)
-            check_zero_points(weights)
+            for layer, weight in weights.items():
+                if not weight.symmetric:
+                    check_zero_points(layer, weight.shape[0], all_bits=[weight.bits])
         elif not all(weight.symmetric for weight in weights.values()):
             raise UnsupportedExportError(NO_ZERO_POINTS)
 

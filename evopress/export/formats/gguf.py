@@ -16,23 +16,31 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from evopress.compressors.base import Compressor
 from evopress.compressors.drop import Drop
 from evopress.compressors.gguf import GGUF
-from evopress.compressors.integer_levels import IntegerLevels
 from evopress.export.base import Format, UnsupportedExportError, check_halves, check_package
 from evopress.export.config_files import config_without_dropped_blocks, write_config_files
+from evopress.export.formats.gguf_limits import (
+    check_architecture,
+    check_attention,
+    check_embeddings,
+    check_grids,
+    check_names,
+    check_widths,
+)
 from evopress.export.formats.gguf_metadata import add_metadata, has_scaled_rope, head_dim
 from evopress.export.formats.gguf_tensors import (
     ARCHITECTURES,
-    TYPES_OF_WIDTHS,
     block_weight,
     file_tensors,
     renaming,
     reordered,
 )
-from evopress.export.formats.gguf_tokenizer import add_tokenizer, pre_tokenizer_name, tokenizer_bytes
+from evopress.export.formats.gguf_tokenizer import add_tokenizer, byte_level_bpe, pre_tokenizer_name, tokenizer_bytes
+from evopress.export.planned import PlannedModel
 from evopress.export.registry import register_format
 from evopress.export.searched import SearchedModel
 from evopress.export.settings import Export
 from evopress.export.state import untied_tensors
+from evopress.models.language_model import LanguageModel
 from evopress.space.settings import SpaceSettings
 from evopress.weights.block_grids import BLOCK, TYPES, TypeName
 from evopress.weights.ggml import round_to
@@ -69,42 +77,39 @@ class GGUFFile(Format):
 
     def check_settings(self, compressor: Compressor | Drop, space: SpaceSettings) -> None:
         check_package(self, "gguf", extra="gguf")
-        check_halves(self, space)
-        if isinstance(compressor, GGUF):
-            if self.embeddings and compressor.embeddings:
-                raise UnsupportedExportError(
-                    f"export.embeddings={self.embeddings} rounds embeddings after the search, but they are units of "
-                    "it: set export.embeddings=null or compress.embeddings=false"
-                )
-            return
-        if not isinstance(compressor, IntegerLevels):
+        if not isinstance(compressor, GGUF):
+            check_grids(compressor)
+        elif self.embeddings and compressor.embeddings:
             raise UnsupportedExportError(
-                f"export.formats=[gguf] holds block types, which compress={type(compressor).__name__.lower()} does not "
-                "make: use compress=gguf, or export.formats=[hf]"
+                f"export.embeddings={self.embeddings} rounds embeddings after the search, but they are units of it: "
+                "set export.embeddings=null or compress.embeddings=false"
             )
-        fits = compressor.symmetric and compressor.group_size == BLOCK and compressor.scale_dtype == "float16"
-        if not fits or set(compressor.bits) - set(TYPES_OF_WIDTHS):
-            raise UnsupportedExportError(
-                "export.formats=[gguf] holds integer codes only of 4, 5 and 8 bits, symmetric, in groups of 32, with "
-                "float16 scales: use compress=gguf, or set compress.bits=[4,5,8] compress.symmetric=true "
-                "compress.group_size=32 compress.scale_dtype=float16"
-            )
+        check_halves(self, compressor, space)
+
+    def check_model(self, planned: PlannedModel) -> None:
+        self._check_parts(planned.lm)
+        check_attention(planned.lm.model.config, planned.window)
+        check_widths(planned.layers)
 
     def check_profile(self, searched: SearchedModel) -> None:
-        _check_architecture(searched)
+        self._check_parts(searched.lm)
         if not searched.levels:
             raise UnsupportedExportError(
                 "export.formats=[gguf] holds block types, and this profile has none: use export.formats=[hf]"
             )
         for layer in searched.levels:
             block_weight(layer, searched.packed(layer))
-        if self.embeddings and searched.lm.hidden_size % BLOCK:
-            raise UnsupportedExportError(
-                f"export.embeddings={self.embeddings} needs a hidden size that is a multiple of {BLOCK}, and this is "
-                f"{searched.lm.hidden_size}: set export.embeddings=null"
-            )
+
+    def _check_parts(self, lm: LanguageModel) -> None:
+        """Raise UnsupportedExportError for a model or a tokenizer that has no such file."""
+        check_architecture(lm.model.config)
+        check_names(lm)
+        byte_level_bpe(lm.tokenizer)
         if self.pre_tokenizer is None:
-            pre_tokenizer_name(searched.lm.tokenizer)
+            pre_tokenizer_name(lm.tokenizer)
+        if self.embeddings:
+            check_embeddings(self.embeddings, lm.hidden_size)
+
 
     def default_dtype(self, searched: SearchedModel) -> torch.dtype:
         """float16, in which every build of llama.cpp computes."""
@@ -168,18 +173,3 @@ class GGUFFile(Format):
                 raise ValueError(f"{self.name}: {layer} does not decode to the searched weights")
         types = Counter(tensor.tensor_type.name for tensor in tensors.values())
         return {"layers_with_equal_weights": len(searched.levels), "types": dict(types)}
-
-
-def _check_architecture(searched: SearchedModel) -> None:
-    """Raise UnsupportedExportError for a model that llama.cpp's names do not cover."""
-    config = searched.lm.model.config
-    if config.model_type not in ARCHITECTURES:
-        raise UnsupportedExportError(
-            f"export.formats=[gguf] knows {', '.join(ARCHITECTURES)}, and this model is {config.model_type}: use "
-            "export.formats=[compressed_tensors] or [hf]"
-        )
-    rope_type = config.rope_parameters.get("rope_type", "default")
-    if rope_type not in ("default", "llama3"):
-        raise UnsupportedExportError(
-            f"export.formats=[gguf] knows no {rope_type} rope scaling: use export.formats=[hf]"
-        )

@@ -75,7 +75,10 @@ def _uncompressed(tensor: Tensor, dtype: torch.dtype, *, embeddings: TypeName | 
 
 
 def renaming(lm: ModelStructure) -> Callable[[str], str]:
-    """A function from a tensor's name in transformers to its name in a GGUF file. It raises ValueError if unknown."""
+    """A function from a tensor's name in transformers to its name in a GGUF file.
+
+    It raises UnsupportedExportError for a name that GGUF does not know.
+    """
     from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map  # optional package
 
     arch = next(key for key in MODEL_ARCH if MODEL_ARCH_NAMES[key] == ARCHITECTURES[lm.model.config.model_type])
@@ -84,7 +87,7 @@ def renaming(lm: ModelStructure) -> Callable[[str], str]:
     def rename(name: str) -> str:
         new_name = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if new_name is None:
-            raise ValueError(f"GGUF has no name for {name}")
+            raise UnsupportedExportError(f"export.formats=[gguf] has no name for {name}: use export.formats=[hf]")
         return new_name
 
     return rename

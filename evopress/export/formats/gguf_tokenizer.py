@@ -22,7 +22,7 @@ RULES = {LLAMA3: "llama-bpe", QWEN2: "qwen2"}
 """llama.cpp's names of splitting rules, by regular expression."""
 
 
-def _byte_level_bpe(tokenizer: PreTrainedTokenizerBase) -> dict:
+def byte_level_bpe(tokenizer: PreTrainedTokenizerBase) -> dict:
     """The tokenizer's JSON. Raises UnsupportedExportError for a tokenizer that is not byte-level BPE."""
     fast = getattr(tokenizer, "backend_tokenizer", None)
     description = json.loads(fast.to_str()) if fast is not None else {}
@@ -37,7 +37,7 @@ def _byte_level_bpe(tokenizer: PreTrainedTokenizerBase) -> dict:
 
 def pre_tokenizer_name(tokenizer: PreTrainedTokenizerBase) -> str:
     """llama.cpp's name of the rule that splits text before BPE. Raises UnsupportedExportError for an unknown rule."""
-    rule = _byte_level_bpe(tokenizer).get("pre_tokenizer") or {}
+    rule = byte_level_bpe(tokenizer).get("pre_tokenizer") or {}
     steps = rule.get("pretokenizers", [rule])
     kinds = [step.get("type") for step in steps]
     if kinds == ["ByteLevel"] and steps[0].get("use_regex", True):
@@ -54,7 +54,7 @@ def pre_tokenizer_name(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def add_tokenizer(writer: "GGUFWriter", lm: LanguageModel, pre_tokenizer: str) -> None:
     """Add tokens with their types, merges, special tokens and chat template."""
-    description = _byte_level_bpe(lm.tokenizer)
+    description = byte_level_bpe(lm.tokenizer)
     tokens, types = _tokens_and_types(lm, description)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre_tokenizer)
@@ -99,8 +99,15 @@ def tokenizer_bytes(lm: LanguageModel) -> int:
     """Bytes of tokens, types, merges and chat template in a GGUF file. A length of 8 bytes precedes every string."""
     text_of = _token_texts(lm)
     tokens = sum(len(text_of.get(index, _padding(index)).encode()) + 8 + 4 for index in range(lm.vocab_size))
-    merges = sum(len(merge.encode()) + 8 for merge in _merges(_byte_level_bpe(lm.tokenizer)))
-    return tokens + merges + len((lm.tokenizer.chat_template or "").encode())
+    merges = sum(len(merge.encode()) + 8 for merge in _merges(byte_level_bpe(lm.tokenizer)))
+    templates = sum(len(name.encode()) + 8 + len(text.encode()) for name, text in _templates(lm.tokenizer).items())
+    return tokens + merges + templates
+
+
+def _templates(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """Chat templates by name; one without a name is the default."""
+    template = tokenizer.chat_template
+    return template if isinstance(template, dict) else {"default": template} if template else {}
 
 
 def _add_special_tokens(writer: "GGUFWriter", tokenizer: PreTrainedTokenizerBase) -> None:
@@ -116,5 +123,5 @@ def _add_special_tokens(writer: "GGUFWriter", tokenizer: PreTrainedTokenizerBase
     first = tokenizer("a")["input_ids"][:1]
     writer.add_add_bos_token(tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id])
     writer.add_add_space_prefix(False)
-    if isinstance(tokenizer.chat_template, str):
-        writer.add_chat_template(tokenizer.chat_template)
+    if templates := _templates(tokenizer):
+        writer.add_chat_template([{"name": name, "template": text} for name, text in templates.items()])

@@ -8,8 +8,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from evopress.compressors.base import Compressor
 from evopress.compressors.drop import Drop
-from evopress.export.base import Format, UnsupportedExportError, check_halves, check_some_block_is_kept
+from evopress.export.base import Format, UnsupportedExportError, check_code, check_halves, check_some_block_is_kept
 from evopress.export.config_files import config_without_dropped_blocks, write_config_files
+from evopress.export.planned import PlannedModel
 from evopress.export.registry import register_format
 from evopress.export.searched import SearchedModel
 from evopress.export.state import untied_tensors, write_safetensors
@@ -30,8 +31,11 @@ class DenseSafetensors(Format):
     commands = (FROM_PRETRAINED, "vllm serve {folder}")
 
     def check_settings(self, compressor: Compressor | Drop, space: SpaceSettings) -> None:
-        """Levels of every kind fit. Whether drops fit depends on the profile."""
-        check_halves(self, space)
+        """Levels of every kind fit, and drops of whole blocks."""
+        check_halves(self, compressor, space)
+
+    def check_model(self, planned: PlannedModel) -> None:
+        check_code(self, planned.lm)
 
     def check_profile(self, searched: SearchedModel) -> None:
         check_some_block_is_kept(searched)

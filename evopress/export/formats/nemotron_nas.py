@@ -24,9 +24,11 @@ from evopress.export.formats.nemotron_config import (
     missing_subblocks,
     write_nemotron_config,
 )
+from evopress.export.planned import PlannedModel
 from evopress.export.registry import register_format
 from evopress.export.searched import SearchedModel
 from evopress.export.state import load_state, read_safetensors, untied_tensors, write_safetensors
+from evopress.models.structure import ModelStructure
 from evopress.models.subblocks import no_op
 from evopress.space.settings import SpaceSettings
 
@@ -56,9 +58,17 @@ class NemotronNAS(Format):
                 "or export.formats=[hf]"
             )
 
+    def check_model(self, planned: PlannedModel) -> None:
+        _check_family(planned.lm)
+        if any(unit.kind == "attention" and 0 in unit.blocks and len(unit.levels) > 1 for unit in planned.space.units):
+            raise UnsupportedExportError(
+                "export.formats=[nemotron_nas]: the search could drop the attention of block 0 and keep its MLP, which "
+                "vLLM cannot run: set space.tie=engine, or use export.formats=[zeroed]"
+            )
+
     def check_profile(self, searched: SearchedModel) -> None:
         check_some_block_is_kept(searched)
-        _check_model(searched)
+        _check_family(searched.lm)
         first = searched.kept_blocks[0]
         if "attention" in searched.choices[first].dropped:
             raise UnsupportedExportError(
@@ -109,8 +119,9 @@ def _absent_modules(searched: SearchedModel) -> tuple[str, ...]:
     )
 
 
-def _check_model(searched: SearchedModel) -> None:
-    config = searched.lm.model.config
+def _check_family(lm: ModelStructure) -> None:
+    """Raise UnsupportedExportError for a model that is not one of Llama's kind, or has an MLP of another width."""
+    config = lm.model.config
     sliding = " with a sliding window" if getattr(config, "sliding_window", None) else ""
     if config.model_type not in ("llama", "mistral") or sliding:
         raise UnsupportedExportError(

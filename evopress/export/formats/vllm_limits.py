@@ -1,6 +1,6 @@
 """What vLLM cannot run of packed integer codes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from evopress.export.base import UnsupportedExportError
 from evopress.export.searched import SearchedModel
@@ -25,11 +25,11 @@ def check_fused_layers(searched: SearchedModel, weights: Mapping[str, QuantizedW
                 )
 
 
-def check_zero_points(weights: Mapping[str, QuantizedWeight]) -> None:
-    """Raise UnsupportedExportError if the zero points of a layer do not fill whole 32-bit words."""
-    for name, weight in weights.items():
-        if not weight.symmetric and weight.shape[0] * weight.bits % 32:
+def check_zero_points(layer: str, rows: int, *, all_bits: Sequence[int]) -> None:
+    """Raise UnsupportedExportError if the zero points of a layer do not fill 32-bit words at one of the widths."""
+    for bits in all_bits:
+        if rows * bits % 32:
             raise UnsupportedExportError(
-                f"export.engine=vllm: the zero points of {name}, {weight.shape[0]} rows of {weight.bits} bits, "
-                "do not fill 32-bit words: set compress.symmetric=true, or export.engine=transformers"
+                f"export.engine=vllm: the zero points of {layer}, {rows} rows of {bits} bits, do not fill 32-bit "
+                "words: set compress.symmetric=true, or export.engine=transformers"
             )

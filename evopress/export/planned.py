@@ -1,0 +1,28 @@
+"""The model as checkpoint formats see it before the search."""
+
+from dataclasses import dataclass
+
+from evopress.compressors.base import Compressor
+from evopress.compressors.drop import Drop
+from evopress.models.language_model import LanguageModel
+from evopress.space.shapes import LayerShape, layer_shape
+from evopress.space.units import Space
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedModel:
+    """A model, what will make its levels, and the units that will have them.
+
+    `lm` has its tokenizer and its dtype, but may be on the `meta` device, without weights. Its checkpoints will be
+    compared with it on windows of `window` tokens.
+    """
+
+    lm: LanguageModel
+    compressor: Compressor | Drop
+    space: Space
+    window: int
+
+    @property
+    def layers(self) -> list[LayerShape]:
+        """The shapes of all layers that will have levels."""
+        return [layer_shape(self.lm, layer) for unit in self.space.units for layer in unit.layers]

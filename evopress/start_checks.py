@@ -1,0 +1,55 @@
+"""What would stop a run hours after its start, checked before the weights of its model are read."""
+
+from functools import partial
+from random import Random
+
+from evopress.data.tokenization import bos_tokens
+from evopress.evaluation.eval_checks import check_chat_template, check_tasks
+from evopress.export import PlannedModel, check_export_of_model
+from evopress.job import Job
+from evopress.models.language_model import LanguageModel
+from evopress.models.subblocks import SUBBLOCKS
+from evopress.runtime import distributed
+from evopress.search.start_profiles import evenly_spaced_profile
+from evopress.space.apply import choices_by_block
+from evopress.space.units import Space
+from evopress.targets import jobs_by_target
+
+
+def check_start(job: Job, lm: LanguageModel, space: Space) -> None:
+    """Check all that follows from the settings, the model's configuration and its tokenizer. Collective.
+
+    `lm` may be on the `meta` device. The data of the tasks of lm-eval is loaded, but no weights and no other text.
+
+    Raises:
+        ValueError: An export format, a search, a budget or a task does not fit the model.
+    """
+    if job.data.bos:
+        bos_tokens(lm.tokenizer)
+    planned = PlannedModel(lm=lm, compressor=job.compress, space=space, window=job.data.window)
+    check_export_of_model(job.export, planned)
+    check_searches(job, lm, space)
+    if "evaluate" in job.planned_stages and job.eval.tasks:
+        check_chat_template(job.eval, lm.tokenizer)
+        distributed.from_first(partial(_check_tasks, job, lm))
+
+
+def check_searches(job: Job, lm: LanguageModel, space: Space) -> None:
+    """Run every search up to its first question.
+
+    Raises ValueError if a search does not fit the space, or a budget is out of reach or leaves nothing of the model.
+    """
+    for target_job in jobs_by_target(job, space) if job.targets else [job]:
+        search, budget = target_job.search, target_job.budget
+        choices = choices_by_block(space, lm, evenly_spaced_profile(space, budget))
+        if all(len(choice.dropped) == len(SUBBLOCKS) for choice in choices):
+            raise ValueError(f"budget.target is {budget}, which drops every block: ask for less compression")
+        search.num_questions(space, budget)
+        next(search.run(space, budget, Random(target_job.seed)), None)
+
+
+def _check_tasks(job: Job, lm: LanguageModel) -> None:
+    from evopress.evaluation.task_rehearsal import rehearse_tasks  # imports lm-eval, for seconds
+
+    check_tasks(job.eval)
+    rehearse_tasks(job.eval, lm)
