@@ -18,8 +18,7 @@ from evopress.identity import search_identity
 from evopress.job import Job, name_of
 from evopress.pareto.front import trace_front
 from evopress.planning.planned_run import plan_run
-from evopress.planning.render import estimate_text
-from evopress.planning.stages import estimate_resources
+from evopress.planning.render import plan_text
 from evopress.preparation import load_inputs, prepare_context
 from evopress.report import write_report
 from evopress.results import describe_run, open_results
@@ -47,7 +46,7 @@ def run_job(job: Job) -> Profile | None:
     run = distributed.first_then_others(partial(plan_run, job))
     check_start(job, run.lm, run.space)
     if "plan" in job.stages:
-        log.info("the plan\n\n%s\n", estimate_text(estimate_resources(job), job))
+        log.info("the plan\n\n%s\n", plan_text(run))
     if job.stages == ("plan",):
         return None
     job.folder.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,7 @@ ALLOWED: dict[str, str] = {
     "preparation": "runtime data models space compressors database evaluation identity job planning",
     "saved_profile": "runtime space",
     "results": "runtime data space evaluation identity job",
-    "planning": "runtime data models space compressors search evaluation export job targets",
+    "planning": "runtime weights data models space compressors database search evaluation export job targets",
     "pareto": "runtime space search evaluation report job targets",
     "pipeline": "runtime data space search evaluation export report identity job start_checks preparation "
     "saved_profile results planning pareto",

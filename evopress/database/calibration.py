@@ -41,18 +41,19 @@ class CalibrationStates:
         that solves a group adds the Hessians of these chunks in order.
         """
         groups = groups_of_block(self.lm, block)
-        totals = self._zero_hessians(distributed.share(groups))
+        totals = self.zero_hessians(distributed.share(groups))
         for first_chunk in range(0, self.num_chunks, distributed.world_size()):
-            of_chunk = self._zero_hessians(groups)
-            self._add_inputs(of_chunk, block, self.batches.get(first_chunk + distributed.rank(), []))
+            of_chunk = self.zero_hessians(groups)
+            self.add_inputs(of_chunk, block, self.batches.get(first_chunk + distributed.rank(), []))
             merge_hessians(of_chunk, totals)
         return totals
 
-    def _zero_hessians(self, groups: Sequence[LayerNames]) -> dict[LayerNames, RunningHessian]:
+    def zero_hessians(self, groups: Sequence[LayerNames]) -> dict[LayerNames, RunningHessian]:
+        """A Hessian without any inputs for each of the groups."""
         lm = self.lm
         return {names: RunningHessian(layer_shape(lm, names[0]).cols, device=lm.device) for names in groups}
 
-    def _add_inputs(self, hessians: Mapping[LayerNames, RunningHessian], block: int, batches: Sequence[Tensor]) -> None:
+    def add_inputs(self, hessians: Mapping[LayerNames, RunningHessian], block: int, batches: Sequence[Tensor]) -> None:
         """Add the inputs of the first layer of each group to the group's Hessian; outside the blocks, of the head."""
 
         def record(names: LayerNames, inputs: Tensor, _: Tensor) -> None:

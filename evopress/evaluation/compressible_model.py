@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from evopress.database.cache import DecodedLevels
 from evopress.models.language_model import LanguageModel
 from evopress.space.apply import (
     BlockChoice,
+    DecodedWeights,
     EmbeddingAndHead,
     choices_by_block,
     embedding_and_head_levels,
@@ -25,7 +25,7 @@ class CompressibleModel:
 
     lm: LanguageModel
     space: Space
-    weights: DecodedLevels | None
+    weights: DecodedWeights | None
 
     def choices(self, profile: Profile | None) -> list[BlockChoice]:
         """What each block runs with at `profile`; None is the dense model."""

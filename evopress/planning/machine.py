@@ -1,31 +1,13 @@
-"""How fast this machine is, and how much memory and disk space it has free."""
+"""How much memory and disk space this machine has free."""
 
 import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
-from time import perf_counter
 
 import torch
 
 from evopress.runtime import distributed
-
-SHARE_OF_PEAK = 0.5
-"""What a model reaches of the speed of a large matrix product."""
-
-REPEATS = 4
-SIZE = 1024
-
-
-def operations_per_second(device: torch.device, dtype: torch.dtype) -> float:
-    """The speed that a model will have: half of that of a large matrix product, which is measured here."""
-    matrix = torch.ones(SIZE, SIZE, device=device, dtype=dtype)
-    matrix @ matrix
-    started = perf_counter()
-    for _ in range(REPEATS):
-        product = matrix @ matrix
-    float(product[0, 0])  # waits for the device
-    return SHARE_OF_PEAK * REPEATS * 2 * SIZE**3 / (perf_counter() - started)
 
 
 def free_memory_bytes(device: torch.device) -> int:
@@ -41,5 +23,10 @@ def free_memory_bytes(device: torch.device) -> int:
 
 def free_disk_bytes(folder: Path) -> int:
     """Free space of the disk that `folder` is on, or will be on."""
+    return shutil.disk_usage(nearest_existing(folder)).free
+
+
+def nearest_existing(folder: Path) -> Path:
+    """The folder, or the first above it that exists."""
     path = folder.absolute()
-    return shutil.disk_usage(next(parent for parent in (path, *path.parents) if parent.exists())).free
+    return next(parent for parent in (path, *path.parents) if parent.exists())

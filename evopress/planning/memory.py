@@ -1,7 +1,9 @@
-"""What a process holds in memory during each stage."""
+"""What a process holds in memory during each stage, and the settings that make it smaller."""
 
 from evopress.compressors.sweep import MAX_ELEMENTS
+from evopress.evaluation.switch_gradients import HEAD_TOKENS
 from evopress.models.source import ModelSource
+from evopress.planning.counting import EvaluatorCount
 from evopress.planning.estimate import MemoryItem
 from evopress.planning.model_size import group_shapes, resident_weights
 from evopress.planning.planned_run import PlannedRun
@@ -9,7 +11,8 @@ from evopress.planning.planned_run import PlannedRun
 LIBRARIES_BYTES = 500_000_000
 """What the libraries take in the memory of a process, measured with torch 2.13 for the CPU."""
 
-FEWER_LEVELS = "take fewer levels in compress.bits"
+LEVEL_SETTINGS = ("bits", "types", "num_levels")
+"""Settings of compressors that say how many levels there are."""
 
 
 def memory_of_every_stage(run: PlannedRun) -> tuple[MemoryItem, ...]:
@@ -17,44 +20,63 @@ def memory_of_every_stage(run: PlannedRun) -> tuple[MemoryItem, ...]:
     source = run.job.model
     offload = isinstance(source, ModelSource) and source.offload
     weights = resident_weights(run.model, offload=offload) * run.dtype.itemsize
-    widest = max(max(shape) for shape in group_shapes(run.model))
-    tokens_at_once = max(run.job.data.window, run.job.evaluator.batch_tokens)
-    activations = 4 * tokens_at_once * widest * run.dtype.itemsize
+    widest = max(max(sum(rows), cols) for rows, cols in group_shapes(run.model))
+    window, batch_tokens = run.job.data.window, run.job.evaluator.batch_tokens
+    activations = 4 * max(window, batch_tokens) * widest * run.dtype.itemsize
+    smaller_batch = "lower evaluator.batch_tokens" if batch_tokens > window else "lower data.window"
     return (
-        MemoryItem("the libraries", LIBRARIES_BYTES, "they take the same for every model"),
-        MemoryItem("the model's weights", weights, "set model.offload=true or model.dtype=bfloat16"),
-        MemoryItem("a batch in a block", activations, "lower evaluator.batch_tokens"),
+        MemoryItem("the libraries", LIBRARIES_BYTES),
+        MemoryItem("the model's weights", weights, _smaller_model(run)),
+        MemoryItem("a batch in a block", activations, smaller_batch),
     )
+
+
+def _smaller_model(run: PlannedRun) -> str:
+    """Only the settings that are not in use. A model that is in memory already has none."""
+    source = run.job.model
+    if not isinstance(source, ModelSource):
+        return ""
+    settings = ["model.offload=true"] * (not source.offload) + ["model.dtype=bfloat16"] * (run.dtype.itemsize > 2)
+    return f"set {' or '.join(settings)}" if settings else ""
 
 
 def memory_of_database(run: PlannedRun) -> tuple[MemoryItem, ...]:
-    """What a compressor with Hessians needs in addition."""
-    shapes = group_shapes(run.model)
-    num_levels = max(len(unit.levels) for unit in run.space.units)
+    """What the compressor needs in addition."""
+    if not run.num_levels:
+        return ()
+    shapes = [(sum(rows), cols) for rows, cols in group_shapes(run.model)]
     hessians = 8 * sum(cols**2 for _, cols in shapes)  # those of the tokens at hand, and their running mean
     factors = 12 * max(cols**2 for _, cols in shapes)
-    solved_elements = max(rows * cols * max(1, min(num_levels, MAX_ELEMENTS // (rows * cols))) for rows, cols in shapes)
+    solved = max(rows * cols * max(1, min(run.num_levels, MAX_ELEMENTS // (rows * cols))) for rows, cols in shapes)
     states = min(run.calibration_state_bytes, run.limit_of_states)
-    levels_of_block = run.level_bytes // run.model.num_blocks
-    return (
+    remedy = fewer_levels(run)
+    of_calibration = (
         MemoryItem("hidden states of the calibration tokens", states, "lower evaluator.states_gb"),
-        MemoryItem("Hessians and factors", hessians + factors, "they depend on the model only"),
-        MemoryItem("levels being solved", 9 * solved_elements, FEWER_LEVELS),
-        MemoryItem("levels being written", 2 * levels_of_block, FEWER_LEVELS),
+        MemoryItem("Hessians and factors", hessians + factors),
+    )
+    return (
+        *(of_calibration if run.needs_hessians else ()),
+        MemoryItem("levels being solved", 9 * solved, remedy),
+        MemoryItem("levels being written", 2 * run.level_bytes // run.model.num_blocks, remedy),
     )
 
 
-def memory_of_evaluator(run: PlannedRun, levels: frozenset[tuple[int, int]]) -> tuple[MemoryItem, ...]:
-    """What the evaluator needs in addition, if it decodes `levels`, given as pairs of unit and level index."""
-    settings = run.job.evaluator
-    units = [run.space.units[index] for index, _ in levels]
-    decoded_weights = sum(unit.num_weights for unit in units if unit.layers)
-    cache = min(int(settings.cache_gb * 1e9), decoded_weights * run.dtype.itemsize)
-    search_tokens = run.job.data.num_windows("search") * run.job.data.window
-    states = min(run.limit_of_states, 3 * search_tokens * run.model.hidden_size * run.dtype.itemsize)
-    logits = 6 * 4 * settings.head_tokens * run.model.vocab_size
+def fewer_levels(run: PlannedRun) -> str:
+    """The advice to take fewer levels, where the compressor has several and says by a known setting how many."""
+    settings = [name for name in LEVEL_SETTINGS if hasattr(run.job.compress, name) and run.num_levels > 1]
+    return f"take fewer levels in compress.{settings[0]}" if settings else ""
+
+
+def memory_of_evaluator(count: EvaluatorCount) -> tuple[MemoryItem, ...]:
+    """What the evaluator needs in addition for what was counted."""
+    run = count.run
+    of_teacher = min(run.limit_of_states // 2, count.teacher_tokens * run.state_bytes)
+    of_students = 2 * count.student_tokens * run.state_bytes  # before a block and after it
+    head_tokens = run.job.evaluator.head_tokens
+    of_batches = 6 * 4 * head_tokens * run.model.vocab_size
+    of_tables = 8 * 4 * HEAD_TOKENS * run.model.vocab_size * count.has_tables
     return (
-        MemoryItem("decoded levels", cache, "lower evaluator.cache_gb"),
-        MemoryItem("hidden states of teacher and candidates", states, "lower evaluator.states_gb"),
-        MemoryItem("logits", logits, "lower evaluator.head_tokens"),
+        MemoryItem("decoded levels", count.decoded.most_bytes, "lower evaluator.cache_gb"),
+        MemoryItem("hidden states of teacher and candidates", of_teacher + of_students, "lower evaluator.states_gb"),
+        MemoryItem("logits", max(of_batches, of_tables), "lower evaluator.head_tokens" * (of_batches > of_tables)),
     )

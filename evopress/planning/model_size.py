@@ -4,28 +4,16 @@ from evopress.models.family_match import expert_of
 from evopress.models.structure import ModelStructure
 
 
-def group_shapes(model: ModelStructure) -> list[tuple[int, int]]:
-    """Rows and columns of each group of layers in a block. Its rows are those of all its layers together."""
-    return [
-        (
-            sum(model.linear(0, local).weight.shape[0] for local in group),
-            model.linear(0, group[0]).weight.shape[1],
-        )
-        for group in model.layer_groups
-    ]
-
-
-def operations_per_token(model: ModelStructure) -> float:
-    """Floating-point operations of a forward pass through the blocks and the head."""
-    return 2.0 * (active_weights(model) + model.vocab_size * model.hidden_size)
+def group_shapes(model: ModelStructure) -> list[tuple[tuple[int, ...], int]]:
+    """The rows of each layer and the columns, for each group of layers in a block."""
+    weights = [[model.linear(0, local).weight for local in group] for group in model.layer_groups]
+    return [(tuple(len(weight) for weight in group), group[0].shape[1]) for group in weights]
 
 
 def active_weights(model: ModelStructure) -> float:
-    """How many weights of the blocks a token is multiplied with, on average."""
+    """How many weights of a block a token is multiplied with, on average."""
     layers = [local for group in model.layer_groups for local in group]
-    return model.num_blocks * sum(
-        share_of_tokens(model, local) * model.linear(0, local).weight.numel() for local in layers
-    )
+    return sum(share_of_tokens(model, local) * model.linear(0, local).weight.numel() for local in layers)
 
 
 def share_of_tokens(model: ModelStructure, local: str) -> float:

@@ -1,28 +1,36 @@
 """The estimate of a run as text: tables, and a line of advice for each resource that this machine lacks."""
 
-import torch
+from collections.abc import Mapping
 
 from evopress.job import Job
-from evopress.planning.estimate import ResourceEstimate
-from evopress.planning.machine import free_disk_bytes, free_memory_bytes, operations_per_second
-from evopress.planning.planned_run import device_and_dtype
+from evopress.planning.estimate import ResourceEstimate, StageEstimate
+from evopress.planning.machine import free_disk_bytes, free_memory_bytes
+from evopress.planning.planned_run import PlannedRun
+from evopress.planning.speed import Seconds, measure_seconds
+from evopress.planning.stages import estimate_resources
 from evopress.runtime import distributed
 
+LONGEST_IN_MINUTES_S = 2 * 3600
 
-def estimate_text(estimate: ResourceEstimate, job: Job) -> str:
-    """The estimate as a table, compared with what this machine has, and with the settings to change."""
-    device, dtype = device_and_dtype(job)
-    speed, solver_speed = operations_per_second(device, dtype), operations_per_second(device, torch.float32)
-    free_memory, free_disk = free_memory_bytes(device), free_disk_bytes(job.outputs)
+NO_REMEDY = "no setting makes it smaller, so use a machine with more memory"
+
+NOUNS = {"database": "database", "search": "search", "evaluate": "evaluation"}
+
+
+def plan_text(run: PlannedRun) -> str:
+    """What a run will take on this machine: time, disk and memory, and the settings to change where it lacks them."""
+    job = run.job
+    estimate = estimate_resources(run)
+    seconds = measure_seconds(run, {operation for stage in estimate.stages for operation in stage.work})
+    free_memory, free_disk = free_memory_bytes(run.device), free_disk_bytes(job.outputs)
     lines = [
         f"{job.model.name}: {estimate.num_weights:,} weights, {estimate.num_units} units",
+        total_line({stage.name: seconds_of(stage, seconds) for stage in estimate.stages}, job),
         f"disk: {_size(estimate.database_bytes)} for the database of levels, {_size(estimate.states_bytes)} for hidden "
         f"states while it is built; {_size(free_disk)} are free at {job.outputs}",
-        f"memory of {device}: {_size(free_memory)} are free for each of {distributed.world_size()} processes",
-        f"time: at {speed / 1e9:,.0f} billion operations per second in the model, {solver_speed / 1e9:,.0f} in float32 "
-        f"(Hessians and solves): half of what a product reaches on {device}",
+        f"memory of {run.device}: {_size(free_memory)} are free for each of {distributed.world_size()} processes",
         "",
-        *_stage_table(estimate, speed, solver_speed),
+        *_stage_table(estimate, seconds),
         *_memory_table(estimate),
         "",
         *(advice(estimate, free_memory=free_memory, free_disk=free_disk) or ["Everything fits."]),
@@ -30,13 +38,41 @@ def estimate_text(estimate: ResourceEstimate, job: Job) -> str:
     return "\n".join(lines)
 
 
-def _stage_table(estimate: ResourceEstimate, speed: float, solver_speed: float) -> list[str]:
-    lines = [f"{'stage':10}{'tokens':>16}{'tokens/s':>12}{'hours':>10}{'peak memory':>14}", "-" * 62]
+def total_line(seconds: Mapping[str, float], job: Job) -> str:
+    """The time of all stages that the job runs, and of each; of every stage where it only plans."""
+    counted = [name for name in seconds if name in job.stages] or list(seconds)
+    total = sum(seconds[name] for name in counted)
+    unit, unit_s, exact_up_to = ("min", 60, 2) if total < LONGEST_IN_MINUTES_S else ("hours", 3600, 10)
+
+    def rounded(stage_s: float) -> str:
+        number = stage_s / unit_s
+        return (f"{number:.1f}" if number < exact_up_to else f"{number:.0f}").removesuffix(".0")
+
+    of_stages = ", ".join(f"{NOUNS[name]} {rounded(seconds[name])}" for name in counted)
+    not_counted = ["the model is loaded"]
+    if "evaluate" in counted:
+        not_counted += ["tasks are run"] * bool(job.eval.tasks) + ["checkpoints are written"] * bool(job.export.formats)
+    return (
+        f"about {rounded(total)} {unit} in all on this machine: {of_stages}; "
+        f"not counted is the time in which {' and '.join(not_counted)}"
+    )
+
+
+def seconds_of(stage: StageEstimate, seconds: Seconds) -> float:
+    """The seconds of a stage. Processes share the work, but each reads the levels that it needs."""
+    shared = {True: 0.0, False: 0.0}
+    for operation, count in stage.work.items():
+        shared[operation.kind != "decode"] += count * seconds[operation]
+    return shared[True] / distributed.world_size() + shared[False]
+
+
+def _stage_table(estimate: ResourceEstimate, seconds: Seconds) -> list[str]:
+    lines = [f"{'stage':10}{'tokens':>16}{'tokens/s':>12}{'minutes':>10}{'peak memory':>14}", "-" * 62]
     for stage in estimate.stages:
-        seconds = (stage.operations / speed + stage.solver_operations / solver_speed) / distributed.world_size()
-        tokens_per_s = stage.tokens / seconds if seconds else 0.0
+        stage_s = seconds_of(stage, seconds)
+        tokens_per_s = stage.tokens / stage_s if stage_s else 0.0
         lines.append(
-            f"{stage.name:10}{stage.tokens:16,.0f}{tokens_per_s:12,.0f}{seconds / 3600:10.2f}"
+            f"{stage.name:10}{stage.tokens:16,.0f}{tokens_per_s:12,.0f}{stage_s / 60:10.1f}"
             f"{_size(stage.memory_bytes):>14}"
         )
     return lines
@@ -47,9 +83,7 @@ def _memory_table(estimate: ResourceEstimate) -> list[str]:
     for stage in estimate.stages:
         lines.append("")
         lines += [
-            f"{stage.name:10}{_size(item.size_bytes):>10}  {item.content}  ({item.remedy})"
-            for item in stage.memory
-            if item.size_bytes
+            f"{stage.name:10}{_size(item.size_bytes):>10}  {item.content}" for item in stage.memory if item.size_bytes
         ]
     return lines
 
@@ -58,17 +92,21 @@ def advice(estimate: ResourceEstimate, *, free_memory: int, free_disk: int) -> l
     """A line for each resource that is too small, with the settings to change. `free_memory` is that of one process."""
     lines = []
     if estimate.database_bytes + estimate.states_bytes > free_disk:
+        remedies = ["set outputs to a larger disk", *estimate.disk_remedies]
         lines.append(
             f"The database takes {_size(estimate.database_bytes)} and hidden states {_size(estimate.states_bytes)}, "
-            f"but {_size(free_disk)} are free: set outputs to a larger disk, take fewer levels (compress.bits, "
-            f"compress.num_levels), or lower data.calibration_tokens."
+            f"but {_size(free_disk)} are free: {', or '.join(remedies)}."
         )
     for stage in estimate.stages:
         if stage.memory_bytes > free_memory:
-            largest = max(stage.memory, key=lambda item: item.size_bytes)
+            changeable = [item for item in stage.memory if item.size_bytes and item.remedy]
+            largest = max(changeable, key=lambda item: item.size_bytes, default=None)
+            remedy = (
+                f"{_size(largest.size_bytes)} of it for {largest.content}: {largest.remedy}" if largest else NO_REMEDY
+            )
             lines.append(
                 f"The {stage.name} stage takes {_size(stage.memory_bytes)} of memory but {_size(free_memory)} are "
-                f"free, most of it for {largest.content}: {largest.remedy}."
+                f"free; {remedy}."
             )
     return lines
 

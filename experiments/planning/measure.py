@@ -15,14 +15,16 @@ from hydra import compose, initialize_config_dir
 from transformers import LlamaConfig, MistralConfig, PretrainedConfig
 
 from evopress.config import CONFIG_FOLDER, build_job
-from evopress.planning.estimate import ResourceEstimate
+from evopress.planning.estimate import ResourceEstimate, StageEstimate
+from evopress.planning.planned_run import PlannedRun, plan_run
 from evopress.planning.stages import estimate_resources
+from evopress.planning.work import cost_of
 
 log = logging.getLogger("planning")
 
 RESULTS = Path(__file__).parent / "results.json"
-SPEED, SOLVER_SPEED = 1e14, 1e13
-"""Operations per second of the assumed device, in the model's type and in float32."""
+OPERATIONS_PER_S, FLOAT32_OPERATIONS_PER_S, BYTES_PER_S = 1e14, 1e13, 2e9
+"""What the assumed device computes in the model's type and in float32, and what it reads, decodes or writes."""
 
 MODELS: dict[str, PretrainedConfig] = {
     "Mistral-7B": MistralConfig(vocab_size=32768, sliding_window=None),  # the other defaults are those of the model
@@ -38,7 +40,7 @@ MODELS: dict[str, PretrainedConfig] = {
 SEARCHES = ("guided", "super_fast", "evolution")
 
 
-def estimate(folder: Path, search: str, *, offload: bool) -> ResourceEstimate:
+def planned(folder: Path, search: str, *, offload: bool) -> PlannedRun:
     overrides = [
         "model=hf",
         f"model.path={folder}",
@@ -51,25 +53,35 @@ def estimate(folder: Path, search: str, *, offload: bool) -> ResourceEstimate:
         f"search={search}",
     ]
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        return estimate_resources(build_job(compose("config", overrides), folder))
+        return plan_run(build_job(compose("config", overrides), folder))
 
 
-def rows_of(model: str, search: str, resident: ResourceEstimate, offloaded: ResourceEstimate) -> list[dict]:
-    """A row for each stage. Only the search depends on the search method."""
-    rows = []
-    for stage, offloaded_stage in zip(resident.stages, offloaded.stages, strict=True):
-        hours = (stage.operations / SPEED + stage.solver_operations / SOLVER_SPEED) / 3600
-        rows.append(
-            {
-                "model": model,
-                "stage": f"search={search}" if stage.name == "search" else stage.name,
-                "tokens": round(stage.tokens),
-                "hours": round(hours, 4),
-                "memory_bytes": stage.memory_bytes,
-                "memory_bytes_with_offload": offloaded_stage.memory_bytes,
-            }
-        )
-    return rows
+def hours_of(stage: StageEstimate, run: PlannedRun) -> float:
+    """The hours of a stage on the assumed device."""
+    seconds = 0.0
+    for operation, times in stage.work.items():
+        cost = cost_of(operation, run)
+        operations_s = cost.in_model / OPERATIONS_PER_S + cost.in_float32 / FLOAT32_OPERATIONS_PER_S
+        seconds += times * (operations_s + cost.num_bytes / BYTES_PER_S)
+    return seconds / 3600
+
+
+def rows_of(model: str, search: str, folder: Path) -> tuple[list[dict], ResourceEstimate]:
+    """A row for each stage, of which only the search depends on the search method; and the whole estimate."""
+    run = planned(folder, search, offload=False)
+    resident, offloaded = estimate_resources(run), estimate_resources(planned(folder, search, offload=True))
+    rows = [
+        {
+            "model": model,
+            "stage": f"search={search}" if stage.name == "search" else stage.name,
+            "tokens": round(stage.tokens),
+            "hours": round(hours_of(stage, run), 4),
+            "memory_bytes": stage.memory_bytes,
+            "memory_bytes_with_offload": offloaded_stage.memory_bytes,
+        }
+        for stage, offloaded_stage in zip(resident.stages, offloaded.stages, strict=True)
+    ]
+    return rows, resident
 
 
 def main() -> None:
@@ -80,11 +92,15 @@ def main() -> None:
         with TemporaryDirectory() as folder:
             config.save_pretrained(folder)
             for search in SEARCHES:
-                resident, offloaded = (estimate(Path(folder), search, offload=offload) for offload in (False, True))
-                stages |= {(model, row["stage"]): row for row in rows_of(model, search, resident, offloaded)}
+                rows, estimate = rows_of(model, search, Path(folder))
+                stages |= {(model, row["stage"]): row for row in rows}
         sizes = ("num_weights", "num_units", "database_bytes", "states_bytes")
-        models[model] = {name: getattr(resident, name) for name in sizes}
-    speeds = {"operations_per_second": SPEED, "solver_operations_per_second": SOLVER_SPEED}
+        models[model] = {name: getattr(estimate, name) for name in sizes}
+    speeds = {
+        "operations_per_second": OPERATIONS_PER_S,
+        "float32_operations_per_second": FLOAT32_OPERATIONS_PER_S,
+        "bytes_per_second": BYTES_PER_S,
+    }
     results = {"date": date.today().isoformat(), **speeds, "models": models, "stages": list(stages.values())}
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 

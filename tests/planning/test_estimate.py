@@ -15,6 +15,7 @@ from evopress.evaluation.evaluator import EvaluatorSettings
 from evopress.models.loading import load_model, load_structure
 from evopress.models.source import ModelSource
 from evopress.pipeline import Job, run_job
+from evopress.planning import speed
 from evopress.planning.estimate import MemoryItem, ResourceEstimate, StageEstimate
 from evopress.planning.planned_run import plan_run
 from evopress.planning.render import NO_REMEDY, advice, plan_text
@@ -117,7 +118,8 @@ def test_the_search_takes_the_estimated_tokens(search, tmp_path):
     assert estimated.tokens == pytest.approx(logged[-1], rel=0.2)  # random fitness leads to other mutants
 
 
-def test_the_searches_of_all_targets_are_estimated(tmp_path):
+def test_the_searches_of_all_targets_are_estimated(tmp_path, monkeypatch):
+    monkeypatch.setattr("evopress.pipeline.write_report", lambda folder: folder / "results.json")  # it takes longest
     save_tiny("llama", tmp_path / "model")
     search = Guided(
         rounds=2, table_tokens=64, dampings=[1, 2], line_tokens=32, generations=6, offspring=3, stages=STAGES
@@ -159,7 +161,7 @@ def test_the_states_of_the_evaluation_are_sized_by_the_test_text_and_not_by_the_
     for stage, changes in (("search", (False, False)), ("evaluate", (True, False))):
         before = memory_of(settings, stage)[states]
         assert [memory_of(other, stage)[states] > before for other in (long_test, long_search)] == list(changes)
-    tight = replace(long_test, evaluator=EvaluatorSettings(states_gb=1e-3))
+    tight = replace(long_test, evaluator=EvaluatorSettings(states_gb=1e-3, batch_tokens=512))
     assert memory_of(tight, "evaluate")[states] <= 1e6 < memory_of(long_test, "evaluate")[states]
 
 
@@ -213,7 +215,8 @@ def test_where_no_setting_helps_none_is_advised():
     assert NO_REMEDY in line
 
 
-def test_the_plan_stage_logs_time_memory_and_disk_and_loads_nothing(tmp_path, caplog):
+def test_the_plan_stage_logs_time_memory_and_disk_and_loads_nothing(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(speed, "MIN_SECONDS", 0.0)
     config("llama").save_pretrained(tmp_path / "model")
     tokenizer().save_pretrained(tmp_path / "model")
     settings = job(tmp_path, tmp_path / "model", stages=("plan",))

@@ -1,0 +1,77 @@
+"""The operations of a run that tokens go through, on a sample of its model, with the code that the run will use."""
+
+import torch
+
+from evopress.database.calibration import CalibrationStates
+from evopress.database.layer_groups import groups_of_block
+from evopress.evaluation.metrics import FinalStates, divergences
+from evopress.evaluation.switch_gradients import ForwardPass, block_gradients, head_gradients
+from evopress.evaluation.switch_products import SwitchProducts
+from evopress.planning.sample import Sample, Timeable
+from evopress.planning.work import Operation
+
+HEADS = 5
+"""Models whose logits are compared at once."""
+
+
+def block(sample: Sample, operation: Operation) -> Timeable:
+    """The block with other weights, as the evaluator runs it."""
+    lm, states, kwargs = sample.lm, sample.states(operation), sample.kwargs(operation.length)
+    weights = {local: lm.linear(0, local).weight for group in lm.layer_groups for local in group}
+    return Timeable(lambda: lm.run_block(0, states, kwargs, weights=weights))
+
+
+def calibrate(sample: Sample, operation: Operation) -> Timeable:
+    """The block with the sums of its Hessians, and once more to advance to the next block."""
+    lm, batch = sample.lm, [sample.states(operation)]
+    kwargs = [sample.kwargs(operation.length)]
+    states = CalibrationStates(lm=lm, batches={0: batch}, kwargs=kwargs, num_chunks=1, num_tokens=operation.tokens)
+    groups = groups_of_block(lm, 0)
+
+    def call() -> None:
+        states.add_inputs(states.zero_hessians(groups), 0, batch)
+        states.advance(0, {})
+
+    return Timeable(call)
+
+
+def head(sample: Sample, operation: Operation) -> Timeable:
+    """The logits of a teacher and of students, and how far each student is from the teacher."""
+    teacher, student = (FinalStates(sample.states(operation), sample.lm.logits) for _ in range(2))
+    tokens = torch.zeros(operation.windows, operation.length, dtype=torch.long, device=sample.lm.device)
+    students, chunk_tokens = [student] * (HEADS - 1), sample.run.job.evaluator.head_tokens
+    return Timeable(lambda: divergences(teacher, students, tokens=tokens, chunk_tokens=chunk_tokens), HEADS)
+
+
+def table(sample: Sample, operation: Operation) -> Timeable:
+    """The block's part of a table: two passes forward, gradients backward, and products with all levels."""
+    lm, model, profile = sample.lm, sample.compressible, sample.compressible.space.uniform(0)
+    states, kwargs = sample.states(operation), sample.kwargs(operation.length)
+    choices = model.choices(profile)
+    forward = ForwardPass(choices, model.embedding_and_head(profile), [states], [kwargs])
+    gradients = [sample.states(operation) for _ in range(1 + operation.draws)]
+    products = SwitchProducts(model, profile, num_gradients=len(gradients), num_tokens=operation.tokens)
+
+    def call() -> None:
+        lm.run_block(0, states, kwargs)
+        lm.run_block(0, states, kwargs, weights=model.block_weights(0, choices[0]))
+        products.add_block(0, block_gradients(model, forward, 0, gradients)[1])
+
+    return Timeable(call)
+
+
+def table_head(sample: Sample, operation: Operation) -> Timeable:
+    """The head's part of a table."""
+    model, profile = sample.compressible, sample.compressible.space.uniform(0)
+    normed, dense_normed = (sample.states(operation).flatten(0, 1) for _ in range(2))
+    weight, draws = model.embedding_and_head(profile).head, operation.draws
+    products = SwitchProducts(model, profile, num_gradients=1 + draws, num_tokens=operation.tokens)
+    generator = torch.Generator().manual_seed(0)
+
+    def call() -> None:
+        first_token = 0
+        for chunk in head_gradients(sample.lm, normed, dense_normed, head=weight, draws=draws, generator=generator):
+            products.add_head(chunk, first_token=first_token)
+            first_token += len(chunk.inputs)
+
+    return Timeable(call)

@@ -1,0 +1,93 @@
+"""How long each operation of a run takes on this machine, measured in the shapes of the model after a warm-up.
+
+Operations that would take long are timed in smaller shapes, and their seconds scaled by the cost of the whole.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+
+import torch
+
+from evopress.planning import model_operations
+from evopress.planning.level_operations import LevelOperations
+from evopress.planning.machine import nearest_existing
+from evopress.planning.planned_run import PlannedRun
+from evopress.planning.sample import Sample, Timeable, sample_of
+from evopress.planning.work import Kind, Operation, cost_of
+
+MIN_SECONDS = 0.3
+"""An operation is repeated for at least so long."""
+
+MAX_OPERATIONS = {"cpu": 2e10, "cuda": 5e12}
+"""Floating-point operations that are timed at once, by the type of the device."""
+
+COLS_MULTIPLE = 256
+"""Smaller groups have a multiple of so many columns, which all compressors accept."""
+
+Seconds = Mapping[Operation, float]
+"""The seconds that each operation takes once."""
+
+
+def measure_seconds(run: PlannedRun, operations: Iterable[Operation]) -> Seconds:
+    """Time every operation on one block with random weights, or on the model itself if it is in memory already."""
+    disk = nearest_existing(run.job.outputs)
+    seconds: dict[Operation, float] = {}
+    with TemporaryDirectory(dir=disk if os.access(disk, os.W_OK) else None) as folder, torch.no_grad():
+        make = _makers(sample_of(run), Path(folder))
+        for operation in sorted(operations, key=lambda operation: (operation.kind != "solve", operation)):
+            part = smaller(operation, run)
+            share = _num_operations(part, run) / _num_operations(operation, run)
+            seconds[operation] = _mean_seconds(make[part.kind](part), run.device) / share
+    return seconds
+
+
+def _makers(sample: Sample, folder: Path) -> Mapping[Kind, Callable[[Operation], Timeable]]:
+    """What makes operations of each kind. Levels can be decoded once some are solved."""
+    levels = LevelOperations(sample, folder)
+    return {
+        "block": partial(model_operations.block, sample),
+        "calibrate": partial(model_operations.calibrate, sample),
+        "head": partial(model_operations.head, sample),
+        "table": partial(model_operations.table, sample),
+        "table_head": partial(model_operations.table_head, sample),
+        "solve": levels.solve,
+        "decode": levels.decode,
+        "states": levels.states,
+    }
+
+
+def smaller(operation: Operation, run: PlannedRun) -> Operation:
+    """The operation with fewer tokens, or fewer rows and columns, if it has more than `MAX_OPERATIONS`."""
+    share = MAX_OPERATIONS[run.device.type] / _num_operations(operation, run)
+    if share >= 1:
+        return operation
+    if operation.kind == "solve":
+        side = share ** (1 / 3)
+        cols = max(COLS_MULTIPLE, int(side * operation.cols) // COLS_MULTIPLE * COLS_MULTIPLE)
+        rows = tuple(max(1, int(side * rows)) for rows in operation.rows)
+        return operation._replace(rows=rows, cols=min(cols, operation.cols))
+    num_tokens = max(1, int(share * operation.tokens))
+    windows = max(1, num_tokens // operation.length)
+    return operation._replace(windows=windows, length=min(operation.length, num_tokens))
+
+
+def _num_operations(operation: Operation, run: PlannedRun) -> float:
+    """Floating-point operations; 1 where there are none."""
+    cost = cost_of(operation, run)
+    return max(1.0, cost.in_model + cost.in_float32)
+
+
+def _mean_seconds(timeable: Timeable, device: torch.device) -> float:
+    """The seconds of one operation. A first call does not count."""
+    timeable.call()
+    started, seconds, calls = perf_counter(), 0.0, 0
+    while not calls or seconds < MIN_SECONDS:
+        timeable.call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds, calls = perf_counter() - started, calls + 1
+    return seconds / calls / timeable.times

@@ -1,0 +1,92 @@
+"""The work of a run, counted in operations that can be timed one by one, and what each of them costs.
+
+With P weights in a block, V tokens in the vocabulary, d hidden values, D draws of a table, and rows × cols weights in
+each group of layers that share an input, the floating-point operations of each kind are::
+
+    block        2 P per token: a block runs
+    calibrate    4 P per token, and cols² for each group: the dense block with its Hessians, and the compressed block
+    solve        ⅔ cols³, rows cols² for each level, and 2 rows cols² for the errors: a group at all levels
+    head         2 V d per token: the logits of a model, and their divergence from those of another
+    table        2 P (2 + 2 (1 + D) + levels) per token: a block's part of a table of switches
+    table_head   2 V d (2 + 2 (1 + D)) per token: the head's part, and 2 V d for each level of the head
+
+`decode` is a byte of packed weights that is read from the database and decoded, `states` a byte of hidden states that
+is read from a file or written to it.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from evopress.planning.model_size import active_weights, group_shapes, share_of_tokens
+from evopress.planning.planned_run import PlannedRun
+
+Kind = Literal["block", "calibrate", "solve", "head", "table", "table_head", "decode", "states"]
+
+
+class Operation(NamedTuple):
+    """`windows` of `length` tokens run together. `rows` and `cols` are those of a group, `draws` those of a table."""
+
+    kind: Kind
+    windows: int = 0
+    length: int = 0
+    draws: int = 0
+    rows: tuple[int, ...] = ()
+    cols: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return self.windows * self.length
+
+
+class Work(defaultdict[Operation, float]):
+    """How often each operation happens."""
+
+    def __init__(self) -> None:
+        super().__init__(float)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Floating-point operations in the model's type and in float32, and bytes."""
+
+    in_model: float = 0.0
+    in_float32: float = 0.0
+    num_bytes: float = 0.0
+
+
+def cost_of(operation: Operation, run: PlannedRun) -> Cost:
+    """The cost of one operation. See the head of this module."""
+    model = run.model
+    block = 2.0 * active_weights(model)
+    head = 2.0 * model.vocab_size * model.hidden_size
+    backward = 2.0 * (1 + operation.draws)
+    match operation.kind:
+        case "block":
+            cost = Cost(in_model=block * operation.tokens)
+        case "calibrate":
+            cost = Cost(2 * block * operation.tokens, _hessian_operations(run) * operation.tokens)
+        case "solve":
+            cost = Cost(in_float32=_solve_operations(operation, run))
+        case "head":
+            cost = Cost(in_model=head * operation.tokens)
+        case "table":
+            cost = Cost(in_model=block * (2 + backward + run.num_levels) * operation.tokens)
+        case "table_head":
+            cost = Cost(in_model=head * (2 + backward + run.num_head_levels) * operation.tokens)
+        case "decode" | "states":
+            cost = Cost(num_bytes=1)
+    return cost
+
+
+def _hessian_operations(run: PlannedRun) -> float:
+    """For the Hessians of a block, per token."""
+    groups = zip(group_shapes(run.model), run.model.layer_groups, strict=True)
+    return sum(share_of_tokens(run.model, first_layer) * cols**2 for (_, cols), (first_layer, *_) in groups)
+
+
+def _solve_operations(group: Operation, run: PlannedRun) -> float:
+    rows, cols = sum(group.rows), group.cols
+    if not run.needs_hessians:
+        return float(run.num_levels * rows * cols)
+    return cols**3 / 1.5 + (run.num_levels + 2.0) * rows * cols**2
