@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,14 +90,25 @@ def evaluate_task(
 
 def task_manager(settings: Eval) -> "TaskManager":
     """The tasks that lm-eval can run. Its own thousands of tasks are read only if `include_path` lacks one."""
+    if settings.include_path is None:
+        return _task_manager(None, True, ())
+    folder = Path(settings.include_path).resolve()
+    state = tuple(
+        (str(path), path.stat().st_mtime_ns, path.stat().st_size)
+        for path in sorted(folder.rglob("*"))
+        if path.suffix in (".yaml", ".py")
+    )
+    local_tasks = _task_manager(str(folder), False, state)
+    is_complete = set(settings.tasks) <= set(local_tasks.all_tasks)
+    return local_tasks if is_complete else _task_manager(str(folder), True, state)
+
+
+@cache
+def _task_manager(folder: str | None, include_defaults: bool, _state: tuple[object, ...]) -> "TaskManager":
+    """The tasks below `folder`, and lm-eval's own, which take seconds to read. `_state` changes with the files."""
     from lm_eval.tasks import TaskManager
 
-    if settings.include_path is None:
-        return TaskManager()
-    folder = str(Path(settings.include_path).resolve())
-    local_tasks = TaskManager(include_path=folder, include_defaults=False)
-    is_complete = set(settings.tasks) <= set(local_tasks.all_tasks)
-    return local_tasks if is_complete else TaskManager(include_path=folder)
+    return TaskManager(include_path=folder, include_defaults=include_defaults)
 
 
 def load_tasks(settings: Eval) -> "dict[str, dict[str, Task]]":

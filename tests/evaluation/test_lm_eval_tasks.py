@@ -131,6 +131,14 @@ def test_the_padding_token_of_the_tokenizer_stays_as_it_was(folder):
     assert made.pad_token is None
 
 
+def test_a_task_that_is_added_to_the_folder_of_local_tasks_is_known(tmp_path):
+    (tmp_path / "one.yaml").write_text("task: one\n")
+    chosen = Eval(tasks=["one"], include_path=str(tmp_path))
+    assert task_manager(chosen).all_tasks == ["one"]
+    (tmp_path / "two.yaml").write_text("task: two\n")
+    assert task_manager(chosen).all_tasks == ["one", "two"]
+
+
 @pytest.mark.slow  # for an unknown name, lm-eval reads its thousands of tasks
 @pytest.mark.parametrize(
     ("settings", "message"),
