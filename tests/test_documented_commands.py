@@ -154,6 +154,7 @@ def at_desk(desk, monkeypatch) -> Path:
     return desk
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [line for line in COMMANDS if line != ALL_TOGETHER])
 def test_every_command_runs(command, at_desk, tmp_path):
     job = job_of(command, at_desk, tmp_path / "run")
@@ -200,6 +201,7 @@ def test_every_export_runs_where_the_formats_page_says_that_it_ran(row, at_desk,
     assert {path.name for path in (tmp_path / "run/checkpoints").iterdir()} == set(formats)
 
 
+@pytest.mark.slow
 def test_all_parts_of_a_user_work_together_as_a_program(desk, tmp_path):
     words = [word for word in small(ALL_TOGETHER, desk) if not word.startswith("hydra.searchpath")]
     module_and_conf = shlex.split(ALL_TOGETHER.partition(" python ")[2])[:4]  # -m evopress.run --config-dir my_conf
@@ -216,6 +218,7 @@ def test_all_parts_of_a_user_work_together_as_a_program(desk, tmp_path):
     assert settings["data"]["source"] == "notes.jsonl"
 
 
+@pytest.mark.slow
 def test_runs_are_inspected_and_compared_with_the_documented_commands(at_desk, tmp_path, capsys):
     first, second = tmp_path / "first", tmp_path / "second"
     run_job(job_of(f"{RUN} search=uniform", at_desk, first))

@@ -189,6 +189,7 @@ def start(*arguments: str) -> subprocess.CompletedProcess:
 TINY = [f"data.{split}_tokens=512" for split in ("calibration", "search", "validation", "test")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -266,6 +267,7 @@ def test_leftovers_of_a_killed_export_are_deleted(exported, undisturbed, model, 
     assert not list(copied.rglob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_a_read_only_outputs_folder_with_a_writable_run_folder_is_one_message(small_disk, tmp_path):
     folder = small_disk("ro")
     done = start(f"outputs={folder}/outputs", f"hydra.run.dir={tmp_path}/run", *TINY)
@@ -424,6 +426,7 @@ def test_a_damaged_manifest_is_refused(how, model, copied):
         run_job(job(copied, model))
 
 
+@pytest.mark.slow
 def test_two_simultaneous_processes_build_one_database(tmp_path):
     def begin(name: str) -> subprocess.Popen:
         arguments = [f"outputs={tmp_path}", f"hydra.run.dir={tmp_path}/{name}", "stages=[database]", *TINY]

@@ -124,6 +124,7 @@ def killed_in(stage: str, folder: Path, seconds: dict[str, float], rng: Random) 
     return stage_of(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.counts("kills survived")
 @pytest.mark.parametrize("part", range(-(-KILLS // len(STAGES))))
 def test_runs_killed_in_every_stage_end_with_the_same_bytes(part, uninterrupted, tmp_path, record_property):
@@ -154,6 +155,7 @@ def test_ctrl_c_during_the_imports_ends_without_a_traceback(tmp_path):
     assert process.returncode == 130 and "Traceback" not in output, output
 
 
+@pytest.mark.slow
 @pytest.mark.counts("faults")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_run_with_the_resume_command_and_closes_the_tracker(number, tmp_path):

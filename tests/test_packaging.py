@@ -94,6 +94,7 @@ def test_the_installed_package_reads_its_own_configuration(installed, tmp_path):
     assert finished.stdout.strip() == str(installed / "evopress" / "conf")
 
 
+@pytest.mark.slow
 def test_the_installed_package_runs_from_another_directory_without_network(installed, tmp_path):
     finished = run_installed(installed, "-m", "evopress.run", *SHORT, folder=tmp_path)
     assert finished.returncode == 0, finished.stdout + finished.stderr

@@ -33,6 +33,7 @@ def read(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_every_target_uses_one_database_and_starts_from_the_profile_of_the_larger_target(tmp_path, model_folders):
     front = small_job(tmp_path / "run", tmp_path, model_folders("llama"), search=GUIDED, targets=(2.5, 3.5, 3.0))
     run_job(front)
@@ -58,6 +59,7 @@ def test_every_target_uses_one_database_and_starts_from_the_profile_of_the_large
     assert (tmp_path / "run" / "comparison.html").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_an_interrupted_front_resumes_to_the_same_bytes(tmp_path, model_folders):
     drops = dict(compress=Drop(), budget=Budget(metric="drop", target=1 / 3), search=SWAPS, targets=(1 / 3, 2 / 3))
     front = small_job(tmp_path / "run", tmp_path, model_folders("llama"), **drops)

@@ -31,6 +31,7 @@ def results(folder: Path) -> dict:
     return json.loads((folder / "results.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_whole_job_runs_for_every_family(family, tmp_path, model_folders):
     run_job(small_job(tmp_path / "run", tmp_path, model_folders(family)))
@@ -44,6 +45,7 @@ def test_the_whole_job_runs_for_every_family(family, tmp_path, model_folders):
     assert {line.rpartition(": ")[2] for line in lines} <= {"2", "3", "4"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("compress", "budget"),
     [
@@ -66,6 +68,7 @@ def test_every_budget_is_met_as_closely_as_the_levels_allow(compress, budget, tm
         assert measured["budget"]["achieved"] == pytest.approx(float(budget.target))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("compress", "budget", "drops"),
     [
@@ -145,6 +148,7 @@ def test_additive_search_on_layer_errors_handles_drops(compress, tmp_path, model
     assert profile and results(tmp_path / "run")["budget"]["achieved"] <= 100_000
 
 
+@pytest.mark.slow
 def test_several_budgets_with_drops_are_all_met(tmp_path, model_folders):
     search = Guided(
         rounds=1,
@@ -168,6 +172,7 @@ def test_a_job_without_search_stops_after_the_database(tmp_path, model_folders):
     assert not (tmp_path / "run" / "profile.json").exists()
 
 
+@pytest.mark.slow
 def test_another_budget_reuses_the_database(tmp_path, model_folders):
     model = model_folders("llama")
     run_job(small_job(tmp_path / "a", tmp_path, model))
@@ -182,6 +187,7 @@ class Killed(BaseException):
     """Simulates a kill: no `except Exception` catches it."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", [SpaceSettings(), JOINT], ids=["levels", "joint"])
 @pytest.mark.parametrize("evaluations", [1, 4])
 def test_a_killed_run_resumes_to_the_same_bytes(evaluations, space, tmp_path, model_folders, monkeypatch):
@@ -237,6 +243,7 @@ def test_a_finished_run_is_not_repeated(tmp_path, model_folders, monkeypatch):
     assert (tmp_path / "run" / "results.json").read_bytes() == written
 
 
+@pytest.mark.slow
 def test_other_evaluation_settings_repeat_the_evaluation_but_not_the_search(tmp_path, model_folders, monkeypatch):
     model = model_folders("llama")
     run_job(small_job(tmp_path / "run", tmp_path, model))
@@ -247,6 +254,7 @@ def test_other_evaluation_settings_repeat_the_evaluation_but_not_the_search(tmp_
     assert results(tmp_path / "run")["done"]["eval"]["datasets"] == datasets
 
 
+@pytest.mark.slow
 def test_a_run_directory_with_other_settings_is_refused(tmp_path, model_folders):
     model = model_folders("llama")
     run_job(small_job(tmp_path / "run", tmp_path, model))
@@ -278,6 +286,7 @@ def test_an_unreachable_budget_is_refused_before_the_database_is_built(tmp_path,
     assert not (tmp_path / "databases").exists()
 
 
+@pytest.mark.slow
 def test_the_text_profile_lists_every_layer_once(tmp_path, model_folders):
     profile = run_job(small_job(tmp_path / "run", tmp_path, model_folders("llama")))
     names = [line.rpartition(":")[0] for line in (tmp_path / "run" / "profile.txt").read_text().splitlines()]

@@ -116,6 +116,7 @@ def with_database_of(other: Path, folder: Path) -> None:
     (folder / "databases").symlink_to(other / "databases")
 
 
+@pytest.mark.slow
 def test_three_processes_write_the_same_bytes_as_one_and_share_the_work(alone, tmp_path):
     output, _ = (process := start(3, tmp_path)).communicate(timeout=600)
     assert process.returncode == 0, output
@@ -153,6 +154,7 @@ def killed_when(folder: Path, process: subprocess.Popen, seen: Iterator[bool]) -
         os.kill(int((folder / "pid-0").read_text()), 0)
 
 
+@pytest.mark.slow
 @pytest.mark.counts("faults")
 def test_a_search_that_lost_a_process_is_resumed_by_one(alone, tmp_path):
     with_database_of(alone, tmp_path)
@@ -166,6 +168,7 @@ def test_a_search_that_lost_a_process_is_resumed_by_one(alone, tmp_path):
     assert_same_bytes(alone, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.counts("faults")
 def test_a_build_that_lost_a_process_is_resumed_by_one(alone, tmp_path):
     process = start(2, tmp_path, "stages=[database]")

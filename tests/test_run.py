@@ -29,6 +29,7 @@ def start(*arguments: str, cwd: Path = PROJECT, **environment: str) -> subproces
     )
 
 
+@pytest.mark.slow
 def test_the_command_without_arguments_compresses_and_its_run_can_be_resumed_from_another_folder(tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -52,6 +53,7 @@ def test_the_command_without_arguments_compresses_and_its_run_can_be_resumed_fro
     assert "is complete" in again.stdout
 
 
+@pytest.mark.slow
 def test_a_sweep_over_budgets_builds_one_database(tmp_path):
     done = start("-m", "budget=2.5bit,3bit,4bit", f"outputs={tmp_path}", f"hydra.sweep.dir={tmp_path}/sweep", *SMALL)
     assert done.returncode == 0, done.stderr
@@ -61,6 +63,7 @@ def test_a_sweep_over_budgets_builds_one_database(tmp_path):
     assert achieved == {2.5, 3.0, 4.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -77,6 +80,7 @@ def test_a_mistake_leads_to_one_message_without_traceback(arguments, message, tm
     assert "Traceback" not in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_an_interrupt_that_a_library_converts_into_another_error_is_still_an_interrupt(tmp_path):
     program = """
 import os, signal
@@ -97,6 +101,7 @@ evopress.run.main()
     assert f"resume={tmp_path}/run" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "function"),
     [("preparation", "load_model"), ("preparation", "build_database"), ("pipeline", "run_search")],

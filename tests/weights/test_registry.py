@@ -52,6 +52,7 @@ def test_an_unknown_kind_is_refused_with_the_known_ones():
         from_tensors({"kind": "os"}, {})
 
 
+@pytest.mark.slow
 def test_importing_the_contract_alone_registers_all_kinds_of_the_package():
     code = (
         "from evopress.weights.base import from_tensors\n"
