@@ -9,6 +9,7 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -25,6 +26,11 @@ from evopress.runtime import signals
 
 log = logging.getLogger(__name__)
 
+
+class JobFailedError(Exception):
+    """A job of a sweep failed, and its message is logged. The other jobs go on."""
+
+
 # Registered on import, because the worker processes of a sweep's launcher import this module and do not call `main`.
 OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
 OmegaConf.register_new_resolver("with_home", with_home, replace=True)
@@ -32,7 +38,10 @@ OmegaConf.register_new_resolver("with_home", with_home, replace=True)
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name="config")
 def compress(cfg: DictConfig) -> None:
-    """Run the job of a configuration. Known errors end the process with one message, and code 130 or 2."""
+    """Run the job of a configuration. Known errors end the process with one message, and code 130 or 2.
+
+    Raises JobFailedError in a sweep instead, which Hydra keeps until all jobs are done.
+    """
     signals.listen()  # again, for the worker processes of a sweep's launcher, which do not go through main
     folder = Path(cfg.resume or HydraConfig.get().runtime.output_dir).absolute()
     try:
@@ -55,6 +64,8 @@ def compress(cfg: DictConfig) -> None:
         else:
             raise
         log.debug("the error was raised here:", exc_info=True)
+        if HydraConfig.get().mode == RunMode.MULTIRUN and not signals.was_interrupted():
+            raise JobFailedError(str(error)) from error
         sys.exit(130 if signals.was_interrupted() else 2)
 
 
@@ -83,6 +94,9 @@ def main() -> None:
         compress()
     except KeyboardInterrupt:  # before there is a run to resume
         sys.exit(130)
+    except JobFailedError as error:  # other processes may have logged it
+        print(f"a job of the sweep failed: {error}", file=sys.stderr)
+        sys.exit(2)
     except CompactHydraException as error:  # the configuration could not be composed
         cause = [error.__cause__] if isinstance(error.__cause__, OmegaConfBaseException) else []
         hints = [*suggest_keys(sys.argv[1:]), *suggest_quotes(sys.argv[1:])]

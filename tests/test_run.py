@@ -54,16 +54,19 @@ def test_the_command_without_arguments_compresses_and_its_run_can_be_resumed_fro
 
 
 @pytest.mark.slow
-def test_a_sweep_over_budgets_builds_one_database(tmp_path):
-    done = start("-m", "budget=2.5bit,3bit,4bit", f"outputs={tmp_path}", f"hydra.sweep.dir={tmp_path}/sweep", *SMALL)
-    assert done.returncode == 0, done.stderr
+def test_a_sweep_over_budgets_builds_one_database_and_goes_on_after_a_job_that_fails(tmp_path):
+    """The first of the budgets cannot be met."""
+    done = start("-m", "budget.target=1,2.5,3,4", f"outputs={tmp_path}", f"hydra.sweep.dir={tmp_path}/sweep", *SMALL)
+    assert done.returncode == 2, done.stderr
     assert len(list(tmp_path.glob("databases/tiny/*"))) == 1
     assert done.stdout.count("building database") == 1
     achieved = {json.loads(path.read_text())["budget"]["achieved"] for path in tmp_path.glob("sweep/*/results.json")}
     assert achieved == {2.5, 3.0, 4.0}
+    assert "raise budget.target to at least 2" in done.stdout and "budget.target=1" in done.stderr
+    assert "a job of the sweep failed: budget.target is 1 bits" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
