@@ -93,6 +93,7 @@ def evaluation_identity(job: Job, context: EvaluationContext, scores: Mapping[st
         **scores,
         "model": job.model.name,
         "tokenizer": tokenizer_identity(context.lm.tokenizer),
+        "published": context.lm.origin.identity,
         "searched_with": search_identity(job, context),
         "data": asdict(job.data),
         "hashes": context.splits.hashes,

@@ -13,7 +13,7 @@ from evopress.evaluation.data_sets import load_test_sets
 from evopress.evaluation.oracle import Oracle
 from evopress.evaluation.results_table import as_table
 from evopress.evaluation.task_runs import measure_tasks
-from evopress.export import SearchedModel, write_checkpoints
+from evopress.export import SearchedModel, check_login, upload_checkpoints, write_checkpoints
 from evopress.identity import search_identity
 from evopress.job import Job, name_of
 from evopress.pareto.front import trace_front
@@ -49,6 +49,8 @@ def run_job(job: Job) -> Profile | None:
         log.info("the plan\n\n%s\n", plan_text(run))
     if job.stages == ("plan",):
         return None
+    if "evaluate" in job.stages:
+        distributed.from_first(partial(check_login, job.export))
     job.folder.mkdir(parents=True, exist_ok=True)
     with lock_folder(job.folder) if distributed.is_first() else nullcontext():
         return _run_tracked(job)
@@ -152,6 +154,8 @@ def evaluate_profile(job: Job, context: EvaluationContext, profile: Profile, *, 
     _track_results(job.tracker, candidates, clock.seconds)
     report = write_report(job.folder)
     job.tracker.images(sorted((job.folder / "plots").glob("*.png")))
+    if job.export.push_to_hub:  # last, because it needs a network
+        results["uploads"] = upload_checkpoints(job.export, job.folder / "checkpoints")
     file.write({**results, **clock.measurements, "done": file.done})
     job.tracker.files([job.folder / "profile.json", job.folder / "profile.txt", file.path, report])
     log.info("results and report.html are in %s", job.folder)

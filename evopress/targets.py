@@ -11,9 +11,9 @@ from evopress.space.units import Profile, Space
 def jobs_by_target(job: Job, space: Space, start_profiles: Callable[[], list[Profile]] = list) -> Iterator[Job]:
     """A job for every target, from the largest model to the smallest.
 
-    Each job has its own seed, and a folder inside that of `job`. Its search starts from the profiles that
-    `start_profiles` returns. That function is called just before the job is yielded, so it can return results of the
-    previous job.
+    Each job has its own seed, a folder inside that of `job`, and its own repositories for uploads. Its search starts
+    from the profiles that `start_profiles` returns. That function is called just before the job is yielded, so it can
+    return results of the previous job.
 
     Raises ValueError for a target that is out of reach.
     """
@@ -21,5 +21,7 @@ def jobs_by_target(job: Job, space: Space, start_profiles: Callable[[], list[Pro
     costs = {budget: space.cost(evenly_spaced_profile(space, budget)) for budget in budgets}
     for number, budget in enumerate(sorted(budgets, key=lambda budget: -costs[budget])):
         search = job.search.warm_started(start_profiles(), (number + 1) / len(budgets))
-        folder = job.folder / f"{budget.target}{budget.metric}"
-        yield replace(job, budget=budget, search=search, folder=folder, seed=job.seed + number, targets=())
+        name = f"{budget.target}{budget.metric}"
+        export, folder = job.export.of_target(name), job.folder / name
+        seed = job.seed + number
+        yield replace(job, budget=budget, search=search, export=export, folder=folder, seed=seed, targets=())

@@ -1,5 +1,6 @@
 """Searched tiny models for the tests of exports."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from evopress.database.cache import DecodedLevels
 from evopress.database.store import Database
 from evopress.export import SearchedModel
 from evopress.models.language_model import LanguageModel
+from evopress.models.origin import Origin
 from evopress.space.build import drop_space, layer_space
 from evopress.space.settings import SpaceSettings
 from evopress.space.units import Profile, Space
@@ -24,6 +26,11 @@ TOKENS = token_windows(2, 16)
 def logits(model: PreTrainedModel) -> torch.Tensor:
     with torch.no_grad():
         return model(input_ids=TOKENS).logits
+
+
+def with_origin(searched: SearchedModel, origin: Origin) -> SearchedModel:
+    """The same model, as if it came from there."""
+    return replace(searched, lm=replace(searched.lm, origin=origin))
 
 
 def searched_drops(lm: LanguageModel, dropped: set[tuple[int, str]]) -> SearchedModel:

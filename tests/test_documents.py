@@ -98,7 +98,7 @@ def test_every_module_and_class_that_is_named_exists():
     moves = [row[1] for row in table(ROOT / "CHANGELOG.md", "before", "now")]
     texts = [*moves, *(path.read_text() for path in PAGES)]
     named = {name for text in texts for name in re.findall(r"`(evopress(?:\.\w+)+)`", text)}
-    assert len(named) > 10
+    assert named
     for name in named:
         assert resolve_name(name) is not None
 

@@ -24,6 +24,7 @@ from evopress.models.source import ModelSource
 from evopress.pipeline import run_job
 from evopress.runtime.checksums import with_checksum
 from evopress.runtime.files import lock_folder, write_atomically
+from evopress.search.encoding import decode
 from evopress.space.budget import Budget
 from evopress.space.settings import SpaceSettings
 from tests.exports import compressed
@@ -522,8 +523,12 @@ def test_a_failed_write_names_its_file(tmp_path):
         write_atomically(tmp_path / "nowhere" / "file", "x")
 
 
-def test_a_finished_run_returns_its_saved_profile_without_evaluating(undisturbed, model, monkeypatch):
+def test_a_finished_run_returns_the_profile_that_its_search_chose_without_evaluating(model, tmp_path, monkeypatch):
     """Nothing else would detect a wrong profile in a finished run."""
+    searched = run_job(job(tmp_path, model))
     monkeypatch.setattr(Evaluator, "evaluate", None)
-    saved = json.loads((undisturbed / "run" / "profile.json").read_text())
-    assert run_job(job(undisturbed, model)) == tuple(unit["level"] for unit in saved["units"])
+    assert run_job(job(tmp_path, model)) == searched
+    last = json.loads((tmp_path / "run" / "search.jsonl").read_text().splitlines()[-1])
+    fittest = last["profiles"][last["answer"].index(min(last["answer"]))]
+    assert decode(fittest) == searched
+    assert len(set(searched)) > 1  # not a uniform one

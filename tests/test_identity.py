@@ -12,10 +12,11 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
-from evopress.compressors.drop import Drop
+from evopress.compressors.rtn import RTN
 from evopress.config import CONFIG_FOLDER, GROUPS, build_job
 from evopress.data.splits import load_splits
 from evopress.data.windows import hash_of_windows
+from evopress.database.cache import DecodedLevels
 from evopress.database.manifest import fingerprint
 from evopress.evaluation.candidates import compared_profiles
 from evopress.evaluation.context import EvaluationContext
@@ -34,8 +35,9 @@ from evopress.models.language_model import LanguageModel
 from evopress.models.loading import load_model
 from evopress.models.source import ModelSource
 from evopress.runtime.versions import code_hash
-from evopress.space.build import drop_space, layer_space
+from evopress.space.build import layer_space
 from evopress.space.settings import SpaceSettings
+from tests import plain
 from tests.tiny_models import random_model, tiny, token_windows, tokenizer
 
 BASE = [
@@ -109,6 +111,8 @@ RULES: dict[str, tuple[str, str]] = {
     "export.engine": ("evaluation", "vllm"),
     "export.pre_tokenizer": ("evaluation", "smollm"),
     "export.embeddings": ("evaluation", "Q8_0"),
+    "export.push_to_hub": ("evaluation", "lab/small"),
+    "export.private": ("evaluation", "false"),
 }
 """What each key is part of. In a value, {other} is another model, {text} another text, {folder} a
 folder, {others} the other layers of a block."""
@@ -295,12 +299,17 @@ def test_the_states_of_the_dense_model_are_kept_apart_for_windows_of_another_len
 
 
 @pytest.mark.parametrize("limits", [{"states_gb": 1e-6}, {"cache_gb": 1e-6}], ids=str)
-def test_limits_of_memory_do_not_change_a_bit_of_the_scores(limits):
-    lm = tiny("llama")
-    space = drop_space(lm, Drop(), SpaceSettings())
-    profiles = [space.uniform(0), (1, *space.uniform(0)[1:])]
-    ample, small = (
-        Evaluator(lm, space, None, EvaluatorSettings(batch_tokens=64, **settings)) for settings in ({}, limits)
-    )
-    tokens = token_windows(5, 32)
+def test_limits_of_memory_do_not_change_a_bit_of_the_scores(limits, tmp_path):
+    lm, compressor = tiny("llama"), RTN(bits=(4, 3, 2), group_size=32)
+    space = layer_space(lm, compressor, SpaceSettings())
+    database = plain.filled_database(lm, plain.layer_levels(lm, compressor), tmp_path)
+
+    def evaluator(settings: EvaluatorSettings) -> Evaluator:
+        limit = int(settings.cache_gb * 1e9)
+        weights = DecodedLevels(database, limit_bytes=limit, dtype=lm.dtype, device=lm.device)
+        return Evaluator(lm, space, weights, settings)
+
+    ample, small = (evaluator(EvaluatorSettings(batch_tokens=64, **settings)) for settings in ({}, limits))
+    profiles, tokens = [space.uniform(0), (1, *space.uniform(0)[1:]), space.uniform(2)], token_windows(5, 32)
     assert ample.measure(profiles, tokens) == small.measure(profiles, tokens)
+    assert ample.weights.kept_bytes > small.weights.kept_bytes or "states_gb" in limits

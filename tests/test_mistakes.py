@@ -88,6 +88,8 @@ MISTAKES = [
     ("space.trade=all", "space.trade is 'all'"),
     ("space.tie=vllm", "space.tie is 'vllm'"),
     ("export.formats=[onnx]", "export.formats contains 'onnx', which is no format: use some of hf"),
+    ("export.formats=[hf] export.push_to_hub=small", "export.push_to_hub is 'small': give the user or organization"),
+    ("export.push_to_hub=lab/small", "export.push_to_hub uploads what export.formats names, and that is empty"),
     ("model.device=tpu9", "model.device is 'tpu9': use auto, cpu, cuda"),
     ("model.device=mps", "was never tried on mps: use auto, cpu, cuda"),
     ("model.name=a/b", "model.name is 'a/b': it names a folder"),

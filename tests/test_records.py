@@ -136,7 +136,7 @@ def test_the_table_of_known_figures_is_that_of_its_record():
 
 def test_the_table_of_the_comparison_is_that_of_its_records():
     rows = record("compare/results.json")
-    assert len(rows) > 30
+    assert rows
     assert compare.table(rows) in study("compare").read_text()
 
 

@@ -11,6 +11,7 @@ from evopress.export.registry import register_format
 from evopress.export.reload import load
 from evopress.export.searched import SearchedModel
 from evopress.export.settings import Export
+from evopress.export.upload import check_login, upload_checkpoints
 from evopress.export.write import write_checkpoints
 
 __all__ = [
@@ -21,9 +22,11 @@ __all__ = [
     "UnsupportedExportError",
     "check_export",
     "check_export_of_model",
+    "check_login",
     "fixed_bytes",
     "formats",
     "load",
     "register_format",
+    "upload_checkpoints",
     "write_checkpoints",
 ]

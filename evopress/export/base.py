@@ -56,6 +56,12 @@ class Format(ABC):
     commands: tuple[str, ...]
     """Shell commands that load the checkpoint, with a placeholder `{folder}`."""
 
+    library: str = "transformers"
+    """The library that the hub offers for loading the checkpoint."""
+
+    tags: ClassVar[tuple[str, ...]] = ()
+    """Tags by which the hub finds the format."""
+
     @classmethod
     def from_settings(cls, settings: Export) -> Self:
         """The format with the settings that concern it."""
@@ -80,6 +86,10 @@ class Format(ABC):
     @abstractmethod
     def check_profile(self, searched: SearchedModel) -> None:
         """Raise UnsupportedExportError if the engine cannot run the searched model."""
+
+    def hub_commands(self, repository: str) -> list[str]:
+        """Shell commands that load the checkpoint from a repository of the hub: the same, where engines take its id."""
+        return [command.format(folder=repository) for command in self.commands]
 
     def default_dtype(self, searched: SearchedModel) -> torch.dtype:
         """The 16-bit type of the tensors that are not packed, for `export.dtype=auto`."""

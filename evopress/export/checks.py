@@ -8,6 +8,7 @@ from evopress.export.planned import PlannedModel
 from evopress.export.registry import chosen_formats
 from evopress.export.searched import SearchedModel
 from evopress.export.settings import Export
+from evopress.export.upload import check_upload
 from evopress.models.language_model import LanguageModel
 from evopress.space.settings import SpaceSettings
 from evopress.space.units import Space
@@ -18,7 +19,9 @@ def check_export(settings: Export, compressor: Compressor | Drop, *, space: Spac
 
     Raises:
         UnsupportedExportError: A format cannot, or does not exist.
+        ValueError: There is nothing to upload, or the hub does not allow its name.
     """
+    check_upload(settings)
     for checkpoint_format in chosen_formats(settings):
         checkpoint_format.check_settings(compressor, space)
 

@@ -1,10 +1,14 @@
 """The model card of a checkpoint: what was done, the measurements, and how to load it."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import transformers
+
 from evopress.export.base import Format
+from evopress.export.card_header import card_header
+from evopress.export.older_names import TRIED_VERSION
 from evopress.export.searched import SearchedModel
 from evopress.export.verification.verify import Verification
 from evopress.weights.sparse import SparseWeight
@@ -12,24 +16,39 @@ from evopress.weights.sparse import SparseWeight
 Facts = Mapping[str, object]
 """What is known about the run, in the form of `results.json`. Every entry may be missing."""
 
+SOME_REPOSITORY = "ORG/NAME"
+"""Stands for a name on the hub that is not known yet."""
+
 
 def model_card(
-    checkpoint_format: Format, searched: SearchedModel, *, verification: Verification, facts: Facts, folder: Path
+    checkpoint_format: Format,
+    searched: SearchedModel,
+    *,
+    verification: Verification,
+    facts: Facts,
+    folder: Path,
+    repository: str | None = None,
 ) -> str:
-    """Markdown with the header that model hubs read. `folder` is where the commands look for the checkpoint."""
+    """Markdown with the header that model hubs read.
+
+    Args:
+        folder: where the checkpoint is.
+        repository: where it will be on the hub; None if it will not be uploaded.
+    """
     model = facts.get("model", searched.lm.name)
     size = (
         f"The weight files take {verification.written_bytes / 1e6:.2f} MB "
         f"({verification.predicted_bytes / 1e6:.2f} MB were predicted), {verification.share_of_dense:.1%} of the "
         f"{verification.dense_bytes / 1e6:.2f} MB of the uncompressed model at 16 bits."
     )
-    commands = "\n".join(line.format(folder=folder) for line in checkpoint_format.commands)
+    compressor = str(facts["compress"]) if "compress" in facts else None
     sections = [
-        f"---\nlibrary_name: transformers\ntags: [evopress]\nbase_model: {model}\n---",
+        card_header(checkpoint_format, searched, compressor=compressor),
         f"# {model}, compressed with evopress",
         f"Format: {checkpoint_format.title}. {_what_was_done(facts)}",
         f"{size} {_sparsity_note(searched)}".strip(),
-        "## Load it\n\n```sh\n" + commands + "\n```",
+        "## Load it\n\n" + _commands(checkpoint_format, folder, repository),
+        _releases(checkpoint_format),
         "## Levels\n\n" + _levels_table(searched),
         _measurements(facts),
         "## Verified\n\nThe files were read back and compared with the model that the search measured: largest "
@@ -39,6 +58,29 @@ def model_card(
         "`profile.json` names the level of every unit.",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _commands(checkpoint_format: Format, folder: Path, repository: str | None) -> str:
+    """The commands that load the checkpoint from the hub and, unless it is uploaded there, from its folder."""
+    on_hub = _shell(checkpoint_format.hub_commands(repository or SOME_REPOSITORY))
+    if repository:
+        return on_hub
+    local = _shell([command.format(folder=folder) for command in checkpoint_format.commands])
+    return f"{local}\n\nAfter `hf upload {SOME_REPOSITORY} {folder}`:\n\n{on_hub}"
+
+
+def _shell(commands: Sequence[str]) -> str:
+    return "```sh\n" + "\n".join(commands) + "\n```"
+
+
+def _releases(checkpoint_format: Format) -> str:
+    """The releases of transformers that read the checkpoint."""
+    if checkpoint_format.library != "transformers":
+        return ""
+    return (
+        f"Read back with transformers {transformers.__version__}. Configuration and tokenizer also have the keys of "
+        f"transformers 4, in which evopress tried this format: {TRIED_VERSION}."
+    )
 
 
 def _what_was_done(facts: Facts) -> str:
@@ -62,7 +104,7 @@ def _amount(metric: str, achieved: float) -> str:
 
 def _sparsity_note(searched: SearchedModel) -> str:
     """A warning, for sparse weights, that the file is no smaller."""
-    if not any(isinstance(searched.packed(layer), SparseWeight) for layer in searched.levels):
+    if not any(issubclass(kind, SparseWeight) for kind in searched.weight_kinds):
         return ""
     return "Removed weights are stored as zeros: the file is as large, and in today's engines as fast, as dense."
 

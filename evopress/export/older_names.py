@@ -84,9 +84,8 @@ def tokenizer_config_for_both(config: Values) -> dict[str, object]:
     unnamed = both.pop("extra_special_tokens", None)
     named = {key: token for key, token in both.items() if key.endswith("_token") and isinstance(token, str)}
     named = {key: token for key, token in named.items() if key not in STANDARD_TOKENS}
-    named |= both.pop("model_specific_special_tokens", None) or {}
-    if isinstance(unnamed, dict):
-        named |= unnamed
-    elif unnamed:
+    if isinstance(unnamed, list) and unnamed:
         both["additional_special_tokens"] = unnamed
+    for more in (unnamed, both.pop("model_specific_special_tokens", None)):
+        named |= more if isinstance(more, dict) else {}
     return {**both, "extra_special_tokens": named} if named else both

@@ -93,6 +93,11 @@ class SearchedModel:
         block, level = self.levels[layer]
         return self.weights.database.read(block, layer, level)
 
+    @cached_property
+    def weight_kinds(self) -> frozenset[type[CompressedWeight]]:
+        """The kinds of weight among the chosen levels."""
+        return frozenset(type(self.packed(layer)) for layer in self.levels)
+
     def applied(self) -> AbstractContextManager[PreTrainedModel]:
         """While open, the model itself is the searched one."""
         return applied(self.lm, self.space, self.weights, self.profile)

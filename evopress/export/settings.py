@@ -1,7 +1,8 @@
 """The settings of the configuration group `export`."""
 
-from dataclasses import field
-from typing import Literal
+import re
+from dataclasses import field, replace
+from typing import Literal, Self
 
 import torch
 
@@ -23,6 +24,9 @@ class Export:
             tokenizer.
         embeddings: for gguf, the block type to which embeddings and head are rounded after the search. None: they are
             stored in `dtype`.
+        push_to_hub: `ORG/NAME` of a repository on the Hugging Face hub to which the checkpoint is uploaded. With
+            several formats, each has a repository `ORG/NAME-format`. None: nothing is uploaded.
+        private: whether a repository that is made for an upload can be seen only by its owners.
     """
 
     formats: list[str] = field(default_factory=list)
@@ -30,6 +34,18 @@ class Export:
     engine: Literal["transformers", "vllm"] = "transformers"
     pre_tokenizer: str | None = None
     embeddings: TypeName | None = None
+    push_to_hub: str | None = None
+    private: bool = True
+
+    def __post_init__(self) -> None:
+        if self.push_to_hub is not None and not re.fullmatch(r"[^/\s]+/[^/\s]+", self.push_to_hub):
+            raise ValueError(
+                f"export.push_to_hub is {self.push_to_hub!r}: give the user or organization and a name, as in ORG/NAME"
+            )
+
+    def of_target(self, target: str) -> Self:
+        """The settings for one of several targets of a run, whose repositories are named after it."""
+        return replace(self, push_to_hub=f"{self.push_to_hub}-{target}") if self.push_to_hub else self
 
     def dtype_or(self, default: torch.dtype) -> torch.dtype:
         """The chosen type, or `default` for `auto`."""

@@ -16,6 +16,7 @@ from evopress.export.model_card import Facts, model_card
 from evopress.export.registry import chosen_formats
 from evopress.export.searched import SearchedModel
 from evopress.export.settings import Export
+from evopress.export.upload import repository_of
 from evopress.export.verification.verify import verify_checkpoint
 from evopress.models.pretrained import quiet_transformers
 from evopress.runtime.files import path_in_errors, remove_leftovers
@@ -70,7 +71,14 @@ def _write_checkpoint(
     with path_in_errors(target), _replacement_of(target) as folder, quiet_transformers():
         checkpoint_format.write(searched, folder, dtype=dtype)
         verification = verify_checkpoint(checkpoint_format, searched, folder=folder, dtype=dtype, tokens=tokens)
-        card = model_card(checkpoint_format, searched, verification=verification, facts=facts, folder=target)
+        card = model_card(
+            checkpoint_format,
+            searched,
+            verification=verification,
+            facts=facts,
+            folder=target,
+            repository=repository_of(settings, checkpoint_format.name),
+        )
         (folder / "README.md").write_text(card)
         header = {key: facts[key] for key in ("model", "compress", "budget", "search", "seed") if key in facts}
         (folder / "profile.json").write_text(to_json(searched.space, searched.profile, **header))

@@ -12,6 +12,7 @@ from evopress.models.file_checks import check_files, check_is_dense
 from evopress.models.gguf import converted_folder, existing_conversion, without_quantization
 from evopress.models.language_model import LanguageModel
 from evopress.models.location import ModelLocation, locate
+from evopress.models.origin import Origin, find_origin, origin_in_memory
 from evopress.models.pretrained import explain_errors, options_of, read_config, read_model, read_tokenizer
 from evopress.models.source import ModelSource, device_of, dtype_of
 from evopress.models.structure import ModelStructure
@@ -25,7 +26,7 @@ def load_model(source: ModelSource, cache: Path) -> LanguageModel:
     found, that is quantized already, that has only pickled weights, or whose parts are not known; the last before its
     weights are read.
     """
-    location = locate(source)
+    published = location = locate(source)
     if location.gguf_file and location.is_local:
         location = ModelLocation(str(converted_folder(source, Path(location.path) / location.gguf_file, cache)))
     device = device_of(source)
@@ -35,6 +36,7 @@ def load_model(source: ModelSource, cache: Path) -> LanguageModel:
     structure_of(source, config)
     tokenizer = read_tokenizer(source, location)
     with explain_errors(source):
+        origin = find_origin(source, published)
         model = read_model(
             location.path,
             dtype=dtype_of(source, device),
@@ -44,7 +46,7 @@ def load_model(source: ModelSource, cache: Path) -> LanguageModel:
         )
     if location.gguf_file:
         model = without_quantization(model)
-    lm = _language_model(model, tokenizer, name=source.name, family=source.family)
+    lm = _language_model(model, tokenizer, name=source.name, family=source.family, origin=origin)
     lm.to(device, offload=source.offload)
     verify(lm)
     return lm
@@ -102,17 +104,17 @@ def wrap_model(
     Raises ValueError for a model that is quantized, whose parts are not known, or that fails verification.
     """
     check_is_dense(model.config, name)
-    lm = _language_model(model, tokenizer, name=name, family=family)
+    lm = _language_model(model, tokenizer, name=name, family=family, origin=origin_in_memory(model))
     verify(lm)
     return lm
 
 
 def _language_model(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str, family: Family | None
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str, family: Family | None, origin: Origin
 ) -> LanguageModel:
     model.eval().requires_grad_(False)
     family = _unpacked_family(model, family)
-    return LanguageModel(model=model, tokenizer=tokenizer, family=family, name=name)
+    return LanguageModel(model=model, tokenizer=tokenizer, family=family, name=name, origin=origin)
 
 
 def _unpacked_family(model: PreTrainedModel, family: Family | None) -> Family:

@@ -23,7 +23,6 @@ def test_fractional_targets_lower_as_few_units_as_needed_evenly_spaced():
     space = bit_space([8] * 10)
     profile = evenly_spaced_profile(space, Budget(metric="bits", target=2.6))
     assert space.cost(profile) == 26 * 8
-    assert profile == (1, 2, 1, 2, 1, 2, 1, 2, 1, 1) or sum(profile) == 14
     lowered = [i for i, level in enumerate(profile) if level == 2]
     gaps = [b - a for a, b in pairwise(lowered)]
     assert max(gaps) - min(gaps) <= 1

@@ -93,39 +93,40 @@ def test_dropped_is_zeros_and_takes_no_bytes():
 
 GOOD_Q, GOOD_S = quantized(3)[0], sparse()[0]
 Q, S = GOOD_Q.tensors(), GOOD_S.tensors()
+QUANTIZED, SPARSE = {"kind": "quantized", "bits": 3, "cols": COLS}, {"kind": "sparse", "cols": COLS}
 
 
 @pytest.mark.parametrize(
-    ("spec", "tensors"),
+    ("spec", "tensors", "reason"),
     [
-        ({}, {}),
-        ({"kind": "pickle"}, {}),
-        ({"kind": ["quantized"]}, {}),
-        ({"kind": "quantized", "bits": 3, "cols": COLS}, {}),
-        ({"kind": "quantized", "bits": 3}, Q),
-        ({"kind": "quantized", "bits": 9, "cols": COLS}, Q),
-        ({"kind": "quantized", "bits": True, "cols": COLS}, Q),
-        ({"kind": "quantized", "bits": "3", "cols": COLS}, Q),
-        ({"kind": "quantized", "bits": 3, "cols": 10**15}, Q),
-        ({"kind": "quantized", "bits": 3, "cols": 10**9}, Q),
-        ({"kind": "quantized", "bits": 3, "cols": COLS - 1}, Q),
-        ({"kind": "quantized", "bits": 3, "cols": COLS}, {**Q, "codes": Q["codes"].float()}),
-        ({"kind": "quantized", "bits": 3, "cols": COLS}, {**Q, "codes": Q["codes"][:-1]}),
-        ({"kind": "quantized", "bits": 3, "cols": COLS}, {**Q, "scales": Q["scales"] * float("nan")}),
-        ({"kind": "quantized", "bits": 3, "cols": COLS}, {**Q, "scales": Q["scales"][:, :0]}),
-        ({"kind": "quantized", "bits": 3, "cols": COLS}, {**Q, "zeros": Q["zeros"][:-1]}),
-        ({"kind": "sparse", "cols": COLS}, {"bitmask": S["bitmask"]}),
-        ({"kind": "sparse", "cols": COLS}, {**S, "values": S["values"][1:]}),
-        ({"kind": "sparse", "cols": COLS}, {**S, "values": S["values"].int()}),
-        ({"kind": "sparse", "cols": COLS + 8}, S),
-        ({"kind": "sparse", "cols": COLS - 3}, S),
-        ({"kind": "kept"}, {}),
-        ({"kind": "kept"}, {"weight": torch.zeros(3)}),
-        ({"kind": "kept"}, {"weight": torch.zeros(3, 3, dtype=torch.int64)}),
-        ({"kind": "dropped", "rows": 10**9, "cols": 10**9}, {}),
-        ({"kind": "dropped", "rows": -1, "cols": 4}, {}),
+        ({}, {}, "unknown kind of weight None"),
+        ({"kind": "pickle"}, {}, "unknown kind of weight 'pickle'"),
+        ({"kind": ["quantized"]}, {}, r"unknown kind of weight \['quantized'\]"),
+        (QUANTIZED, {}, "codes is missing"),
+        ({**QUANTIZED, "cols": None}, Q, "cols must be an integer"),
+        ({**QUANTIZED, "bits": 9}, Q, "bits must be an integer from 2 to 8, not 9"),
+        ({**QUANTIZED, "bits": True}, Q, "bits must be an integer from 2 to 8, not True"),
+        ({**QUANTIZED, "bits": "3"}, Q, "bits must be an integer from 2 to 8, not '3'"),
+        ({**QUANTIZED, "cols": 10**15}, Q, "cols must be an integer from 1 to 6"),
+        ({**QUANTIZED, "cols": 10**9}, Q, "codes do not fit scales and columns"),
+        ({**QUANTIZED, "cols": COLS - 1}, Q, "3 groups do not divide 47 columns"),
+        (QUANTIZED, {**Q, "codes": Q["codes"].float()}, r"codes is .* not a matrix of torch\.int32"),
+        (QUANTIZED, {**Q, "codes": Q["codes"][:-1]}, "codes do not fit scales and columns"),
+        (QUANTIZED, {**Q, "scales": Q["scales"] * float("nan")}, "scales are not finite"),
+        (QUANTIZED, {**Q, "scales": Q["scales"][:, :0]}, "scales is missing or not a matrix"),
+        (QUANTIZED, {**Q, "zeros": Q["zeros"][:-1]}, "zero points do not fit scales"),
+        (SPARSE, {"bitmask": S["bitmask"]}, "values are missing"),
+        (SPARSE, {**S, "values": S["values"][1:]}, "bit mask and values differ in number"),
+        (SPARSE, {**S, "values": S["values"].int()}, "values are .* not a list of floats"),
+        ({**SPARSE, "cols": COLS + 8}, S, "bit mask does not fit the columns"),
+        ({**SPARSE, "cols": COLS - 3}, S, "bits are set beyond the last column"),
+        ({"kind": "kept"}, {}, "weight is missing"),
+        ({"kind": "kept"}, {"weight": torch.zeros(3)}, "weight is .* not a matrix"),
+        ({"kind": "kept"}, {"weight": torch.zeros(3, 3, dtype=torch.int64)}, r"not a matrix of torch\.float16"),
+        ({"kind": "dropped", "rows": 10**9, "cols": 10**9}, {}, "larger than any layer"),
+        ({"kind": "dropped", "rows": -1, "cols": 4}, {}, "rows must be an integer from 1"),
     ],
 )
-def test_nonsense_is_refused(spec, tensors):
-    with pytest.raises(ValueError):
+def test_nonsense_is_refused_for_what_is_wrong_with_it(spec, tensors, reason):
+    with pytest.raises(ValueError, match=reason):
         from_tensors(spec, tensors)

@@ -56,9 +56,11 @@ class CompressedTensors(Format):
     name: ClassVar[str] = "compressed_tensors"
     packs_levels: ClassVar[bool] = True
     title: ClassVar[str] = "compressed-tensors, pack-quantized, a width per layer"
+    tags: ClassVar[tuple[str, ...]] = ("compressed-tensors",)
 
     def __init__(self, engine: str = "transformers"):
         self.engine = engine
+        self.library = "vllm" if engine == "vllm" else "transformers"
         self.commands = (
             ("vllm serve {folder}",)
             if engine == "vllm"

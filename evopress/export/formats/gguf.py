@@ -58,6 +58,8 @@ class GGUFFile(Format):
     name: ClassVar[str] = "gguf"
     packs_levels: ClassVar[bool] = True
     title: ClassVar[str] = "GGUF, a block type per layer"
+    library = "gguf"
+    tags: ClassVar[tuple[str, ...]] = ("gguf",)
     commands = (
         "llama-cli -m {folder}/model.gguf",
         "python -c \"from llama_cpp import Llama; Llama('{folder}/model.gguf')\"",
@@ -110,6 +112,11 @@ class GGUFFile(Format):
         if self.embeddings:
             check_embeddings(self.embeddings, lm.hidden_size)
 
+    def hub_commands(self, repository: str) -> list[str]:
+        return [
+            f"llama-cli --hf-repo {repository} --hf-file {FILE}",
+            f"python -c \"from llama_cpp import Llama; Llama.from_pretrained('{repository}', filename='{FILE}')\"",
+        ]
 
     def default_dtype(self, searched: SearchedModel) -> torch.dtype:
         """float16, in which every build of llama.cpp computes."""

@@ -42,10 +42,16 @@ class NemotronNAS(Format):
 
     name: ClassVar[str] = "nemotron_nas"
     title: ClassVar[str] = "Nemotron-NAS (DeciLM) safetensors with half blocks left out"
+    library = "vllm"
     commands = (
         "vllm serve {folder} --trust-remote-code",
         "python -c \"import evopress; evopress.load('{folder}')\"",
     )
+
+    def hub_commands(self, repository: str) -> list[str]:
+        serve, load = self.commands
+        download = f"hf download {repository} --local-dir checkpoint"
+        return [serve.format(folder=repository), download, load.format(folder="checkpoint")]
 
     @classmethod
     def recognizes(cls, folder: Path, config: Mapping[str, object]) -> bool:
