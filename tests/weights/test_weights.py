@@ -105,7 +105,7 @@ QUANTIZED, SPARSE = {"kind": "quantized", "bits": 3, "cols": COLS}, {"kind": "sp
         (QUANTIZED, {}, "codes is missing"),
         ({**QUANTIZED, "cols": None}, Q, "cols must be an integer"),
         ({**QUANTIZED, "bits": 9}, Q, "bits must be an integer from 2 to 8, not 9"),
-        ({**QUANTIZED, "bits": True}, Q, "bits must be an integer from 2 to 8, not True"),
+        ({**QUANTIZED, "cols": True}, Q, "cols must be an integer from 1 to .*, not True"),
         ({**QUANTIZED, "bits": "3"}, Q, "bits must be an integer from 2 to 8, not '3'"),
         ({**QUANTIZED, "cols": 10**15}, Q, "cols must be an integer from 1 to 6"),
         ({**QUANTIZED, "cols": 10**9}, Q, "codes do not fit scales and columns"),
