@@ -1,8 +1,12 @@
 """Searched tiny models for the tests of exports."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import PreTrainedModel
 
@@ -21,6 +25,18 @@ from tests.tiny_models import token_windows
 
 TOKENS = token_windows(2, 16)
 """Text on which the logits of checkpoints are compared."""
+
+TRANSFORMERS4 = os.environ.get("EVOPRESS_TRANSFORMERS4")
+needs_transformers4 = pytest.mark.skipif(not TRANSFORMERS4, reason="EVOPRESS_TRANSFORMERS4 names no transformers 4")
+
+
+def run_in_transformers4(program: str, *arguments: object) -> str:
+    """What a Python program prints that imports transformers 4, from the folder that the environment names."""
+    command = [sys.executable, "-W", "ignore", "-c", program, *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(TRANSFORMERS4)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def logits(model: PreTrainedModel) -> torch.Tensor:

@@ -12,7 +12,7 @@ from evopress.compressors.rtn import RTN
 from evopress.export import Export, write_checkpoints
 from evopress.models.loading import load_model
 from evopress.models.source import ModelSource
-from tests.exports import TOKENS, compressed
+from tests.exports import TOKENS, compressed, needs_transformers4, run_in_transformers4
 from tests.tiny_models import save_tiny, tokenizer
 
 FORMATS = ("hf", "compressed_tensors", "gguf")
@@ -135,3 +135,25 @@ def test_the_settings_for_images_are_also_where_transformers_4_looks(tmp_path):
     export(tmp_path / "again" / "source", tmp_path / "again", "hf")
     again = (tmp_path / "again" / "hf" / "preprocessor_config.json").read_text()
     assert json.loads(again) == images
+
+
+IN_TRANSFORMERS4 = """
+import sys
+from PIL import Image
+from transformers import AutoProcessor
+inputs = AutoProcessor.from_pretrained(sys.argv[1])(images=Image.new("RGB", (40, 30)), text=sys.argv[2])
+print(inputs["input_ids"][0], [len(image) for image in inputs["pixel_values"]])
+"""
+
+
+@needs_transformers4
+@pytest.mark.slow
+def test_transformers_4_opens_the_processor_of_an_export(tmp_path):
+    from PIL import Image
+
+    save_with_processor(tmp_path / "source")
+    export(tmp_path / "source", tmp_path, "hf")
+    processor = AutoProcessor.from_pretrained(tmp_path / "hf")
+    expected = processor(images=Image.new("RGB", (40, 30)), text=f"a {BOI} b")
+    printed = run_in_transformers4(IN_TRANSFORMERS4, tmp_path / "hf", f"a {BOI} b")
+    assert printed.strip() == f"{list(expected['input_ids'][0])} [3]"

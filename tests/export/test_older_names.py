@@ -6,9 +6,6 @@
 """
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,11 +29,8 @@ from evopress.export.older_names import TRIED_VERSION, tokenizer_config_for_both
 from evopress.models.language_model import LanguageModel
 from evopress.models.loading import wrap_model
 from tests import plain
-from tests.exports import TOKENS, compressed, searched_drops
+from tests.exports import TOKENS, compressed, needs_transformers4, run_in_transformers4, searched_drops
 from tests.tiny_models import ALL_FAMILIES, config, random_model, tiny, tokenizer
-
-TRANSFORMERS4 = os.environ.get("EVOPRESS_TRANSFORMERS4")
-needs_transformers4 = pytest.mark.skipif(not TRANSFORMERS4, reason="EVOPRESS_TRANSFORMERS4 names no transformers 4")
 
 SCALED = {
     "default": {"rope_type": "default"},
@@ -143,6 +137,22 @@ def test_the_newer_names_mean_what_the_model_has(family, kind, tmp_path):
     assert rope == (getattr(expected, "rope_parameters", None) or {})
 
 
+@pytest.mark.parametrize("name", ["hf", "zeroed", "nemotron_nas", "compressed_tensors", "gguf"])
+def test_every_format_writes_both_names(name, tmp_path):
+    if name in ("compressed_tensors", "gguf"):
+        pytest.importorskip(name, reason=f"needs the package {name}")
+    wide = config_with_rope("llama", "llama3")
+    wide.intermediate_size = 256  # what nemotron_nas needs
+    lm = wrap_model(AutoModelForCausalLM.from_config(wide, dtype=torch.float32), tokenizer(), "wide")
+    levels = RTN(bits=(8, 4), group_size=32, symmetric=True)
+    searched = searched_drops(lm, {(1, "mlp")}) if name == "nemotron_nas" else compressed(lm, levels, tmp_path)
+    write_checkpoints(Export(formats=[name]), searched, tokens=TOKENS, facts={}, folder=tmp_path)
+    values = json.loads((tmp_path / name / "config.json").read_text())
+    assert values["rope_parameters"] == {"rope_theta": values["rope_theta"], **values["rope_scaling"]}
+    assert (values["rope_theta"], values["rope_scaling"]) == (3210.0, SCALED["llama3"])
+    assert values["torch_dtype"] == values["dtype"]
+
+
 def test_phi3_has_the_three_keys_that_transformers_4_takes(tmp_path):
     values = written_config(config_with_rope("phi3", "yarn"), "phi3", tmp_path)
     assert values["rope_scaling"].keys() == {"type", "short_factor", "long_factor"}
@@ -234,10 +244,7 @@ for folder in map(Path, sys.argv[2:]):
 def compare_in_transformers4(expected: dict[Path, torch.Tensor], folder: Path, *, tolerance: float) -> None:
     """Compare the logits of checkpoints, and their tokens, with those that transformers 4 computes."""
     save_file({"tokens": TOKENS}, folder / "tokens")
-    command = [sys.executable, "-W", "ignore", "-c", IN_TRANSFORMERS4, str(folder / "tokens"), *map(str, expected)]
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": TRANSFORMERS4}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[0] == TRIED_VERSION
+    assert run_in_transformers4(IN_TRANSFORMERS4, folder / "tokens", *expected).split()[0] == TRIED_VERSION
     for path, logits in expected.items():
         found = load_file(path.parent / f"{path.name}.found")
         torch.testing.assert_close(found["logits"], logits, rtol=tolerance, atol=tolerance, msg=str(path))
