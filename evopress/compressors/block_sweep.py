@@ -1,60 +1,86 @@
 """Layers swept to block types of GGUF files."""
 
 from collections.abc import Iterator, Sequence
-from functools import partial
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from evopress.compressors.base import LayerGroup
+from evopress.compressors.block_search import search_blocks
 from evopress.compressors.group_rounder import GroupRounder
 from evopress.compressors.scalars import fetch_scalars
 from evopress.compressors.sweep import by_level, lanes_of, split_levels, sweep
-from evopress.weights.block_grids import BLOCK, TYPES, fit_blocks
+from evopress.weights.block_grids import BLOCK, TYPES, BlockGrid, fit_blocks
 from evopress.weights.ggml import GgmlWeight, num_clipped_blocks
 
 
-def sweep_to_types(
-    rows: Tensor, names: Sequence[str], *, U: Tensor, num_rows: list[int]
-) -> tuple[list[list[GgmlWeight]], list[Tensor]]:
-    """Rows (rows, cols) of all layers, which have `num_rows` each, at the types `names`, by GPTQ.
+@dataclass(frozen=True)
+class BlockSweep:
+    """What a sweep of one group of layers to block types needs besides the weights.
 
-    Returns the levels of each layer, in the order of `names`, and Σ E² of each layer, (types,).
+    `U` is the factor of the inverse Hessian, whose rows and columns stand in `order`; `power` (cols,) is the Hessian's
+    diagonal, in the original order. With `search`, the grids have the least squared error weighted by `power`, else
+    they are those of the reference quantisers. With `static_grids`, they are fitted before the sweep.
     """
-    if not names:
-        return [[] for _ in num_rows], [rows.new_empty(0) for _ in num_rows]
-    parts = [_sweep(rows, part, U) for part in split_levels(names, rows)]
-    data = [of_type.split(num_rows) for part, _ in parts for of_type in part]
-    levels = [
-        [GgmlWeight(of_type[layer].clone(), name) for name, of_type in zip(names, data, strict=True)]
-        for layer in range(len(num_rows))
-    ]
-    losses = torch.cat([loss for _, loss in parts]).split(num_rows, 1)
-    return levels, [loss.sum(1) for loss in losses]
 
+    U: Tensor
+    order: Tensor
+    power: Tensor
+    search: bool
+    static_grids: bool
 
-def _sweep(rows: Tensor, names: Sequence[str], U: Tensor) -> tuple[list[Tensor], Tensor]:
-    """The bytes of the rows at each type, (rows, bytes), and Σ E², (types, rows)."""
-    W = lanes_of(rows, len(names))
-    rounder = GroupRounder(
-        partial(fit_blocks, types=[TYPES[name] for name in names]),
-        BLOCK,
-        codes=torch.empty_like(W, dtype=torch.int8),
-        order=torch.arange(len(W), device=W.device),
-        places=range(len(W)),
-    )
-    loss = sweep(W, U, columns=rounder, block_size=BLOCK).square_().sum(0)
-    parts = (
-        rounder.codes,
-        torch.stack([grid.scale for grid in rounder.grids]),
-        torch.stack([grid.offset for grid in rounder.grids]),
-    )
-    by_type = zip(names, *(by_level(part, len(names)) for part in parts), strict=True)
-    data = [
-        GgmlWeight.from_codes(codes, scales, offsets=offsets, type_name=name).data
-        for name, codes, scales, offsets in by_type
-    ]
-    return data, by_level(loss, len(names))
+    def to_types(
+        self, rows: Tensor, names: Sequence[str], *, num_rows: list[int]
+    ) -> tuple[list[list[GgmlWeight]], list[Tensor]]:
+        """Rows (rows, cols), in `order`, of all layers, which have `num_rows` each, at the types `names`, by GPTQ.
+
+        Returns the levels of each layer, in the order of `names`, and Σ E² of each layer, (types,).
+        """
+        if not names:
+            return [[] for _ in num_rows], [rows.new_empty(0) for _ in num_rows]
+        parts = [self._sweep(rows, part) for part in split_levels(names, rows)]
+        data = [of_type.split(num_rows) for part, _ in parts for of_type in part]
+        levels = [
+            [GgmlWeight(of_type[layer].clone(), name) for name, of_type in zip(names, data, strict=True)]
+            for layer in range(len(num_rows))
+        ]
+        losses = torch.cat([loss for _, loss in parts]).split(num_rows, 1)
+        return levels, [loss.sum(1) for loss in losses]
+
+    def _sweep(self, rows: Tensor, names: Sequence[str]) -> tuple[list[Tensor], Tensor]:
+        """The bytes of the rows at each type, (rows, bytes), and Σ E², (types, rows)."""
+        W = lanes_of(rows, len(names))
+        types = [TYPES[name] for name in names]
+
+        def fit(columns: Tensor, power: Tensor) -> BlockGrid:
+            return search_blocks(columns, power, types=types) if self.search else fit_blocks(columns, types)
+
+        grids = []
+        if self.static_grids:
+            blocks = W[self.order.argsort()].split(BLOCK)
+            grids = [fit(block, power) for block, power in zip(blocks, self.power.split(BLOCK), strict=True)]
+        rounder = GroupRounder(
+            fit,
+            BLOCK,
+            power=self.power[self.order],
+            codes=torch.empty_like(W, dtype=torch.int8),
+            order=self.order,
+            places=self.order.tolist() if self.static_grids else range(len(W)),
+            grids=grids,
+        )
+        loss = sweep(W, self.U, columns=rounder, block_size=BLOCK).square_().sum(0)
+        parts = (
+            rounder.codes,
+            torch.stack([grid.scale for grid in rounder.grids]),
+            torch.stack([grid.offset for grid in rounder.grids]),
+        )
+        by_type = zip(names, *(by_level(part, len(names)) for part in parts), strict=True)
+        data = [
+            GgmlWeight.from_codes(codes, scales, offsets=offsets, type_name=name).data
+            for name, codes, scales, offsets in by_type
+        ]
+        return data, by_level(loss, len(names))
 
 
 def clipping_notes(group: LayerGroup, levels: Sequence[Sequence[GgmlWeight]]) -> Iterator[str]:

@@ -1,14 +1,14 @@
 """Levels that are block types of GGUF files, solved by GPTQ on exactly their grids."""
 
 from collections.abc import Sequence
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import Field, field_validator
 
 from evopress.compressors.base import CompressedGroup, Compressor, LayerGroup
-from evopress.compressors.block_sweep import clipping_notes, sweep_to_types
-from evopress.compressors.inverse_factor import factor_inverse
+from evopress.compressors.block_sweep import BlockSweep, clipping_notes
+from evopress.compressors.inverse_factor import column_order, factor_inverse
 from evopress.compressors.output_errors import dense_levels, relative_errors, undamped_errors
 from evopress.runtime.config_class import config_class
 from evopress.space.budget import Metric
@@ -30,6 +30,8 @@ class GGUF(Compressor):
     Q8_0 8.5. The K types Q2_K 2.625, Q3_K 3.4375, Q4_K 4.5, Q5_K 5.5 and Q6_K 6.5625 are levels of layers whose number
     of inputs is a multiple of 256. The ggml library rounds to them without GPTQ, see `weights.kquants`.
 
+    `range` and `act_order` are those of GPTQ; `minmax` stands for the grids of the reference quantisers.
+
     With `embeddings`, the embeddings and the head are units as well. `damp` is the damping as a share of the Hessian's
     mean diagonal. The next block is calibrated on `propagate_type`; where a layer has no such level, on its next larger
     one, else on its largest.
@@ -42,6 +44,8 @@ class GGUF(Compressor):
 
     types: tuple[TypeName | KTypeName, ...] = ("Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
     embeddings: bool = True
+    range: Literal["minmax", "hessian"] = "hessian"
+    act_order: bool = True
     damp: float = Field(default=0.01, gt=0)
     propagate_type: TypeName | KTypeName = "Q4_0"
 
@@ -98,16 +102,24 @@ class GGUF(Compressor):
     def compress(self, group: LayerGroup) -> CompressedGroup:
         assert group.hessian is not None, "the group has no Hessian"
         H, rows = group.hessian, torch.cat(group.weights)
-        factor = factor_inverse(H, damp=self.damp)
+        order = column_order(H, by_power=self.act_order)
+        factor = factor_inverse(H[order][:, order], damp=self.damp)
         notes = [group.note(note) for note in factor.notes]
         if factor.U is None:
             notes.append(group.note("rounded to nearest instead"))
-        else:
+        rows = rows[:, order]
+        if factor.U is not None:
             rows.masked_fill_(factor.dead, 0)
         types = self._types_of(len(H))
         block_types, k_types = ([name for name in types if name in known] for known in (TYPES, K_TYPES))
-        U = torch.eye(len(H), device=H.device) if factor.U is None else factor.U
-        swept, losses = sweep_to_types(rows, block_types, U=U, num_rows=group.num_rows)
+        sweeper = BlockSweep(
+            torch.eye(len(H), device=H.device) if factor.U is None else factor.U,
+            order=order,
+            power=H.diagonal(),
+            search=self.range != "minmax",
+            static_grids=self.act_order,
+        )
+        swept, losses = sweeper.to_types(rows, block_types, num_rows=group.num_rows)
         by_library: list[list[CompressedWeight]] = [
             [round_by_ggml(weight, name, importance=H.diagonal()) for name in k_types] for weight in group.weights
         ]
@@ -118,10 +130,10 @@ class GGUF(Compressor):
                 dense_levels(swept), group.weights, losses=losses, H=H, absolute_damping=factor.absolute_damping
             )
         library_errors = relative_errors(dense_levels(by_library), group.weights, H=H)
-        order = [[*block_types, *k_types].index(name) for name in types]
+        places = [[*block_types, *k_types].index(name) for name in types]
         return CompressedGroup(
-            _joined(swept, by_library, order),
-            _joined(errors, library_errors, order),
+            _joined(swept, by_library, places),
+            _joined(errors, library_errors, places),
             (*notes, *clipping_notes(group, swept)),
         )
 

@@ -1,6 +1,6 @@
 """GPTQ: round column by column, and let the columns after it make up for the error."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import ClassVar
 
@@ -11,12 +11,13 @@ from torch import Tensor
 from evopress.compressors.base import CompressedGroup, LayerGroup
 from evopress.compressors.group_rounder import GroupRounder
 from evopress.compressors.integer_levels import IntegerLevels, RoundedRows, fitting_group_size
-from evopress.compressors.inverse_factor import factor_inverse
+from evopress.compressors.inverse_factor import column_order, factor_inverse
 from evopress.compressors.output_errors import dense_levels, undamped_errors
 from evopress.compressors.rtn import round_to_nearest
+from evopress.compressors.scale_refit import refit_scales
 from evopress.compressors.sweep import by_level, lanes_of, split_levels, sweep
 from evopress.runtime.config_class import config_class
-from evopress.weights.grids import max_codes
+from evopress.weights.grids import Grid, max_codes
 
 
 @config_class
@@ -34,7 +35,8 @@ class GPTQ(IntegerLevels):
 
     needs_hessian: ClassVar[bool] = True
 
-    act_order: bool = False
+    act_order: bool = True
+    refit_scales: bool = True
     damp: float = Field(default=0.01, gt=0)
     propagate_bits: int = Field(default=3, ge=2, le=8)
 
@@ -45,16 +47,15 @@ class GPTQ(IntegerLevels):
     def compress(self, group: LayerGroup) -> CompressedGroup:
         assert group.hessian is not None, "the group has no Hessian"
         H = group.hessian
-        order = torch.arange(len(H), device=H.device)
-        if self.act_order:
-            order = H.diagonal().argsort(descending=True, stable=True)
+        order = column_order(H, by_power=self.act_order)
         factor = factor_inverse(H[order][:, order], damp=self.damp)
         notes = tuple(group.note(note) for note in factor.notes)
         if factor.U is None:
             rounded = round_to_nearest(self, group)
             return CompressedGroup(rounded.levels, rounded.errors, (*notes, group.note("rounded to nearest instead")))
         rows = torch.cat(group.weights)[:, order].masked_fill_(factor.dead, 0)
-        parts = [self._solve(rows, bits, U=factor.U, order=order) for bits in split_levels(self.bits, rows)]
+        damped = H + torch.diag(torch.where(H.diagonal() == 0, 1, factor.absolute_damping))
+        parts = [self._solve(rows, bits, U=factor.U, order=order, H=damped) for bits in split_levels(self.bits, rows)]
         levels = self.packed([part for part, _ in parts], group.num_rows)
         losses = torch.cat([loss for _, loss in parts]).split(group.num_rows, 1)
         errors = undamped_errors(
@@ -66,8 +67,11 @@ class GPTQ(IntegerLevels):
         )
         return CompressedGroup(levels, errors, notes + self.clipping_notes(group, levels))
 
-    def _solve(self, rows: Tensor, bits: Sequence[int], *, U: Tensor, order: Tensor) -> tuple[RoundedRows, Tensor]:
-        """Rows (rows, cols), whose columns stand in `order`, at several widths.
+    def _solve(
+        self, rows: Tensor, bits: Sequence[int], *, U: Tensor, order: Tensor, H: Tensor
+    ) -> tuple[RoundedRows, Tensor]:
+        """Rows (rows, cols), whose columns stand in `order`, at several widths. H is damped, and in the original
+        order.
 
         Returns them with columns in their original order, and Σ E², (levels, rows).
         """
@@ -77,12 +81,24 @@ class GPTQ(IntegerLevels):
         rounder = GroupRounder(
             fit,
             group_size,
+            power=H.diagonal()[order],
             codes=torch.empty_like(W, dtype=torch.uint8),
             order=order,
             places=order.tolist() if self.act_order else range(len(order)),
-            grids=[fit(part) for part in W[order.argsort()].split(group_size)] if self.act_order else [],
+            grids=_grids_of_groups(fit, W[order.argsort()], H.diagonal(), group_size) if self.act_order else [],
         )
         loss = sweep(W, U, columns=rounder, block_size=group_size).square_().sum(0)
         scale = torch.stack([grid.scale for grid in rounder.grids])
         zero = torch.stack([grid.zero for grid in rounder.grids])
+        if self.refit_scales:
+            steps = rounder.codes.to(rows.dtype).unflatten(0, (-1, group_size)).sub_(zero.unsqueeze(1)).flatten(0, 1)
+            scale, loss = refit_scales(
+                rows[:, order.argsort()], steps, scale=scale, H=H, scale_dtype=self._torch_scale_dtype
+            )
         return self.rounded(bits, rounder.codes, scale=scale, zero=zero), by_level(loss, len(bits))
+
+
+def _grids_of_groups(fit: Callable[[Tensor, Tensor], Grid], W: Tensor, power: Tensor, size: int) -> list[Grid]:
+    """The grid of each group of `size` neighbouring columns of W (cols, lanes)."""
+    grid = fit(W.unflatten(0, (-1, size)), power.unflatten(0, (-1, size)))
+    return [Grid(scale, zero, grid.max_code) for scale, zero in zip(grid.scale, grid.zero, strict=True)]

@@ -27,13 +27,15 @@ G = TypeVar("G", bound=RoundingGrid)
 class GroupRounder(Generic[G]):
     """A `ColumnCompressor` for a sweep whose blocks have the size of a group.
 
-    `fit` makes the grid of a group from its columns (group_size, lanes). The grid of a group that has none yet is
-    fitted when the group is reached. `codes` (cols, lanes), of an integer type, is filled in. `order` are the places of
-    the swept columns in `codes`, and `places` the same as integers, so that a GPU need not be waited for.
+    `fit` makes the grid of a group from its columns (group_size, lanes) and the power of their inputs (group_size,).
+    The grid of a group that has none yet is fitted when the group is reached. `power` (cols,) is that of all swept
+    columns. `codes` (cols, lanes), of an integer type, is filled in. `order` are the places of the swept columns in
+    `codes`, and `places` the same as integers, so that a GPU need not be waited for.
     """
 
-    fit: Callable[[Tensor], G]
+    fit: Callable[[Tensor, Tensor], G]
     group_size: int
+    power: Tensor
     codes: Tensor
     order: Tensor
     places: Sequence[int]
@@ -45,7 +47,7 @@ class GroupRounder(Generic[G]):
     def start_block(self, start: int, W: Tensor) -> None:
         self._start, self._steps = start, torch.empty_like(W)
         if len(self.grids) * self.group_size <= start:
-            self.grids.append(self.fit(W))
+            self.grids.append(self.fit(W, self.power[start : start + len(W)]))
 
     def compress_column(self, column: int, w: Tensor) -> None:
         self._grid(column).leave_error(w, self._steps[column - self._start])

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from evopress.compressors.base import Compressor, LayerGroup
+from evopress.compressors.range_search import search_grid
 from evopress.compressors.sweep import by_level
 from evopress.runtime.config_class import config_class
 from evopress.space.budget import Metric
@@ -38,7 +39,9 @@ class IntegerLevels(Compressor):
     """Levels that are bit widths of integer codes, with a scale per row and group of columns.
 
     `bits` are the widths; level 0 is the widest. A layer whose columns `group_size` does not divide takes the largest
-    of 128, 64, 32, 16 below it that does. `symmetric` grids have no zero points.
+    of 128, 64, 32, 16 below it that does. `symmetric` grids have no zero points. `range` says where the grids end:
+    `minmax` at the smallest and largest weight, `mse` where the squared error is least, and `hessian` where it is least
+    when each column's error is weighted by the power of its inputs, the diagonal of the Hessian.
     """
 
     metric: ClassVar[Metric] = "bits"
@@ -46,6 +49,7 @@ class IntegerLevels(Compressor):
     bits: tuple[int, ...] = (6, 5, 4, 3, 2)
     group_size: int = Field(default=128, gt=0)
     symmetric: bool = False
+    range: Literal["minmax", "mse", "hessian"] = "hessian"
     scale_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
 
     @field_validator("bits")
@@ -78,9 +82,15 @@ class IntegerLevels(Compressor):
             for width in self.bits
         ]
 
-    def fit(self, W: Tensor, max_code: Tensor) -> Grid:
-        """The grids of W (…, group_size, lanes); `max_code` is 2^b − 1 per lane, (lanes,)."""
-        return fit_grid(W, max_code, symmetric=self.symmetric, scale_dtype=self._torch_scale_dtype)
+    def fit(self, W: Tensor, power: Tensor, *, max_code: Tensor) -> Grid:
+        """The grids of W (…, group_size, lanes), whose columns have inputs of `power` (…, group_size).
+
+        `max_code` is 2^b − 1 per lane, (lanes,).
+        """
+        if self.range == "minmax":
+            return fit_grid(W, max_code, symmetric=self.symmetric, scale_dtype=self._torch_scale_dtype)
+        weights = power if self.range == "hessian" else torch.ones_like(power)
+        return search_grid(W, max_code, power=weights, symmetric=self.symmetric, scale_dtype=self._torch_scale_dtype)
 
     def rounded(self, bits: Sequence[int], codes: Tensor, *, scale: Tensor, zero: Tensor) -> RoundedRows:
         """From codes (cols, lanes), scale and zero (groups, lanes)."""

@@ -25,6 +25,11 @@ class InverseFactor:
     notes: tuple[str, ...] = ()
 
 
+def column_order(H: Tensor, *, by_power: bool) -> Tensor:
+    """The places of the columns in the order of a sweep, (cols,): by falling diagonal of H, or as they stand."""
+    return H.diagonal().argsort(descending=True, stable=True) if by_power else torch.arange(len(H), device=H.device)
+
+
 def factor_inverse(H: Tensor, *, damp: float) -> InverseFactor:
     """Factor the inverse of a Hessian H (cols, cols), damped by `damp` times its mean diagonal.
 

@@ -1,7 +1,7 @@
 """Round to nearest: every weight goes to the nearest point of its grid."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ class RTN(IntegerLevels):
 
     needs_hessian: ClassVar[bool] = False
 
+    range: Literal["minmax", "mse"] = "mse"
+
     @property
     def propagate_level(self) -> int:
         """Has no effect, because there is no calibration."""
@@ -32,15 +34,17 @@ class RTN(IntegerLevels):
 def round_to_nearest(settings: IntegerLevels, group: LayerGroup) -> CompressedGroup:
     """All layers at all levels. The errors are weighed by the Hessian where the group has one."""
     rows = torch.cat(group.weights)
-    parts = [_round(settings, rows, bits) for bits in split_levels(settings.bits, rows)]
+    power = rows.new_ones(rows.shape[1]) if group.hessian is None else group.hessian.diagonal()
+    parts = [_round(settings, rows, bits, power=power) for bits in split_levels(settings.bits, rows)]
     levels = settings.packed(parts, group.num_rows)
     errors = relative_errors(dense_levels(levels), group.weights, H=group.hessian)
     return CompressedGroup(levels, errors, settings.clipping_notes(group, levels))
 
 
-def _round(settings: IntegerLevels, rows: Tensor, bits: Sequence[int]) -> RoundedRows:
+def _round(settings: IntegerLevels, rows: Tensor, bits: Sequence[int], *, power: Tensor) -> RoundedRows:
     group_size = fitting_group_size(rows.shape[1], settings.group_size)
     W = lanes_of(rows, len(bits)).unflatten(0, (-1, group_size))  # (groups, group_size, lanes)
-    grid = settings.fit(W, max_codes(bits, rows=len(rows), device=rows.device))
+    max_code = max_codes(bits, rows=len(rows), device=rows.device)
+    grid = settings.fit(W, power.unflatten(0, (-1, group_size)), max_code=max_code)
     codes = Grid(grid.scale.unsqueeze(1), grid.zero.unsqueeze(1), grid.max_code).encode(W).flatten(0, 1)
     return settings.rounded(bits, codes.to(torch.uint8), scale=grid.scale, zero=grid.zero)

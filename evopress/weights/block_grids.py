@@ -94,31 +94,32 @@ def fit_blocks(weight: Tensor, types: Sequence[BlockType]) -> BlockGrid:
     """
     per_type = weight.unflatten(1, (len(types), -1)).unbind(1)
     fitted = [_fit(part, kind) for part, kind in zip(per_type, types, strict=True)]
-    rows = per_type[0].shape[1]
+    scale, offset = (torch.cat(parts) for parts in zip(*fitted, strict=True))
+    return grid_of_lanes(scale, offset, types=types)
+
+
+def grid_of_lanes(scale: Tensor, offset: Tensor, *, types: Sequence[BlockType]) -> BlockGrid:
+    """The grid with these scales and offsets (lanes,), for lanes ordered by type, then row."""
+    rows = len(scale) // len(types)
 
     def lanes(values: Sequence[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=weight.device).repeat_interleave(rows)
+        return torch.tensor(values, dtype=torch.float32, device=scale.device).repeat_interleave(rows)
 
-    return BlockGrid(
-        torch.cat([scale for scale, _ in fitted]),
-        torch.cat([offset for _, offset in fitted]),
-        lanes([kind.low for kind in types]),
-        lanes([kind.high for kind in types]),
-    )
+    return BlockGrid(scale, offset, lanes([kind.low for kind in types]), lanes([kind.high for kind in types]))
 
 
 def _fit(weight: Tensor, kind: BlockType) -> tuple[Tensor, Tensor]:
     """Scale and offset (rows,) of weight (32, rows)."""
     if kind.has_offset:
         low, high = weight.amin(0), weight.amax(0)
-        return _half((high - low) / kind.high), _half(low)
+        return half((high - low) / kind.high), half(low)
     if kind.bits == 8:
-        return _half(weight.abs().amax(0) / kind.high), torch.zeros_like(weight[0])
+        return half(weight.abs().amax(0) / kind.high), torch.zeros_like(weight[0])
     furthest = weight.gather(0, weight.abs().argmax(0, keepdim=True))[0]
-    return _half(furthest / kind.low), torch.zeros_like(weight[0])
+    return half(furthest / kind.low), torch.zeros_like(weight[0])
 
 
-def _half(values: Tensor) -> Tensor:
+def half(values: Tensor) -> Tensor:
     """Rounded to float16, and limited to its range."""
     limit = torch.finfo(torch.float16).max
     return values.clamp(-limit, limit).half().float()

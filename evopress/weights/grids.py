@@ -58,17 +58,28 @@ def fit_grid(weight: Tensor, max_code: Tensor, *, symmetric: bool, scale_dtype: 
     Returns:
         scale and zero of shape (…, lanes), in the weights' type. A group of zeros has scale 1 and decodes to zeros.
     """
+    low, high = range_of(weight, symmetric=symmetric)
+    return grid_of_range(low, high, max_code=max_code, symmetric=symmetric, scale_dtype=scale_dtype)
+
+
+def range_of(weight: Tensor, *, symmetric: bool) -> tuple[Tensor, Tensor]:
+    """Smallest and largest weight of (…, group, lanes), or 0 if that lies outside; ±max|w| if `symmetric`."""
     low = weight.amin(-2).clamp_(max=0)
     high = weight.amax(-2).clamp_(min=0)
     if symmetric:
         high = torch.maximum(high, -low)
         low = -high
-    scale = _storable((high / max_code - low / max_code), scale_dtype)
+    return low, high
+
+
+def grid_of_range(low: Tensor, high: Tensor, *, max_code: Tensor, symmetric: bool, scale_dtype: torch.dtype) -> Grid:
+    """The grid from `low` ≤ 0 to `high` ≥ 0, both (…, lanes)."""
+    scale = storable_scale(high / max_code - low / max_code, scale_dtype)
     zero = ((max_code + 1) / 2).expand_as(scale) if symmetric else (-low / scale).round_().minimum(max_code)
     return Grid(scale, zero, max_code)
 
 
-def _storable(scale: Tensor, dtype: torch.dtype) -> Tensor:
+def storable_scale(scale: Tensor, dtype: torch.dtype) -> Tensor:
     """Rounded to `dtype`, and limited to its positive numbers; 1 where the range was 0."""
     limits = torch.finfo(dtype)
     smallest = limits.smallest_normal * limits.eps  # subnormal, which still serves layers of tiny weights better than 0

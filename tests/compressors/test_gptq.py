@@ -15,6 +15,8 @@ from tests import plain
 from tests.groups import group, inputs, with_hessian
 
 WIDTHS = (6, 5, 4, 3, 2)
+TEXTBOOK = {"range": "minmax", "refit_scales": False}
+"""The settings of the paper, but for the order."""
 
 
 def codes(solved, layer=0) -> list[Tensor]:
@@ -49,7 +51,7 @@ def textbook_gptq(w: Tensor, H: Tensor, *, bits: int, group_size: int, order: li
 @pytest.mark.parametrize("act_order", [False, True])
 def test_gptq_equals_the_textbook_elimination(act_order):
     layers = group((3, 2), 48, dtype=torch.float64)
-    solved = GPTQ(bits=WIDTHS, group_size=16, act_order=act_order).compress(layers)
+    solved = GPTQ(bits=WIDTHS, group_size=16, act_order=act_order, **TEXTBOOK).compress(layers)
     order = layers.hessian.diagonal().argsort(descending=True).tolist() if act_order else None
     for layer, weight in enumerate(layers.weights):
         for level, bits in enumerate(WIDTHS):
@@ -59,7 +61,7 @@ def test_gptq_equals_the_textbook_elimination(act_order):
 
 def test_gptq_equals_one_level_of_one_layer_at_a_time_row_major():
     layers = group((3, 2), 48, dtype=torch.float64)
-    solved = GPTQ(bits=WIDTHS, group_size=16).compress(layers)
+    solved = GPTQ(bits=WIDTHS, group_size=16, act_order=False, **TEXTBOOK).compress(layers)
     for layer, weight in enumerate(layers.weights):
         for level, bits in enumerate(WIDTHS):
             expected = plain.gptq(weight, layers.hessian, bits=bits, group_size=16)
@@ -68,10 +70,12 @@ def test_gptq_equals_one_level_of_one_layer_at_a_time_row_major():
 
 @pytest.mark.parametrize("act_order", [False, True])
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_gptq_equals_rounding_when_hessian_is_identity(symmetric, act_order):
+@pytest.mark.parametrize("chosen", ["minmax", "mse"])
+def test_gptq_equals_rounding_when_hessian_is_identity(chosen, symmetric, act_order):
     layers = with_hessian(group((5, 3), 64), torch.eye(64))
-    solved = GPTQ(group_size=16, symmetric=symmetric, act_order=act_order).compress(layers)
-    rounded = RTN(group_size=16, symmetric=symmetric).compress(layers)
+    settings = {"group_size": 16, "symmetric": symmetric, "range": chosen}
+    solved = GPTQ(**settings, act_order=act_order, refit_scales=False).compress(layers)
+    rounded = RTN(**settings).compress(layers)
     for layer in range(2):
         assert all(map(torch.equal, codes(solved, layer), codes(rounded, layer)))
         assert solved.errors[layer] == pytest.approx(rounded.errors[layer], rel=1e-4)

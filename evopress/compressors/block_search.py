@@ -1,0 +1,71 @@
+"""Searches the grids of the block types of GGUF files, for the least weighted squared error of each block.
+
+As in `range_search`: ranges are shrunk, and the best scale and offset for the codes of a range have a closed form.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from evopress.compressors.range_search import SHRUNK_APART, SHRUNK_TOGETHER, TILE, relative_powers
+from evopress.weights.block_grids import BlockGrid, BlockType, fit_blocks, grid_of_lanes, half
+
+
+def search_blocks(weight: Tensor, power: Tensor, *, types: Sequence[BlockType]) -> BlockGrid:
+    """The grids of one block, weight (32, lanes), for lanes ordered by type, then row.
+
+    `power` (32,) is the mean square of each column's inputs, up to a factor.
+    """
+    p = relative_powers(power.to(weight.dtype)).unsqueeze(1)
+    parts = weight.unflatten(1, (len(types), -1)).unbind(1)
+    at_once = max(1, TILE // len(weight)) if weight.device.type == "cpu" else weight.shape[1]
+    found = [
+        _search(w.contiguous(), p, kind)
+        for part, kind in zip(parts, types, strict=True)
+        for w in part.split(at_once, 1)
+    ]
+    scale, offset = (torch.cat(tensors) for tensors in zip(*found, strict=True))
+    return grid_of_lanes(scale, offset, types=types)
+
+
+def _search(w: Tensor, p: Tensor, kind: BlockType) -> tuple[Tensor, Tensor]:
+    """Scale and offset (rows,) of w (32, rows)."""
+    weighted = w * p
+    total, energy = p.sum(), weighted.sum(0)
+    best_scale = best_offset = least = torch.zeros_like(energy)
+    for candidate, (scale, offset) in enumerate(_ranges(w, kind)):
+        inverse = torch.where(scale == 0, 0.0, scale.reciprocal())
+        q = ((w - offset) * inverse).round_().clamp_(kind.low, kind.high)
+        qw, qq, q1 = (weighted * q).sum(0), (q.square() * p).sum(0), (q * p).sum(0)
+        if kind.has_offset:
+            determinant = qq * total - q1.square()
+            is_solvable = determinant > 1e-6 * qq * total
+            solved = (qw * total - q1 * energy) / determinant
+            scale = half(torch.where(is_solvable, solved, scale))
+            offset = half((energy - scale * q1) / total)
+        else:
+            scale = half(torch.where(qq > 0, qw / qq, scale))
+        error = scale * (scale * qq - 2 * qw) + offset * (offset * total + 2 * scale * q1 - 2 * energy)
+        is_better = error < least if candidate else torch.ones_like(error, dtype=torch.bool)
+        best_scale = torch.where(is_better, scale, best_scale)
+        best_offset = torch.where(is_better, offset, best_offset)
+        least = torch.where(is_better, error, least)
+    return best_scale, best_offset
+
+
+def _ranges(w: Tensor, kind: BlockType) -> Iterator[tuple[Tensor, Tensor]]:
+    """Scales and offsets (rows,) of w (32, rows) to try; the first are those of the reference quantiser."""
+    grid = fit_blocks(w, [kind])
+    yield grid.scale, grid.offset
+    if kind.has_offset:
+        low, high = w.amin(0), w.amax(0)
+        middle = (low + high) / 2
+        for shrink_low, shrink_high in (*SHRUNK_TOGETHER[1:], *SHRUNK_APART):
+            first, last = middle + shrink_low * (low - middle), middle + shrink_high * (high - middle)
+            yield half((last - first) / kind.high), half(first)
+    else:
+        for shrink, _ in SHRUNK_TOGETHER:
+            if shrink < 1:
+                yield half(grid.scale * shrink), grid.offset
+            yield half(grid.scale * shrink * kind.low / kind.high), grid.offset  # the largest weight at the other end
