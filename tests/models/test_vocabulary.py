@@ -20,3 +20,5 @@ def test_tokens_without_embeddings_are_named_where_the_text_uses_them():
         ValueError, match=rf"the test text contains '</think>' \(id \d+\).*0 to {VOCABULARY - 1}.*tokenizer"
     ):
         check_tokens(lm, {"search": plain, "test": used})
+    with pytest.raises(ValueError, match=rf"contains '<41>' \(id {VOCABULARY}\)"):
+        check_tokens(lm, {"test": torch.tensor([[VOCABULARY]])})

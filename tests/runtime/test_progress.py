@@ -9,8 +9,7 @@ from evopress.runtime.progress import progress
 def test_without_a_terminal_progress_goes_to_the_log_only(caplog, capsys):
     with caplog.at_level(logging.INFO):
         assert list(progress(range(3), desc="solve", unit="block")) == [0, 1, 2]
-    assert any(record.message.startswith("solve: 3/3, ") for record in caplog.records)
-    assert len(caplog.records) <= 2
+    assert [record.message.partition(",")[0] for record in caplog.records] == ["solve: 3/3"]  # none at the start
     assert capsys.readouterr().err == ""
 
 
