@@ -95,7 +95,7 @@ def test_the_true_fitness_decides_and_not_the_table():
 
 
 def test_rounds_ignore_first_order_gains_of_switches_down():
-    """The table predicts that units gain by going down, the last most. Only the curvature, least at the first, counts."""
+    """The table predicts gains by going down, most in the last unit. Only the curvature counts, least in the first."""
     space = bit_space([8] * 4)
 
     def table(question):
