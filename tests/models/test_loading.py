@@ -218,3 +218,24 @@ def test_a_family_in_the_settings_is_used(folder, tmp_path):
     assert lm.layer_groups == (("self_attn.o_proj",), ("mlp.down_proj",))
     with pytest.raises(ValueError, match=r"model\.family names 'mlp\.absent'"):
         load_model(source(folder, family={"layers": [["mlp.absent"]]}), tmp_path)
+
+
+def test_the_paths_of_a_model_with_vision_may_be_given_as_well(tmp_path):
+    save_tiny("gemma3", tmp_path)
+    family = {
+        "blocks": "model.language_model.layers",
+        "norm": "model.language_model.norm",
+        "head": "lm_head",
+        "attention": "self_attn",
+        "mlp": "mlp",
+        "layers": [
+            ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+            ["self_attn.o_proj"],
+            ["mlp.gate_proj", "mlp.up_proj"],
+            ["mlp.down_proj"],
+        ],
+    }
+    given, detected = (load_model(source(tmp_path, **changes), tmp_path) for changes in ({"family": family}, {}))
+    assert given.block_names == detected.block_names and given.layer_groups == detected.layer_groups
+    tokens = token_windows(2, 20)
+    assert torch.equal(plain.logits(given.model, tokens), plain.logits(detected.model, tokens))
