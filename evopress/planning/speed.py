@@ -22,8 +22,14 @@ from evopress.planning.work import Kind, Operation, cost_of
 MIN_SECONDS = 0.3
 """An operation is repeated for at least so long."""
 
+LONG_SECONDS = 2.0
+"""A first call that takes longer is the measurement itself."""
+
 MAX_OPERATIONS = {"cpu": 2e10, "cuda": 5e12}
 """Floating-point operations that are timed at once, by the type of the device."""
+
+MIN_TOKENS, MIN_CALIBRATION_TOKENS = 64, 256
+"""With fewer tokens at once, the time would be that of reading the weights, or of writing the Hessians."""
 
 COLS_MULTIPLE = 256
 """Smaller groups have a multiple of so many columns, which all compressors accept."""
@@ -36,12 +42,14 @@ def measure_seconds(run: PlannedRun, operations: Iterable[Operation]) -> Seconds
     """Time every operation on one block with random weights, or on the model itself if it is in memory already."""
     disk = nearest_existing(run.job.outputs)
     seconds: dict[Operation, float] = {}
+    measured: dict[Operation, float] = {}
     with TemporaryDirectory(dir=disk if os.access(disk, os.W_OK) else None) as folder, torch.no_grad():
         make = _makers(sample_of(run), Path(folder))
         for operation in sorted(operations, key=lambda operation: (operation.kind != "solve", operation)):
             part = smaller(operation, run)
-            share = _num_operations(part, run) / _num_operations(operation, run)
-            seconds[operation] = _mean_seconds(make[part.kind](part), run.device) / share
+            if part not in measured:
+                measured[part] = _mean_seconds(make[part.kind](part), run.device)
+            seconds[operation] = measured[part] * _num_operations(operation, run) / _num_operations(part, run)
     return seconds
 
 
@@ -70,7 +78,8 @@ def smaller(operation: Operation, run: PlannedRun) -> Operation:
         cols = max(COLS_MULTIPLE, int(side * operation.cols) // COLS_MULTIPLE * COLS_MULTIPLE)
         rows = tuple(max(1, int(side * rows)) for rows in operation.rows)
         return operation._replace(rows=rows, cols=min(cols, operation.cols))
-    num_tokens = max(1, int(share * operation.tokens))
+    fewest = MIN_CALIBRATION_TOKENS if operation.kind == "calibrate" else MIN_TOKENS
+    num_tokens = min(operation.tokens, max(fewest, int(share * operation.tokens)))
     windows = max(1, num_tokens // operation.length)
     return operation._replace(windows=windows, length=min(operation.length, num_tokens))
 
@@ -82,12 +91,20 @@ def _num_operations(operation: Operation, run: PlannedRun) -> float:
 
 
 def _mean_seconds(timeable: Timeable, device: torch.device) -> float:
-    """The seconds of one operation. A first call does not count."""
+    """The seconds of one operation. A first call does not count, except where it takes long."""
+    seconds = _seconds(timeable, device)
+    if seconds < LONG_SECONDS:
+        started, seconds, calls = perf_counter(), 0.0, 0
+        while not calls or seconds < MIN_SECONDS:
+            _seconds(timeable, device)
+            seconds, calls = perf_counter() - started, calls + 1
+        seconds /= calls
+    return seconds / timeable.times
+
+
+def _seconds(timeable: Timeable, device: torch.device) -> float:
+    started = perf_counter()
     timeable.call()
-    started, seconds, calls = perf_counter(), 0.0, 0
-    while not calls or seconds < MIN_SECONDS:
-        timeable.call()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds, calls = perf_counter() - started, calls + 1
-    return seconds / calls / timeable.times
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return perf_counter() - started

@@ -15,7 +15,7 @@ from evopress.planning import speed
 from evopress.planning.estimate import StageEstimate
 from evopress.planning.planned_run import PlannedRun, plan_run
 from evopress.planning.render import seconds_of, total_line
-from evopress.planning.sample import random_block, sample_of
+from evopress.planning.sample import Timeable, random_block, sample_of
 from evopress.planning.speed import measure_seconds, smaller
 from evopress.planning.stages import estimate_resources
 from evopress.planning.work import Operation, Work, cost_of
@@ -97,7 +97,10 @@ def test_what_would_take_long_is_timed_in_a_smaller_shape_and_scaled_by_its_cost
         Operation("head", 1, 64),
         Operation("solve", rows=(64, 32, 32), cols=512),
         Operation("table", 4, 16, draws=1),
+        Operation("calibrate", 8, 32),
     ]
+    monkeypatch.setattr(speed, "MIN_TOKENS", 1)
+    monkeypatch.setattr(speed, "MIN_CALIBRATION_TOKENS", 1)
     for operation in operations:
         monkeypatch.setitem(speed.MAX_OPERATIONS, "cpu", 1e12)
         assert smaller(operation, run) == operation
@@ -110,12 +113,35 @@ def test_what_would_take_long_is_timed_in_a_smaller_shape_and_scaled_by_its_cost
         assert scaled == pytest.approx(ratio * whole)  # every call takes one tick of the clock
 
 
-def test_tokens_of_an_operation_are_limited_by_windows_first(tmp_path, monkeypatch):
+def test_tokens_of_an_operation_are_limited_by_windows_first_and_never_to_a_few(tmp_path, monkeypatch):
     run = planned(tmp_path)
     per_token = cost_of(Operation("block", 1, 1), run).in_model
     monkeypatch.setitem(speed.MAX_OPERATIONS, "cpu", 70 * per_token)
     assert smaller(Operation("block", 8, 32), run) == Operation("block", 2, 32)
     assert smaller(Operation("block", 1, 100), run) == Operation("block", 1, 70)
+    monkeypatch.setitem(speed.MAX_OPERATIONS, "cpu", 1)
+    assert smaller(Operation("block", 8, 32), run) == Operation("block", 2, 32)
+    assert smaller(Operation("block", 1, 20), run) == Operation("block", 1, 20)
+    assert smaller(Operation("calibrate", 8, 1000), run) == Operation("calibrate", 1, 256)
+
+
+def test_operations_that_are_timed_in_the_same_shape_are_timed_once(tmp_path, monkeypatch):
+    run, timed = planned(tmp_path), []
+    monkeypatch.setitem(speed.MAX_OPERATIONS, "cpu", 1)
+    monkeypatch.setattr(speed, "_mean_seconds", lambda timeable, device: timed.append(timeable) or 1.0)
+    seconds = measure_seconds(run, [Operation("block", 1, 100), Operation("block", 1, 200)])
+    assert len(timed) == 1
+    assert seconds[Operation("block", 1, 200)] == pytest.approx(2 * seconds[Operation("block", 1, 100)])
+
+
+@pytest.mark.parametrize(("first", "calls"), [(0.5, 2), (3.0, 1)])
+def test_a_first_call_is_a_warm_up_unless_it_takes_long(first, calls, monkeypatch):
+    durations, done = iter([first, 0.4]), []
+    monkeypatch.setattr(speed, "_seconds", lambda timeable, device: done.append(1) or next(durations))
+    clock = iter([0.0, 0.4])
+    monkeypatch.setattr(speed, "perf_counter", lambda: next(clock))
+    seconds = speed._mean_seconds(Timeable(lambda: None, 2), torch.device("cpu"))
+    assert len(done) == calls and seconds == (3.0 if calls == 1 else 0.4) / 2
 
 
 def test_processes_share_the_work_but_not_the_reading_of_levels(monkeypatch):
