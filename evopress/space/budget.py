@@ -107,7 +107,7 @@ class Budget:
 
     def holds_in_sum(self, space: Space, profile: Profile) -> bool:
         """Whether all units together are within the budget, however the trade groups share it."""
-        return self.holds(space.with_trade_groups("any"), profile)
+        return space.cost(profile) <= sum(cap.max_cost for cap in self.caps(space))
 
     def achieved(self, space: Space, profile: Profile) -> float:
         """The value of the metric for `profile`, to be compared with `target`; bytes for a size."""

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from evopress.search.start_profiles import evenly_spaced_profile
 from evopress.space.budget import Budget, Cap
 from evopress.space.units import Level, Space, Unit
 from tests.spaces import bit_space, drop_space, sparse_space
@@ -154,3 +155,17 @@ def test_a_protected_sub_block_counts_as_kept():
     only = Unit(name="a", blocks=(0,), kind="mlp", layers=(), num_weights=1, levels=(kept,))
     (cap,) = Budget(metric="drop", target=0.5).caps(Space((only, only)))
     assert cap.max_cost == 1 and cap.slack(Space((only, only)), (0, 0)) == -1
+
+
+@pytest.mark.parametrize("target", [0.125, 0.25, 0.3, 0.375, 0.5])
+def test_profiles_that_spend_a_budget_of_drops_hold_in_sum_for_every_depth(target):
+    """The numbers of attentions and of MLPs are rounded, so their sum need not be the rounded number of both."""
+    budget = Budget(metric="drop", target=target)
+    for num_blocks in range(1, 50):
+        space = drop_space(num_blocks)
+        profile = evenly_spaced_profile(space, budget)
+        assert budget.holds(space, profile) and budget.holds_in_sum(space, profile)
+        dropped = [index for index, level in enumerate(profile) if level]
+        if dropped:
+            restored = tuple(0 if index == dropped[0] else level for index, level in enumerate(profile))
+            assert not budget.holds_in_sum(space, restored)
