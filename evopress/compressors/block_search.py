@@ -8,8 +8,14 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from evopress.compressors.range_search import SHRUNK_APART, SHRUNK_TOGETHER, TILE, relative_powers
+from evopress.compressors.range_search import TILE, relative_powers
 from evopress.weights.block_grids import BlockGrid, BlockType, fit_blocks, grid_of_lanes, half
+
+SHRUNK = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
+"""Factors on both ends of the range."""
+
+SHRUNK_APART = ((1.0, 0.8), (0.8, 1.0), (0.9, 0.7), (0.7, 0.9))
+"""Factors on the lower and the upper end, for types with an offset."""
 
 
 def search_blocks(weight: Tensor, power: Tensor, *, types: Sequence[BlockType]) -> BlockGrid:
@@ -61,11 +67,11 @@ def _ranges(w: Tensor, kind: BlockType) -> Iterator[tuple[Tensor, Tensor]]:
     if kind.has_offset:
         low, high = w.amin(0), w.amax(0)
         middle = (low + high) / 2
-        for shrink_low, shrink_high in (*SHRUNK_TOGETHER[1:], *SHRUNK_APART):
+        for shrink_low, shrink_high in (*((shrink, shrink) for shrink in SHRUNK[1:]), *SHRUNK_APART):
             first, last = middle + shrink_low * (low - middle), middle + shrink_high * (high - middle)
             yield half((last - first) / kind.high), half(first)
     else:
-        for shrink, _ in SHRUNK_TOGETHER:
+        for shrink in SHRUNK:
             if shrink < 1:
                 yield half(grid.scale * shrink), grid.offset
             yield half(grid.scale * shrink * kind.low / kind.high), grid.offset  # the largest weight at the other end

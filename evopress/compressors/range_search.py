@@ -1,8 +1,8 @@
 """Searches the range of each quantisation grid, for the least squared error of its group of weights.
 
 The smallest and the largest weight of a group make a range that holds every weight, but its steps are wide. A smaller
-range clips a few weights and rounds all others more finely. Both ends are shrunk, together and apart. The best scale
-for the codes of a range has a closed form, so few ranges are enough:
+range clips a few weights and rounds all others more finely. Both ends are shrunk, first together, then apart. The best
+scale for the codes of a range has a closed form, so few ranges are enough:
 
     s = Σ p·w·q / Σ p·q²     minimises     Σ p·(w − s·q)²,     which is then     Σ p·w² − (Σ p·w·q)² / Σ p·q²
 
@@ -14,9 +14,14 @@ from torch import Tensor
 
 from evopress.weights.grids import Grid, grid_of_range, range_of, storable_scale
 
-SHRUNK_TOGETHER = ((1.0, 1.0), (0.9, 0.9), (0.8, 0.8), (0.7, 0.7), (0.6, 0.6), (0.5, 0.5))
-SHRUNK_APART = ((1.0, 0.8), (0.8, 1.0), (1.0, 0.6), (0.6, 1.0), (0.9, 0.7), (0.7, 0.9), (0.8, 0.6), (0.6, 0.8))
+TOGETHER = ((1.0, 1.0), (0.83, 0.83), (0.67, 0.67), (0.52, 0.52))
 """Factors on the lower and the upper end of the range."""
+
+THEN_APART = ((0.82, 1.0), (1.0, 0.82), (1.18, 1.0), (1.0, 1.18))
+"""Further factors on the ends of the best of these ranges."""
+
+THEN_TOGETHER = ((0.92, 0.92), (1.08, 1.08))
+"""The same where the ends are ±max|w|."""
 
 TILE = 2**16
 """Weights that are searched at once on a CPU, so that they stay in its cache. Changes the speed only."""
@@ -59,17 +64,20 @@ def _search(w: Tensor, p: Tensor, max_code: Tensor, *, symmetric: bool, scale_dt
     """The grid of one group w (group, lanes) whose columns have the powers p (group, 1)."""
     low, high = range_of(w, symmetric=symmetric)
     weighted = w * p
-    scale = zero = explained = torch.zeros_like(low)
-    factors = SHRUNK_TOGETHER if symmetric else SHRUNK_TOGETHER + SHRUNK_APART
-    for candidate, (shrink_low, shrink_high) in enumerate(factors):
-        grid = grid_of_range(
-            low * shrink_low, high * shrink_high, max_code=max_code, symmetric=symmetric, scale_dtype=scale_dtype
-        )
-        solved, gain = _solve_scale(w, weighted, p, grid, scale_dtype)
-        is_better = gain > explained if candidate else torch.ones_like(gain, dtype=torch.bool)
-        scale, zero = torch.where(is_better, solved, scale), torch.where(is_better, grid.zero, zero)
-        explained = torch.maximum(gain, explained)
-    scale, _ = _solve_scale(w, weighted, p, Grid(scale, zero, max_code), scale_dtype)
+    best = torch.stack([torch.full_like(low, -torch.inf), low, low, torch.ones_like(low), torch.ones_like(low)])
+    """The part of Σ p·w² that is explained, scale, zero, and the factors on both ends; (5, lanes)."""
+    for factors in (TOGETHER, THEN_TOGETHER if symmetric else THEN_APART):
+        around_low, around_high = best[3:]
+        for factor_low, factor_high in factors:
+            shrink_low, shrink_high = around_low * factor_low, around_high * factor_high
+            grid = grid_of_range(
+                low * shrink_low, high * shrink_high, max_code=max_code, symmetric=symmetric, scale_dtype=scale_dtype
+            )
+            scale, explained = _solve_scale(w, weighted, p, grid, scale_dtype)
+            candidate = torch.stack([explained, scale, grid.zero, shrink_low, shrink_high])
+            best = torch.where(explained > best[0], candidate, best)
+    zero = best[2]
+    scale, _ = _solve_scale(w, weighted, p, Grid(best[1], zero, max_code), scale_dtype)
     return Grid(scale, zero, max_code)
 
 

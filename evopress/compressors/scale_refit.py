@@ -36,14 +36,14 @@ def refit_scales(
     unit = H.diagonal().amax()
     H = H / unit  # sums stay in the range of the type
     HW = H @ rows.t()
+    energy = (rows.t() * HW).sum(0)
     at_once = num_lanes if steps.device.type != "cpu" else max(1, TILE // len(steps))
     parts = []
     for first in range(0, num_lanes, at_once):
         lanes = slice(first, first + at_once)
         of_row = torch.arange(num_lanes, device=rows.device)[lanes] % len(rows)
-        energy = (rows.t() * HW).sum(0)[of_row]
         A, b = _systems(steps[:, lanes], HW[:, of_row], H, num_groups=len(scale))
-        parts.append(_refit(A, b, energy, scale[:, lanes], scale_dtype))
+        parts.append(_refit(A, b, energy[of_row], scale[:, lanes], scale_dtype))
     return torch.cat([part for part, _ in parts], 1), torch.cat([errors for _, errors in parts]) * unit
 
 

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from evopress.compressors import range_search
-from evopress.compressors.range_search import SHRUNK_APART, SHRUNK_TOGETHER, search_grid
+from evopress.compressors.range_search import search_grid
 from evopress.weights.grids import Grid, fit_grid, max_codes
 
 BITS = (6, 5, 4, 3, 2)
@@ -89,8 +89,3 @@ def test_the_size_of_a_tile_changes_nothing(monkeypatch):
     monkeypatch.setattr(range_search, "TILE", 32 * 8)
     tiled = search_grid(W, max_code, **settings)
     torch.testing.assert_close(whole.scale, tiled.scale, rtol=1e-3, atol=0)
-
-
-def test_the_whole_range_is_tried_first():
-    assert SHRUNK_TOGETHER[0] == (1.0, 1.0)
-    assert {(b, a) for a, b in SHRUNK_APART} == set(SHRUNK_APART)
