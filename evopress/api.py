@@ -1,4 +1,4 @@
-"""The whole job from Python, without configuration files."""
+"""Runs a whole job from Python, without configuration files."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ DEMO_DATA = Data(
     validation_tokens=4096,
     test_tokens=8192,
 )
-"""The text of `data=pydoc`, which comes with Python."""
+"""The settings of `data=pydoc`, whose text comes with this package."""
 
 DEMO_SEARCH = Guided(
     rounds=2,
@@ -54,7 +54,7 @@ DEMO_SEARCH = Guided(
     down_slope=0.0,
     stages=[Stage(survivors=2, tokens=512), Stage(survivors=1, tokens=1024)],
 )
-"""The inexpensive search of `search=demo`."""
+"""The settings of `search=demo`, a search with few tokens."""
 
 
 @dataclass(frozen=True)
@@ -81,20 +81,20 @@ def compress(  # noqa: PLR0913 - the public entry point has one keyword per part
     space: SpaceSettings | None = None,
     seed: int = 0,
 ) -> CompressionResult:
-    """Compress a model to a budget. If the call is repeated with the same folder and settings, it resumes.
+    """Compress a model to a budget. A second call with the same folder and settings resumes the run.
 
     Args:
         model: a transformers model in memory, or a hub id, folder or GGUF file; a `ModelSource` sets more options. A
             model in memory is frozen, and experts stored as one tensor are unpacked; nothing else in it changes.
         tokenizer: required for a model in memory.
         budget: the metric and the target.
-        folder: gets all files, including databases and checkpoints.
-        compressor: default: GPTQ, SparseGPT or block drop, whichever fits the metric of the budget.
-        search: default: the inexpensive search of `search=demo`.
-        data: default: the text that comes with Python, `data=pydoc`.
-        eval: further data sets and tasks; default: none.
+        folder: where all files are written, including databases and checkpoints.
+        compressor: default: GPTQ, SparseGPT or block dropping, whichever fits the metric of the budget.
+        search: default: `search=demo`, which uses few tokens.
+        data: default: `data=pydoc`, a text that comes with this package.
+        eval: more data sets, and tasks; default: none.
         export: checkpoints to write; default: none.
-        tracker: default: none. Metrics go to `metrics.jsonl` in any case.
+        tracker: default: none. Metrics are always written to `metrics.jsonl`.
         space: which units may trade levels; default: units of equal size.
         seed: seed of the search.
 

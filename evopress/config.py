@@ -1,4 +1,4 @@
-"""From a composed configuration to a job of plain typed values. Every error names the key to change."""
+"""Turns a composed configuration into a job of plain typed values. Every error names the key to change."""
 
 import difflib
 import re
@@ -25,7 +25,7 @@ CONFIG_FOLDER = _NEXT_TO_PACKAGE if _NEXT_TO_PACKAGE.is_dir() else Path(__file__
 GROUPS = ("model", "data", "compress", "space", "budget", "search", "evaluator", "eval", "export", "tracking")
 
 SAFE_VALUES = {"model.trust_remote_code": False, "eval.include_path": None}
-"""Settings that run code from outside evopress, with the value that runs none."""
+"""Settings that can run code from outside evopress, each with the value that runs no such code."""
 
 
 class ConfigError(Exception):
@@ -34,7 +34,7 @@ class ConfigError(Exception):
 
 def build_job(cfg: DictConfig, folder: Path) -> "Job":
     """Build the class of every group. `folder` is the run directory. Raises ConfigError."""
-    from evopress.job import GROUP_CLASSES, Job  # imports torch, for seconds; errors in keys and --help come before
+    from evopress.job import GROUP_CLASSES, Job  # imports torch, which takes seconds; --help does not wait for it
 
     parts: dict[str, Any] = {group: _build_group(cfg, group, GROUP_CLASSES[group]) for group in GROUPS}
     parts["tracker"] = parts.pop("tracking")
@@ -50,10 +50,10 @@ def build_job(cfg: DictConfig, folder: Path) -> "Job":
 
 
 def check_resumed(cfg: DictConfig, *, overrides: Sequence[str], config_dirs: Sequence[str]) -> None:
-    """Raises ConfigError where a saved run would make this one run code from outside evopress. Imports nothing.
+    """Raise ConfigError if the settings of a saved run would run code from outside evopress. Imports nothing.
 
-    Code is run if this command line names it: in its `overrides`, or by `_target_` in a YAML file of `config_dirs`,
-    the folders given by --config-dir.
+    Such code is allowed only if this command line names it: in `overrides`, or as `_target_` in a YAML file of
+    `config_dirs`, the folders that were given by --config-dir.
     """
     named = {override.lstrip("+").partition("=")[0] for override in overrides}
     files = [path for folder in config_dirs for path in Path(folder).rglob("*.yaml")]
@@ -62,14 +62,14 @@ def check_resumed(cfg: DictConfig, *, overrides: Sequence[str], config_dirs: Seq
         target = str(OmegaConf.select(cfg, f"{group}._target_", throw_on_resolution_failure=False))
         if not (target.startswith("evopress.") or target in trusted or f"{group}._target_" in named):
             raise ConfigError(
-                f"{group}._target_ of the saved run is {target!r}, code outside evopress, which a saved run does not "
-                "start: if you trust it, add --config-dir with the folder whose YAML names it"
+                f"{group}._target_ of the saved run is {target!r}. This code is not part of evopress, so it is not "
+                "run: if you trust it, add --config-dir with the folder of the YAML file that names it"
             )
     for key, harmless in SAFE_VALUES.items():
         value = OmegaConf.select(cfg, key, throw_on_resolution_failure=False)
         if value != harmless and key not in named:
             raise ConfigError(
-                f"{key} of the saved run is {value!r}, which runs code that is not part of evopress: if you trust it, "
+                f"{key} of the saved run is {value!r}, which can run code from outside evopress: if you trust it, "
                 f"add {key}={value} to this command"
             )
 
@@ -97,7 +97,7 @@ def _build_group(cfg: DictConfig, group: str, classes: tuple[type, ...]) -> obje
 
 
 def _check_target(group: str, settings: object, classes: tuple[type, ...]) -> None:
-    """Raises ConfigError unless `_target_` is a subclass of `classes`: a configuration must not call anything else."""
+    """Raise ConfigError unless `_target_` is a subclass of `classes`: a configuration must not call anything else."""
     assert isinstance(settings, dict)
     target = settings.get("_target_")
     try:
@@ -105,7 +105,7 @@ def _check_target(group: str, settings: object, classes: tuple[type, ...]) -> No
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ConfigError(f"{group}._target_ is {target!r}, which is not a class that can be imported") from error
     if not issubclass(target_class, classes):
-        expected = " or ".join(f"{one.__module__}.{one.__name__}" for one in classes)
+        expected = " or ".join(f"{cls.__module__}.{cls.__name__}" for cls in classes)
         raise ConfigError(f"{group}._target_ is {target!r}, which is no subclass of {expected}")
     refused = [key for value in settings.values() for key in _hydra_keys(value)]
     refused += [key for key in settings if re.fullmatch("_.*_", str(key)) and key != "_target_"]
@@ -114,7 +114,7 @@ def _check_target(group: str, settings: object, classes: tuple[type, ...]) -> No
 
 
 def _hydra_keys(value: object) -> list[str]:
-    """Keys at any depth that mean something to Hydra, such as _target_."""
+    """Keys at any depth that Hydra interprets, such as _target_."""
     if isinstance(value, list):
         return [key for item in value for key in _hydra_keys(item)]
     if not isinstance(value, dict):
@@ -129,7 +129,7 @@ def _explain(group: str, node: DictConfig, detail: ErrorDetails) -> str:
     if detail["type"] == "unexpected_keyword_argument":
         *place, name = detail["loc"]
         known = [field.name for field in fields(_class_at(get_class(node["_target_"]), place))]
-        return f"{key} is not a setting; {_did_you_mean(str(name), known)}there are {', '.join(known)}"
+        return f"{key} is not a setting; {_did_you_mean(str(name), known)}the settings are {', '.join(known)}"
     if detail["type"] == "missing":
         return f"{key} is missing: set it"
     message = detail["msg"].removeprefix("Value error, ")
@@ -139,14 +139,14 @@ def _explain(group: str, node: DictConfig, detail: ErrorDetails) -> str:
 
 
 def _class_at(cls: Any, place: Sequence[str | int]) -> Any:
-    """The dataclass of the settings at a path such as ("family",) or ("stages", 0) inside those of `cls`."""
+    """The dataclass of nested settings: the one at a path such as ("family",) or ("stages", 0) in `cls`."""
     for name in (part for part in place if isinstance(part, str)):
         cls = next(hint for hint in _nested_hints(get_type_hints(cls)[name]) if is_dataclass(hint))
     return cls
 
 
 def _nested_hints(hint: Any) -> Iterator[Any]:
-    """A type hint and all hints inside it, such as `Stage` in `list[Stage]`."""
+    """Yield a type hint and all hints inside it, such as `Stage` in `list[Stage]`."""
     yield hint
     for part in get_args(hint):
         yield from _nested_hints(part)

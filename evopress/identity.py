@@ -1,8 +1,8 @@
-"""What the things that a run keeps depend on, as JSON. They are used again exactly where this is the same.
+"""The identities of the files that a run keeps, as JSON. A file is reused only if its identity is still the same.
 
-An identity holds everything that the bytes depend on and, so that little has to be made again, nothing else. Two things
-are not in it: the kind of CPU or GPU and the number of threads, which change rounding, but which a run that is resumed
-elsewhere cannot keep.
+An identity contains everything that the bytes of a file depend on. It contains nothing else, so that no file is rebuilt
+without need. Two things that change rounding are left out, because a run that is resumed on another machine cannot keep
+them: the model of the CPU or GPU, and the number of threads.
 """
 
 import json
@@ -23,7 +23,7 @@ from evopress.space.units import Profile
 
 
 def part_identity(part: object, name: str) -> dict[str, object]:
-    """The settings of a compressor or search, and the hash of its code if that is not part of evopress."""
+    """The settings of a compressor or search, and the hash of its code if the code is not part of evopress."""
     code = code_hash(type(part))
     return {"name": name, **asdict(part), **({} if code is None else {"code": code})}  # type: ignore[call-overload]
 
@@ -42,7 +42,7 @@ def database_identity(lm: LanguageModel, compressor: Compressor, splits: Splits,
 
 
 def model_identity(lm: LanguageModel, compress: Compressor | Drop, database: Identity | None) -> Identity:
-    """What the outputs of the dense and of the compressed model depend on. A `Drop` has no database."""
+    """What the outputs of the dense and the compressed models depend on. A `Drop` has no database."""
     levels = part_identity(compress, name_of(compress)) if database is None else fingerprint(database)
     return {**_weights(lm), "attention": _attention(lm), "levels": levels}
 
@@ -74,7 +74,7 @@ def scores_identity(
     test_sets: Mapping[str, Windows],
     tasks: Mapping[str, object],
 ) -> dict:
-    """What the scores of the candidates depend on. `tasks` are the identities of the tasks."""
+    """What the scores of the candidates depend on. `tasks` maps the name of each task to its identity."""
     identity = {
         "candidates": profiles,
         "space": asdict(job.space),
@@ -88,7 +88,7 @@ def scores_identity(
 
 
 def evaluation_identity(job: Job, context: EvaluationContext, scores: Mapping[str, object]) -> dict:
-    """What all that the evaluation writes depends on, checkpoints included. `scores` is the `scores_identity`."""
+    """What the results, the report and the checkpoints depend on. `scores` is the `scores_identity`."""
     identity = {
         **scores,
         "model": job.model.name,
@@ -104,18 +104,18 @@ def evaluation_identity(job: Job, context: EvaluationContext, scores: Mapping[st
 
 
 def _weights(lm: LanguageModel) -> dict[str, object]:
-    """What the weights depend on, and what is computed from them without running the model."""
+    """What the weights depend on, and everything that is computed from them without running the model."""
     versions = library_versions("evopress", "torch", "transformers")
     return {"model": lm.identity, "dtype": str(lm.dtype), "device": lm.device.type, "versions": versions}
 
 
 def _attention(lm: LanguageModel) -> str:
-    """The attention implementation that the model runs with, also where the settings leave it to transformers."""
+    """The attention implementation that the model uses, even if the settings leave the choice to transformers."""
     return str(getattr(lm.model.config, "_attn_implementation", None))
 
 
 def _rounding(job: Job) -> dict[str, int]:
-    """The settings of the evaluator that change results by rounding."""
+    """The settings of the evaluator that change the rounding of results."""
     return {"batch_tokens": job.evaluator.batch_tokens, "head_tokens": job.evaluator.head_tokens}
 
 

@@ -20,7 +20,7 @@ from evopress.space.budget import Budget
 from evopress.space.settings import SpaceSettings
 
 STAGES = ("database", "search", "evaluate")
-"""The stages of a run. A further stage, `plan`, may come first or alone: it only says what the others would take."""
+"""The stages of a run. Another stage, `plan`, may come first or alone: it only estimates the cost of the others."""
 
 GROUP_CLASSES: dict[str, tuple[type, ...]] = {
     "model": (ModelSource,),
@@ -34,15 +34,16 @@ GROUP_CLASSES: dict[str, tuple[type, ...]] = {
     "export": (Export,),
     "tracking": (Tracker,),
 }
-"""The base classes of what each configuration group may build."""
+"""The base classes of the objects that each configuration group may build."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """Everything a run depends on. `folder` is the run directory, `outputs` holds the databases and caches of all runs.
 
-    With `targets`, the run searches several budgets: each target replaces that of `budget`, and has a folder below
-    `folder`. `config` is the configuration as trackers show it. Every run writes `metrics.jsonl`, whatever the tracker.
+    With `targets`, the run searches several budgets. Each target replaces the target of `budget`, and gets its own
+    folder inside `folder`. `config` is the configuration that trackers show. Every run writes `metrics.jsonl`, whatever
+    its tracker.
     """
 
     model: ModelSource | LanguageModel
@@ -64,27 +65,28 @@ class Job:
 
     @property
     def test_sets(self) -> list[TestSet]:
-        """The texts that the results are measured on; the first is the test split. Raises ValueError, see `check`."""
+        """The texts that the results are measured on; the first is the test split. Raises ValueError like `check`."""
         return list_test_sets(self.data, self.eval.datasets, self.eval.test_tokens)
 
     @property
     def planned_stages(self) -> tuple[str, ...]:
-        """The stages that run; all of them where only their plan is asked for."""
+        """The stages that run, or all stages if the job only makes a plan."""
         return STAGES if self.stages == ("plan",) else self.stages
 
     def check(self) -> None:
-        """Raises ValueError if settings do not fit together. Loads nothing."""
+        """Raise ValueError if settings do not fit together. Loads nothing."""
         unknown = set(self.stages) - {"plan", *STAGES}
         if unknown:
             known = ", ".join(("plan", *STAGES))
             raise ValueError(f"stages contains {min(unknown)!r}, which is not a stage: use some of {known}")
         if isinstance(self.compress, Drop) and self.space.drops != "none":
             raise ValueError(
-                f"space.drops={self.space.drops} adds drops to a compressor of layers, and compress=drop needs no such "
-                "addition: set space.drops=none, or compress=gptq or the like for levels and drops together"
+                f"space.drops={self.space.drops} adds drops to a compressor of layers, but compress=drop drops parts "
+                "of the model already: set space.drops=none, or use another compressor, such as compress=gptq, for "
+                "levels and drops together"
             )
         low, high = self.compress.span
-        if self.space.drops != "none":  # everything may be dropped
+        if self.space.drops != "none":  # every part of the model may be dropped
             low, high = (0.0, high) if self.compress.metric == "bits" else (low, 1.0)
         for target in self.targets or (self.budget.target,):
             replace(self.budget, target=target).check(self.compress.metric, (low, high))

@@ -1,4 +1,4 @@
-"""A run from start to end: load, database, search, evaluate, export, report. What is finished is not repeated."""
+"""Runs all stages of a job: load, database, search, evaluate, export, report. Finished stages are not repeated."""
 
 import logging
 from collections.abc import Mapping
@@ -38,9 +38,10 @@ log = logging.getLogger(__name__)
 
 
 def run_job(job: Job) -> Profile | None:
-    """Run the stages of a job. Returns the searched profile; None without a search, or with several targets.
+    """Run the stages of a job and return the profile that the search found.
 
-    Raises ValueError for settings, files or a run directory that do not fit, OSError if a file cannot be written.
+    The result is None if the job does not search, or if it has several targets. Raises ValueError if settings, files or
+    the run directory do not fit together, and OSError if a file cannot be written.
     """
     job.check()
     run = distributed.first_then_others(partial(plan_run, job))
@@ -57,7 +58,7 @@ def run_job(job: Job) -> Profile | None:
 
 
 def _run_tracked(job: Job) -> Profile | None:
-    """Run the stages between the start and the end of tracking."""
+    """Start the tracker, run the stages, and close the tracker."""
     tracker: Tracker = Trackers(JsonLines(), job.tracker) if distributed.is_first() else Tracker()
     name = f"{job.model.name} {name_of(job.compress)} {job.budget} {name_of(job.search)} seed {job.seed}"
     tracker.start(job.folder, name, job.config)
@@ -85,7 +86,7 @@ def _run_stages(job: Job) -> Profile | None:
 
 
 def _search_and_evaluate(job: Job, context: EvaluationContext, clock: Clock | None = None) -> Profile:
-    """The stages that depend on the budget. Without a `clock`, that of the job's folder is opened."""
+    """Run the stages that depend on the budget. Without a `clock`, open the clock of the job's folder."""
     clock = clock or Clock(job.folder / "seconds.json")
     with clock.stage("search"):
         profile = search_profile(job, context)
@@ -95,7 +96,7 @@ def _search_and_evaluate(job: Job, context: EvaluationContext, clock: Clock | No
 
 
 def search_profile(job: Job, context: EvaluationContext) -> Profile:
-    """Search, unless the run directory already has the result of a search with the same settings."""
+    """Search, unless the run directory already contains the result of a search with the same settings."""
     settings = search_identity(job, context)
     profile = read_saved_profile(job.folder, context.space, settings)
     if profile is not None:
@@ -133,11 +134,11 @@ def evaluate_profile(job: Job, context: EvaluationContext, profile: Profile, *, 
     )
     file = open_results(job, context, profiles, test_sets=test_sets)
     if file.is_done:
-        log.info("the evaluation is done already: %s", file.path)
+        log.info("the evaluation is already done: %s", file.path)
         return
     candidates = file.recorded_candidates()
     if candidates:
-        log.info("the scores are measured already: %s", file.path)
+        log.info("the scores are already measured: %s", file.path)
     else:
         with clock.stage("evaluate"):
             candidates = _measure(job, context, profiles, test_sets=test_sets, tasks=file.measured["tasks"])
@@ -169,7 +170,7 @@ def _measure(
     test_sets: Mapping[str, Windows],
     tasks: Mapping[str, Mapping[str, object]],
 ) -> dict[str, Candidate]:
-    """The candidates with their scores. `tasks` are the identities of the tasks."""
+    """Measure every candidate. `tasks` maps the name of each task to its identity."""
     candidates = measure_candidates(context, profiles, metric=job.compress.metric, test_sets=test_sets)
     if not job.eval.tasks:
         return candidates

@@ -1,4 +1,4 @@
-"""Everything that a search needs: the model, its tokens, the space of profiles, the database and the evaluator."""
+"""Prepares everything that a search needs: the model, its tokens, the space, the database and the evaluator."""
 
 import logging
 from functools import partial
@@ -29,18 +29,18 @@ from evopress.space.units import Space
 log = logging.getLogger(__name__)
 
 NUM_CHECK_WINDOWS = 4
-"""Validation windows on which the dense model is checked."""
+"""Number of validation windows on which the dense model is checked."""
 
 
 def load_inputs(job: Job) -> tuple[LanguageModel, Splits]:
-    """Load the model and the tokens, and check the dense model. Raises ValueError if any of them is unusable."""
+    """Load the model and the tokens, and check the dense model. Raises ValueError if any of these is unusable."""
     cache = job.outputs / "cache"
     if isinstance(job.model, LanguageModel):
         lm = job.model
     else:
         lm = distributed.first_then_others(partial(load_model, job.model, cache))
     splits = distributed.from_first(partial(load_splits, job.data, lm.tokenizer, cache))
-    if "evaluate" in job.stages:  # what cannot be evaluated should fail now, not after the search
+    if "evaluate" in job.stages:  # unusable test text should fail now, not after the search
         check_tokens(lm, load_test_sets(splits, job.data, test_sets=job.test_sets, tokenizer=lm.tokenizer, cache=cache))
     check_tokens(lm, {split: getattr(splits, split) for split in SPLITS})
     limit = job.model.max_perplexity if isinstance(job.model, ModelSource) else None
@@ -56,8 +56,8 @@ def check_dense(lm: LanguageModel, tokens: Tensor, *, settings: EvaluatorSetting
     if not (isfinite(dense.perplexity) and dense.perplexity < max_perplexity):
         raise ValueError(
             f"the dense model has perplexity {dense.perplexity:.4g} on data.source, which is not below "
-            f"{max_perplexity:g} (by default that of a uniform guess): check model.path, model.dtype and data.source, "
-            f"or raise model.max_perplexity for a model that is not trained"
+            f"{max_perplexity:g} (the default limit is the perplexity of a uniform guess): check model.path, "
+            f"model.dtype and data.source, or raise model.max_perplexity if the model is untrained"
         )
 
 
@@ -89,7 +89,7 @@ def _log_blocks(tracker: Tracker, done: int, total: int) -> None:
 
 
 def open_database(job: Job, lm: LanguageModel, *, compressor: Compressor, splits: Splits) -> Database:
-    """The database of everything that its levels depend on; new, partly built or complete."""
+    """Open the database for the levels of this job. It may be new, partly built or complete."""
     name = name_of(compressor)
     identity = database_identity(lm, compressor, splits, job.evaluator.batch_tokens)
     return Database.open(job.outputs / "databases" / job.model.name, name, identity, expected_blocks(lm, compressor))

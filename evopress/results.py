@@ -1,4 +1,4 @@
-"""`results.json` of a run, and what of it a resumed run can reuse."""
+"""The file `results.json` of a run, and the parts of it that a resumed run can reuse."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -22,10 +22,11 @@ CANDIDATES = ("dense", "uniform", "searched")
 
 @dataclass(frozen=True)
 class ResultsFile:
-    """`results.json`. `recorded` is its content before this evaluation; empty if it is missing or damaged.
+    """The file `results.json`.
 
-    `measured` is everything that the scores depend on, `done` everything that the whole evaluation depends on. The file
-    gets `measured` together with the scores, and `done` at the very end.
+    `recorded` is the content of the file before this evaluation. It is empty if the file is missing or damaged.
+    `measured` is everything that the scores depend on; it is written together with the scores. `done` is everything
+    that the whole evaluation depends on; it is written at the very end.
     """
 
     path: Path
@@ -55,7 +56,7 @@ def open_results(
     *,
     test_sets: Mapping[str, Windows],
 ) -> ResultsFile:
-    """The results file of a job, for these candidates on these test sets. Collective."""
+    """The results file of a job, for these candidates on these test sets. Every process must call this."""
     path = job.folder / "results.json"
     tasks = distributed.from_first(partial(task_identities, job.eval, context.lm))
     measured = scores_identity(job, context, profiles, test_sets=test_sets, tasks=tasks)
@@ -65,7 +66,7 @@ def open_results(
 
 
 def describe_run(job: Job, context: EvaluationContext, profile: Profile) -> dict[str, object]:
-    """The model, the settings and the tokens of a run: what `results.json` contains apart from scores."""
+    """The model, the settings and the token counts of a run: everything in `results.json` except the scores."""
     search_tokens = read_json(job.folder / "profile.json")["token_equivalents"]
     return {
         "model": job.model.name,

@@ -1,4 +1,4 @@
-"""`profile.json` and `profile.txt` of a run: the result of its search, with everything that the result depends on."""
+"""The files `profile.json` and `profile.txt` of a run. They hold the result of its search and what it depends on."""
 
 import json
 import logging
@@ -16,14 +16,14 @@ log = logging.getLogger(__name__)
 
 
 def read_saved_profile(folder: Path, space: Space, settings: dict) -> Profile | None:
-    """The profile that a search with the same settings saved; None if there is none. Collective.
+    """The profile that a search with the same settings saved, or None. Every process must call this.
 
     Also writes `profile.txt` again, in case it is missing or damaged.
     """
     path = folder / "profile.json"
     if not distributed.from_first(lambda: read_json_if_intact(path).get("settings") == settings):
         return None
-    log.info("the search is done already: %s", path)
+    log.info("the search is already done: %s", path)
     profile = from_json(space, path.read_text(encoding="utf-8"))
     if distributed.is_first():
         write_atomically(folder / "profile.txt", to_text(space, profile))

@@ -1,4 +1,4 @@
-"""What would stop a run hours after its start, checked before the weights of its model are read."""
+"""Finds errors that would stop a run hours after its start, before the weights of its model are read."""
 
 from functools import partial
 from random import Random
@@ -17,9 +17,10 @@ from evopress.targets import jobs_by_target
 
 
 def check_start(job: Job, lm: LanguageModel, space: Space) -> None:
-    """Check all that follows from the settings, the model's configuration and its tokenizer. Collective.
+    """Check everything that follows from the settings, the model's configuration and its tokenizer.
 
-    `lm` may be on the `meta` device. The data of the tasks of lm-eval is loaded, but no weights and no other text.
+    `lm` may be on the `meta` device. This loads the data of lm-eval's tasks, but no weights and no other text. Every
+    process must call it.
 
     Raises:
         ValueError: An export format, a search, a budget or a task does not fit the model.
@@ -37,7 +38,7 @@ def check_start(job: Job, lm: LanguageModel, space: Space) -> None:
 def check_searches(job: Job, lm: LanguageModel, space: Space) -> None:
     """Run every search up to its first question.
 
-    Raises ValueError if a search does not fit the space, or a budget is out of reach or leaves nothing of the model.
+    Raises ValueError if a search does not fit the space, no profile meets a budget, or a budget drops every block.
     """
     for target_job in jobs_by_target(job, space) if job.targets else [job]:
         search, budget = target_job.search, target_job.budget
@@ -49,7 +50,7 @@ def check_searches(job: Job, lm: LanguageModel, space: Space) -> None:
 
 
 def _check_tasks(job: Job, lm: LanguageModel) -> None:
-    from evopress.evaluation.task_rehearsal import rehearse_tasks  # imports lm-eval, for seconds
+    from evopress.evaluation.task_rehearsal import rehearse_tasks  # imports lm-eval, which takes seconds
 
     check_tasks(job.eval)
     rehearse_tasks(job.eval, lm)

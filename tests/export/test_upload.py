@@ -151,7 +151,7 @@ def test_a_run_uploads_last_and_again_if_that_failed(hub: StandInHub, tmp_path, 
     hub.broken = False
     with caplog.at_level(logging.INFO):
         run_job(job)
-    assert "the scores are measured already" in caplog.text
+    assert "the scores are already measured" in caplog.text
     results = read_json(tmp_path / "run" / "results.json")
     assert results["uploads"] == {"hf": f"{hub.address}/lab/small"}
     assert hub.repositories["lab/small"] == files_in(tmp_path / "run" / "checkpoints" / "hf")
