@@ -140,6 +140,20 @@ def test_a_library_is_imported_only_where_the_table_allows(library, modules):
     assert users <= set(modules.split())
 
 
+LOADERS = {"models.pretrained", "models.checkpoints", "models.gguf"}
+"""The modules that let transformers read a folder: they say that its code is not trusted and pickles are not opened."""
+
+
+def test_transformers_reads_folders_only_where_the_arguments_are_checked():
+    callers = {
+        module
+        for module, source in SOURCES.items()
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "from_pretrained"
+    }
+    assert callers <= LOADERS
+
+
 def test_no_function_that_can_run_code_from_a_file_is_called():
     calls = [
         f"{module}:{node.lineno}"

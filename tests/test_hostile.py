@@ -84,7 +84,7 @@ def test_code_next_to_a_model_that_does_not_need_it_is_not_run(model, tmp_path):
 
 def test_a_model_configuration_with_an_attention_kernel_from_the_hub_is_refused(model):
     edit(model / "config.json", attn_implementation="somebody/kernel")
-    with pytest.raises(ValueError, match=r"asks for somebody/kernel, code from the hub: set model\.attention"):
+    with pytest.raises(ValueError, match=r"asks for somebody/kernel, .* code from the hub: set model\.attention"):
         loaded(model)
     assert loaded(model, attention="eager").num_blocks == 3
 
@@ -105,7 +105,7 @@ def test_an_index_must_not_point_outside_the_folder(where, model, tmp_path):
     shutil.move(model / "model.safetensors", tmp_path / "outside.safetensors")
     name = str(tmp_path / "outside.safetensors") if where == "absolute" else where
     (model / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": {"lm_head.weight": name}}))
-    with pytest.raises(ValueError, match=r"outside\.safetensors, which is not a file of its folder"):
+    with pytest.raises(ValueError, match=r"outside\.safetensors, which is not a safetensors file of its folder"):
         loaded(model)
 
 

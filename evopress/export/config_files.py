@@ -9,7 +9,7 @@ import torch
 from transformers import PretrainedConfig
 
 from evopress.export.block_selection import config_of_blocks
-from evopress.export.input_files import write_processor, write_tokenizer
+from evopress.export.input_files import CODE, write_processor, write_tokenizer
 from evopress.export.older_names import with_older_names
 from evopress.export.searched import SearchedModel
 from evopress.models.language_model import LanguageModel
@@ -36,8 +36,8 @@ def write_config_files(config: PretrainedConfig | Mapping[str, object], lm: Lang
     Transformers 4 and 5 read the same from the configuration and the tokenizer.
     """
     if isinstance(config, PretrainedConfig):
-        config.save_pretrained(folder)  # with its code, where the model has its own
-        config = read_json(folder / "config.json")
+        config.save_pretrained(folder)
+        config = {key: value for key, value in read_json(folder / "config.json").items() if key != CODE}
     (folder / "config.json").write_text(json.dumps(with_older_names(config), indent=2, sort_keys=True) + "\n")
     if lm.model.generation_config is not None:
         lm.model.generation_config.to_json_file(folder / "generation_config.json")

@@ -17,6 +17,9 @@ TOKENIZER = "tokenizer_config.json"
 PROCESSOR = "processor_config.json"
 IMAGES = "preprocessor_config.json"
 
+CODE = "auto_map"
+"""The key of a configuration that names Python code, of the folder or of the hub. Checkpoints do not pass it on."""
+
 
 def write_tokenizer(lm: LanguageModel, folder: Path) -> None:
     """Write every file of the tokenizer."""
@@ -27,7 +30,9 @@ def write_tokenizer(lm: LanguageModel, folder: Path) -> None:
     else:
         _copy(published, folder)
     config = read_json(folder / TOKENIZER)
-    if config != (for_both := tokenizer_config_for_both(config)):
+    for_both = tokenizer_config_for_both(config)
+    for_both = for_both if is_code else _without_code(for_both)
+    if config != for_both:
         _write_json(for_both, folder / TOKENIZER)
 
 
@@ -37,11 +42,18 @@ def write_processor(lm: LanguageModel, folder: Path) -> None:
     Transformers 5 may keep the settings for images in the processor's file; transformers 4 has a file for them.
     """
     _copy(lm.origin.model_files, folder)
+    for path in (folder / name for name in lm.origin.model_files if name.endswith("config.json")):
+        if CODE in (values := read_json(path)):
+            _write_json(_without_code(values), path)
     if not (folder / PROCESSOR).is_file() or (folder / IMAGES).is_file():
         return
     processor = read_json(folder / PROCESSOR)
     if "image_processor" in processor:
         _write_json({**processor["image_processor"], "processor_class": processor["processor_class"]}, folder / IMAGES)
+
+
+def _without_code(values: Mapping[str, object]) -> dict[str, object]:
+    return {key: value for key, value in values.items() if key != CODE}
 
 
 def _copy(files: Mapping[str, Path], folder: Path) -> None:

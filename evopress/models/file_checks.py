@@ -1,25 +1,53 @@
 """Checks of a model's files and configuration, made before its weights are read."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from transformers import PretrainedConfig
 
-from evopress.models.location import ModelLocation
-from evopress.models.source import ModelSource
 from evopress.runtime.json_files import read_json
 
 INDEX = "model.safetensors.index.json"
 """Names the file of each tensor, where a model has several files."""
 
+ADAPTER = "adapter_config.json"
+"""Names another model, to whose weights those of the folder are added."""
+
+PLAIN_ATTENTION = (None, "eager", "sdpa", "flex_attention")
+"""The attention implementations for which transformers needs nothing else. For others it may download a kernel."""
 
 QUANTIZATION_KEYS = ("quantization_config", "compression_config")
 """Where a configuration says that the weights are codes; the second one is the name of old compressed-tensors files."""
 
 
-def check_files(source: ModelSource, location: ModelLocation, config: PretrainedConfig) -> None:
-    """Raises ValueError for a model that would run code from the hub, or read files outside of its folder."""
-    _check_attention_kernel(source, config)
-    _check_index(Path(location.path) / INDEX)
+def check_files(path: str | Path, config: PretrainedConfig, *, attention: str | None, setting: str) -> None:
+    """Raises ValueError for a model that would run code from the hub, or read files outside of its folder.
+
+    Args:
+        path: a folder, whose files are checked, or a hub id.
+        attention: the attention implementation that the user chose; None is that of the configuration.
+        setting: where the user chooses it, for errors.
+    """
+    if attention is None:
+        check_attention(config, setting)
+    folder = Path(path)
+    if (folder / ADAPTER).is_file():
+        raise ValueError(f"it is an adapter of another model, by its {ADAPTER}: merge the two and give the result")
+    named = getattr(config, "transformers_weights", None)
+    if named is not None and (Path(str(named)).name != named or ".safetensors" not in Path(str(named)).suffixes):
+        raise ValueError(f"its configuration names the weights {named!r}, which is no safetensors file of its folder")
+    for index in {INDEX, str(named)}:
+        if index.endswith(".json") and (folder / index).is_file():
+            _check_index(folder / index)
+
+
+def check_attention(config: PretrainedConfig, setting: str) -> None:
+    """Raises ValueError for an attention implementation that transformers may download and run."""
+    for part in _parts(config):
+        if part._attn_implementation not in PLAIN_ATTENTION:
+            raise ValueError(
+                f"its configuration asks for {part._attn_implementation}, which may be code from the hub: set {setting}"
+            )
 
 
 def check_is_dense(config: PretrainedConfig, name: str) -> None:
@@ -37,17 +65,17 @@ def check_is_dense(config: PretrainedConfig, name: str) -> None:
     )
 
 
-def _check_attention_kernel(source: ModelSource, config: PretrainedConfig) -> None:
-    """An attention implementation with a slash in its name is a kernel that transformers downloads and runs."""
-    kernel = str(getattr(config, "_attn_implementation", None))
-    if source.attention == "auto" and "/" in kernel and not source.trust_remote_code:
-        raise ValueError(f"its configuration asks for {kernel}, code from the hub: set model.attention")
+def _parts(config: PretrainedConfig) -> Iterator[PretrainedConfig]:
+    """The configuration, and those of the models inside the model."""
+    yield config
+    for value in vars(config).values():
+        if isinstance(value, PretrainedConfig):
+            yield from _parts(value)
 
 
 def _check_index(index: Path) -> None:
-    if not index.is_file():
-        return
+    """Raises ValueError for an index that names anything but safetensors files next to it."""
     files = set(map(str, read_json(index)["weight_map"].values()))
-    outside = [name for name in files if Path(name).name != name]
-    if outside:
-        raise ValueError(f"{INDEX} names {outside[0]}, which is not a file of its folder")
+    wrong = sorted(name for name in files if Path(name).name != name or not name.endswith(".safetensors"))
+    if wrong:
+        raise ValueError(f"{index.name} names {wrong[0]}, which is not a safetensors file of its folder")

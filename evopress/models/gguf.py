@@ -81,8 +81,9 @@ def _convert(source: ModelSource, gguf: Path, folder: Path) -> None:
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         with explain_errors(source):
-            model = read_model(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            options = {"gguf_file": gguf.name, "trust_remote_code": source.trust_remote_code}
+            model = read_model(str(gguf.parent), dtype=torch.float32, **options)
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **options)
         with path_in_errors(folder):
             without_quantization(model).save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)

@@ -32,7 +32,7 @@ def load_model(source: ModelSource, cache: Path) -> LanguageModel:
     device = device_of(source)
     with explain_errors(source):
         config = read_config(source, location)
-        check_files(source, location, config)
+        _check_files(source, location, config)
     structure_of(source, config)
     tokenizer = read_tokenizer(source, location)
     with explain_errors(source):
@@ -61,7 +61,7 @@ def load_structure(source: ModelSource, cache: Path) -> ModelStructure:
     location = _location_to_read(source, cache)
     with explain_errors(source):
         config = read_config(source, location)
-        check_files(source, location, config)
+        _check_files(source, location, config)
     return structure_of(source, config)
 
 
@@ -77,6 +77,13 @@ def _location_to_read(source: ModelSource, cache: Path) -> ModelLocation:
         return location
     folder = existing_conversion(source, Path(location.path) / location.gguf_file, cache)
     return ModelLocation(str(folder)) if folder else location
+
+
+def _check_files(source: ModelSource, location: ModelLocation, config: PretrainedConfig) -> None:
+    is_trusted = source.trust_remote_code or source.attention != "auto"
+    check_files(
+        location.path, config, attention=source.attention if is_trusted else None, setting="model.attention to sdpa"
+    )
 
 
 def structure_of(source: ModelSource, config: PretrainedConfig) -> ModelStructure:

@@ -49,11 +49,16 @@ def read_tokenizer(source: ModelSource, location: ModelLocation) -> PreTrainedTo
 
 def read_model(path: str, **options: object) -> PreTrainedModel:
     """The model with all its weights. Raises ValueError for missing ones, which transformers would fill randomly."""
+    return read_model_and_rest(path, **options)[0]
+
+
+def read_model_and_rest(path: str, **options: object) -> tuple[PreTrainedModel, list[str]]:
+    """The same, and the names of weights that the model does not have."""
     result = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
     model, loading_info = cast(tuple[PreTrainedModel, dict[str, set[str]]], result)
     if missing_keys := loading_info["missing_keys"]:
         raise ValueError(f"{len(missing_keys)} weights are missing, one is {min(missing_keys)}")
-    return model
+    return model, sorted(loading_info["unexpected_keys"])
 
 
 @contextmanager

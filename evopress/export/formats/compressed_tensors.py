@@ -1,13 +1,12 @@
 """Packed integer codes in the layout of compressed-tensors, a width per layer, for transformers and vLLM."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from evopress.compressors.base import Compressor
 from evopress.compressors.drop import Drop
@@ -37,6 +36,7 @@ from evopress.export.registry import register_format
 from evopress.export.searched import SearchedModel
 from evopress.export.settings import Export
 from evopress.export.state import load_state, read_safetensors, write_safetensors
+from evopress.models.checkpoints import empty_model, read_config_values, read_folder, read_folder_config
 from evopress.space.settings import SpaceSettings
 from evopress.weights.integer import QuantizedWeight
 
@@ -151,12 +151,12 @@ class CompressedTensors(Format):
 
     def load(self, folder: Path, dtype: torch.dtype, *, attention: str | None = None) -> PreTrainedModel:
         """Load with transformers. Checkpoints with zero points, which it cannot read, are decoded here."""
-        config = AutoConfig.from_pretrained(folder)
-        groups = json.loads((folder / "config.json").read_text())["quantization_config"]["config_groups"].values()
+        config, values = read_folder_config(folder), read_config_values(folder)
+        groups = _groups(values)
         if all(group["weights"]["symmetric"] for group in groups):
-            return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
+            return read_folder(folder, config, dtype=dtype, attention=attention)
         del config.quantization_config
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+        model = empty_model(config, dtype=dtype, attention=attention)
         widths = {layer: group["weights"]["num_bits"] for group in groups for layer in group["targets"]}
         load_state(model, decoded_state(folder, widths))
         return model
@@ -168,6 +168,15 @@ class CompressedTensors(Format):
             if not is_same(parts_of(layer, state), weight):
                 raise ValueError(f"{self.name}: {layer} does not decode to the codes of the database")
         return {"layers_with_equal_codes": len(searched.levels)}
+
+
+def _groups(values: Mapping[str, object]) -> list[dict[str, Any]]:
+    """The groups of layers in a config.json. Raises ValueError for weights that are packed in another way."""
+    settings = values["quantization_config"]
+    method = settings.get("quant_method") if isinstance(settings, dict) else None
+    if not isinstance(settings, dict) or method != "compressed-tensors":
+        raise ValueError(f"its weights are packed by {method!r}, and only those of compressed-tensors are read")
+    return list(settings["config_groups"].values())
 
 
 def _quantized_weights(searched: SearchedModel) -> dict[str, QuantizedWeight]:

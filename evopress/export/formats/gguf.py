@@ -11,7 +11,7 @@ from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from evopress.compressors.base import Compressor
 from evopress.compressors.drop import Drop
@@ -40,6 +40,7 @@ from evopress.export.registry import register_format
 from evopress.export.searched import SearchedModel
 from evopress.export.settings import Export
 from evopress.export.state import untied_tensors
+from evopress.models.checkpoints import read_folder, read_folder_config
 from evopress.models.language_model import LanguageModel
 from evopress.space.settings import SpaceSettings
 from evopress.weights.block_grids import BLOCK, TYPES, TypeName
@@ -161,11 +162,12 @@ class GGUFFile(Format):
 
     def load(self, folder: Path, dtype: torch.dtype, *, attention: str | None = None) -> PreTrainedModel:
         """Load with transformers, decoded, and with config.json, because it ignores rope scaling in GGUF files."""
-        values = AutoConfig.from_pretrained(folder).to_dict()
+        values = read_folder_config(folder).to_dict()
+        if values["model_type"] not in ARCHITECTURES:
+            raise ValueError(f"its model is {values['model_type']}; of GGUF files, {', '.join(ARCHITECTURES)} are read")
         values["model_type"] = ARCHITECTURES[values["model_type"]]  # transformers has no GGUF of type mistral
-        return AutoModelForCausalLM.from_pretrained(
-            folder, gguf_file=FILE, config=AutoConfig.for_model(**values), dtype=dtype, attn_implementation=attention
-        )
+        config = AutoConfig.for_model(**values)
+        return read_folder(folder, config, dtype=dtype, attention=attention, gguf_file=FILE)
 
     def check_files(self, searched: SearchedModel, folder: Path, *, dtype: torch.dtype) -> dict[str, object]:
         """Decode every layer with the gguf package, and compare with the searched weights bit for bit."""

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from evopress.compressors.base import Compressor
 from evopress.compressors.drop import Drop
@@ -14,6 +14,7 @@ from evopress.export.planned import PlannedModel
 from evopress.export.registry import register_format
 from evopress.export.searched import SearchedModel
 from evopress.export.state import untied_tensors, write_safetensors
+from evopress.models.checkpoints import read_folder, read_folder_config
 from evopress.space.settings import SpaceSettings
 
 FROM_PRETRAINED = (
@@ -62,7 +63,7 @@ class DenseSafetensors(Format):
         write_config_files(config_without_dropped_blocks(searched, dtype), searched.lm, folder)
 
     def load(self, folder: Path, dtype: torch.dtype, *, attention: str | None = None) -> PreTrainedModel:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
+        return read_folder(folder, read_folder_config(folder), dtype=dtype, attention=attention)
 
 
 def _dropped_blocks(searched: SearchedModel) -> set[int]:

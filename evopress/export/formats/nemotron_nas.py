@@ -7,13 +7,12 @@ norm of an MLP.
 Source: `nemotron_nas.py` of vLLM 0.32.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+from transformers import LlamaConfig, PreTrainedModel
 
 from evopress.compressors.base import Compressor
 from evopress.compressors.drop import Drop
@@ -28,6 +27,7 @@ from evopress.export.planned import PlannedModel
 from evopress.export.registry import register_format
 from evopress.export.searched import SearchedModel
 from evopress.export.state import load_state, read_safetensors, untied_tensors, write_safetensors
+from evopress.models.checkpoints import empty_model, read_config_values
 from evopress.models.structure import ModelStructure
 from evopress.models.subblocks import no_op
 from evopress.space.settings import SpaceSettings
@@ -101,10 +101,10 @@ class NemotronNAS(Format):
 
     def load(self, folder: Path, dtype: torch.dtype, *, attention: str | None = None) -> PreTrainedModel:
         """A Llama model whose missing sub-blocks add nothing. transformers has no class for this layout."""
-        values = json.loads((folder / "config.json").read_text())
+        values: dict[str, Any] = read_config_values(folder)
         block_configs = values.pop("block_configs")
         config = LlamaConfig.from_dict({**values, "model_type": "llama", "architectures": ["LlamaForCausalLM"]})
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+        model = empty_model(config, dtype=dtype, attention=attention)
         absent: list[str] = []
         for index, block_config in enumerate(block_configs):
             for subblock in missing_subblocks(block_config):

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from evopress.export.state import State, read_safetensors
+from evopress.weights.base import CompressedWeight, from_tensors
 from evopress.weights.integer import QuantizedWeight
-from evopress.weights.packing import pack, unpack
+from evopress.weights.packing import pack
 
 PARTS = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point")
 """The tensors that replace the weight of a layer. Only layers with zero points have the last one."""
@@ -63,19 +64,29 @@ def is_same(stored: Mapping[str, Tensor], weight: QuantizedWeight) -> bool:
 
 
 def decoded_state(folder: Path, widths: Mapping[str, int]) -> State:
-    """All tensors of a checkpoint by the names of the dense model. `widths` has the bits of every packed layer."""
+    """All tensors of a checkpoint by the names of the dense model. `widths` has the bits of every packed layer.
+
+    Raises ValueError for a layer whose tensors do not fit together.
+    """
     state = read_safetensors(folder)
     for layer, bits in widths.items():
         parts = parts_of(layer, state)
         for part in parts:
             del state[f"{layer}.{part}"]
-        rows, cols = parts["weight_shape"].tolist()
-        zeros = None
-        if "weight_zero_point" in parts:
-            zeros = unpack(parts["weight_zero_point"].t().contiguous(), bits, cols=rows).t().contiguous()
-        weight = QuantizedWeight(parts["weight_packed"], parts["weight_scale"], zeros, bits, cols)
-        state[f"{layer}.weight"] = weight.dense()
+        state[f"{layer}.weight"] = _weight_of(parts, bits).dense()
     return state
+
+
+def _weight_of(parts: Mapping[str, Tensor], bits: int) -> CompressedWeight:
+    """The weight of a layer from its tensors. Raises ValueError if they do not fit together."""
+    rows, cols = parts["weight_shape"].tolist()
+    tensors = {"codes": parts["weight_packed"], "scales": parts["weight_scale"]}
+    if "weight_zero_point" in parts:
+        tensors["zeros"] = parts["weight_zero_point"].t().contiguous()
+    weight = from_tensors({"kind": "quantized", "bits": bits, "cols": cols}, tensors)
+    if weight.shape != (rows, cols):
+        raise ValueError(f"a weight of shape {weight.shape} has the weight_shape {(rows, cols)}")
+    return weight
 
 
 def quantization_config(weights: Mapping[str, QuantizedWeight], *, head: str) -> dict[str, object]:
