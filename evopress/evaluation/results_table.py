@@ -17,7 +17,7 @@ def as_table(candidates: Mapping[str, Candidate]) -> str:
             name,
             f"{candidate.size_bytes / 1e6:.1f}",
             f"{candidate.bits_per_weight_with_scales:.2f}",
-            *(cell for key in data_sets for cell in (f"{candidate.perplexity[key]:.4g}", f"{candidate.kl[key]:.4f}")),
+            *(cell for key in data_sets for cell in (f"{candidate.perplexity[key]:.4g}", f"{candidate.kl[key]:z.4f}")),
             *(_score(candidate.tasks.get(task, {}), key) for task, key in tasks.items()),
         ]
         for name, candidate in candidates.items()

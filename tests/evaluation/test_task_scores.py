@@ -86,3 +86,8 @@ def test_the_table_shows_the_first_metric_of_each_task_with_its_standard_error()
 def test_trackers_get_names_without_commas():
     names = candidate(gsm8k={"exact_match,strict-match": 0.1}, piqa={"acc,none": 0.7, "acc_stderr,none": 0.1}).metrics()
     assert {"gsm8k/exact_match/strict-match", "piqa/acc", "piqa/acc_stderr"} <= names.keys()
+
+
+def test_a_kl_that_is_below_zero_by_rounding_is_shown_as_zero():
+    rounded = Candidate(10**6, 3.0, 3.1, {"pydoc": 12.0}, {"pydoc": -1e-9})
+    assert as_table({"dense": rounded}).splitlines()[-1].split()[-1] == "0.0000"
