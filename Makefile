@@ -38,7 +38,7 @@ test: $(VENV)/ready ## every test, in two processes (WORKERS=n for more)
 test-fast: $(VENV)/ready ## the tests that are not marked slow
 	OMP_NUM_THREADS=1 $(RUN) pytest -n $(WORKERS) -m "not slow"
 
-test-faults: $(VENV)/ready ## kills, full disks, damaged and hostile files, bad input, odd numbers: counted (about 20 minutes)
+test-faults: $(VENV)/ready ## kills, damage, bad input, hostile files, odd numbers, keys, late errors: counted (about 20 minutes)
 	OMP_NUM_THREADS=1 EVOPRESS_KILLS=36 $(RUN) pytest -n $(WORKERS) -m counts
 
 bench: $(VENV)/ready ## time, work and rate of every phase, under 10 minutes

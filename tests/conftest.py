@@ -9,7 +9,15 @@ import pytest
 
 hypothesis.settings.load_profile("ci")  # the same examples in every run
 
-KINDS = ("kills survived", "faults", "bad inputs", "numerics", "hostile files", "late errors found early")
+KINDS = (
+    "kills survived",
+    "faults",
+    "bad inputs",
+    "hostile files",
+    "odd numbers",
+    "identity keys walked",
+    "late errors found early",
+)
 """Arguments of the marker `counts`."""
 
 survived: Counter[str] = Counter()

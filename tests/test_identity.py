@@ -225,6 +225,7 @@ def test_every_key_has_a_rule_or_a_reason():
     assert RULES.keys() | IRRELEVANT.keys() == keys
 
 
+@pytest.mark.counts("identity keys walked")
 @pytest.mark.parametrize("key", RULES)
 def test_a_key_changes_the_identities_that_it_is_part_of_and_no_other(key, files, before, tmp_path):
     expected, value = RULES[key]
@@ -232,6 +233,7 @@ def test_a_key_changes_the_identities_that_it_is_part_of_and_no_other(key, files
     assert {name for name in before if after[name] != before[name]} == set(expected.split())
 
 
+@pytest.mark.counts("identity keys walked")
 @pytest.mark.parametrize("key", CHANGED)
 def test_a_key_that_cannot_change_bytes_changes_no_identity(key, files, before, tmp_path):
     assert key in IRRELEVANT

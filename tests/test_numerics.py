@@ -25,7 +25,7 @@ from evopress.space.budget import Budget
 from evopress.space.settings import SpaceSettings
 from tests.tiny_models import random_model, token_windows, tokenizer, wrap_model
 
-pytestmark = pytest.mark.counts("numerics")
+pytestmark = pytest.mark.counts("odd numbers")
 
 SMALL_DATA = dict(source="pydoc", window=32, search_tokens=64, validation_tokens=64, test_tokens=64)
 

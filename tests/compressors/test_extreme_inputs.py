@@ -9,7 +9,7 @@ from evopress.compressors.gptq import GPTQ
 from evopress.compressors.sparsegpt import SparseGPT
 from evopress.compressors.wanda import Wanda
 
-pytestmark = pytest.mark.counts("numerics")
+pytestmark = pytest.mark.counts("odd numbers")
 
 COMPRESSORS = [
     GPTQ(bits=(2, 4), group_size=32),

@@ -24,7 +24,7 @@ def test_running_hessian_is_twice_the_mean_of_outer_products_however_it_is_split
     torch.testing.assert_close(running.result(), expected, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.counts("numerics")
+@pytest.mark.counts("odd numbers")
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_inputs_that_are_not_finite_are_noticed(bad):
     X, running = normal_inputs(), RunningHessian(normal_inputs().shape[1])

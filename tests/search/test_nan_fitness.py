@@ -19,7 +19,7 @@ from evopress.space.budget import Budget
 from evopress.space.units import Profile
 from tests.spaces import BITS3, bit_space, drop_space, play, sparse_space
 
-pytestmark = pytest.mark.counts("numerics")
+pytestmark = pytest.mark.counts("odd numbers")
 
 NAN = float("nan")
 STAGES = [Stage(survivors=2, tokens=8), Stage(survivors=1, tokens=16)]
