@@ -27,12 +27,24 @@ def check_start(job: Job, lm: LanguageModel, space: Space) -> None:
     """
     if job.data.bos:
         bos_tokens(lm.tokenizer)
+    _check_positions(job, lm)
     planned = PlannedModel(lm=lm, compressor=job.compress, space=space, window=job.data.window)
     check_export_of_model(job.export, planned)
     check_searches(job, lm, space)
     if "evaluate" in job.planned_stages and job.eval.tasks:
         check_chat_template(job.eval, lm.tokenizer)
         distributed.from_first(partial(_check_tasks, job, lm))
+
+
+def _check_positions(job: Job, lm: LanguageModel) -> None:
+    """Raises ValueError for windows with more positions than the model has embeddings for; rotary ones have no end."""
+    limit = getattr(lm.text_config, "max_position_embeddings", None)
+    is_rotary = getattr(lm.text_config, "rope_parameters", None) is not None
+    if limit is not None and not is_rotary and job.data.window > limit:
+        raise ValueError(
+            f"data.window is {job.data.window}, and the model has embeddings for {limit} positions: set it to {limit} "
+            "or less"
+        )
 
 
 def check_searches(job: Job, lm: LanguageModel, space: Space) -> None:

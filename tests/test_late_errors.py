@@ -208,6 +208,9 @@ LATE_ERRORS: dict[str, Late] = {
     "data, no token of the beginning": Late(
         r"set data\.bos=false", tokenizer="no special tokens", changes={"data": replace(DATA, bos=True)}
     ),
+    "data, more positions than the model has": Late(
+        "the model has embeddings for 256 positions", family="opt", changes={"data": replace(DATA, window=512)}
+    ),
     "W&B, not logged in": Late("no W&B API key", changes={"tracker": WandB(mode="online")}),
 }
 
