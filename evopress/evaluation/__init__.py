@@ -1,1 +1,4 @@
-"""What is measured of profiles: fitness, switch effects, scores on tasks. May import rooms up to search, not export."""
+"""Measures profiles: fitness, effects of level switches, scores on tasks.
+
+May import `runtime`, `data`, `models`, `space`, `database` and `search`.
+"""

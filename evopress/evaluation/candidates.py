@@ -15,7 +15,7 @@ from evopress.space.build import dense_bytes
 from evopress.space.units import Profile, Space
 
 PROGRESS_WINDOWS = 32
-"""Test windows that all processes together measure between two steps of the progress bar."""
+"""Test windows between two steps of the progress bar, summed over all processes."""
 
 DENSE_BITS = 16.0
 """Bits of a weight that is not compressed."""
@@ -25,9 +25,9 @@ DENSE_BITS = 16.0
 class Candidate:
     """The size of a model and its scores, as `results.json` stores them.
 
-    `perplexity`, `kl` and `kl_by_position` have a value per data set. `tasks` has the scores of every task or group, as
-    lm-eval names them. `bits_per_weight` counts the codes of the weights only, `bits_per_weight_with_scales` also
-    scales and zero points.
+    `perplexity`, `kl` and `kl_by_position` have a value per data set. `tasks` has the scores of every task or group,
+    under the names that lm-eval uses. `bits_per_weight` counts only the codes of the weights;
+    `bits_per_weight_with_scales` also counts scales and zero points.
     """
 
     size_bytes: int
@@ -61,9 +61,10 @@ def measure_candidates(
     metric: Metric,
     test_sets: Mapping[str, Tensor],
 ) -> dict[str, Candidate]:
-    """Measure the candidates, given by name, on `test_sets` (windows by name). Their tasks stay empty.
+    """Measure the candidates on the test sets. Their `tasks` stay empty.
 
-    `metric` says what the compressor's levels are measured in. Collective.
+    `profiles` and `test_sets` (token windows) are keyed by name. `metric` is the metric of the compressor's levels.
+    Every process must call this.
     """
     candidates = {name: _unmeasured(context, profile, metric) for name, profile in profiles.items()}
     for test_set, tokens in test_sets.items():

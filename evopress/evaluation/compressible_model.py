@@ -28,7 +28,7 @@ class CompressibleModel:
     weights: DecodedWeights | None
 
     def choices(self, profile: Profile | None) -> list[BlockChoice]:
-        """What each block runs with at `profile`; None is the dense model."""
+        """The levels and dropped sub-blocks of each block at `profile`; None is the dense model."""
         return choices_by_block(self.space, self.lm, profile)
 
     def block_weights(self, block: int, choice: BlockChoice) -> dict[str, Tensor]:
@@ -44,5 +44,5 @@ class CompressibleModel:
         return self.weights.get(block, layer, level)
 
     def embedding_and_head(self, profile: Profile | None) -> EmbeddingAndHead:
-        """The weights of embeddings and head at `profile`, where it chooses levels for them."""
+        """The weights of embeddings and head at `profile`, if it chooses levels for them."""
         return embedding_and_head_weights(self.lm, self.weights, embedding_and_head_levels(self.space, profile))

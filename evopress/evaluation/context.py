@@ -1,4 +1,4 @@
-"""Everything that an evaluation works with, gathered in one value."""
+"""Everything that an evaluation needs, collected in one value."""
 
 from dataclasses import dataclass
 
@@ -12,9 +12,10 @@ from evopress.space.units import Space
 
 @dataclass(frozen=True)
 class EvaluationContext:
-    """A loaded model with its tokens, its space of profiles, and their evaluator.
+    """A loaded model with its tokens, its space of profiles, and the evaluator of these profiles.
 
-    `database` is None for drops, which need none. `identity` holds everything that fitness depends on, as JSON.
+    `database` is None if the job only drops parts, because drops need no database. `identity` holds everything about
+    the model that fitness depends on, as JSON.
     """
 
     lm: LanguageModel

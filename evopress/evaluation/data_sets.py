@@ -19,9 +19,10 @@ log = logging.getLogger(__name__)
 def load_test_sets(
     splits: Splits, data: Data, *, test_sets: Sequence[TestSet], tokenizer: PreTrainedTokenizerBase, cache: Path
 ) -> dict[str, Windows]:
-    """The test split, which is the first of `test_sets`, and the windows of the others, by name. Collective.
+    """The token windows of every test set, by name. The first of `test_sets` is the test split.
 
-    Raises ValueError for too little text, and for text that is also in the calibration, search or validation split.
+    Every process must call this. Raises ValueError if there is too little text, or if some of the text is also in the
+    calibration, search or validation split.
     """
     return distributed.from_first(partial(_load, splits, data, test_sets, tokenizer, cache))
 
@@ -36,5 +37,5 @@ def _load(
     }
     check_test_windows(splits, windows)
     for name, tokens in windows.items():
-        log.info("tokens of the test text %s: %d", name, tokens.numel())
+        log.info("test text %s: %d tokens", name, tokens.numel())
     return {first.name: splits.test, **windows}

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def check_eval(settings: Eval) -> None:
-    """Raises ValueError for folders and tasks that do not exist. Loads no model and no data."""
+    """Raise ValueError for folders and tasks that do not exist. Loads no model and no data."""
     if settings.include_path is not None and not Path(settings.include_path).is_dir():
         raise ValueError(f"eval.include_path is {settings.include_path!r}, which is not a folder")
     _check_num_fewshot(settings)
@@ -29,8 +29,8 @@ def check_eval(settings: Eval) -> None:
 def _check_num_fewshot(settings: Eval) -> None:
     for task in settings.num_fewshot if isinstance(settings.num_fewshot, dict) else ():
         if task not in settings.tasks:
-            named = ", ".join(settings.tasks) or "is empty"
-            raise ValueError(f"eval.num_fewshot names {task!r}, which is not in eval.tasks ({named}): add it there")
+            tasks = ", ".join(settings.tasks) or "empty"
+            raise ValueError(f"eval.num_fewshot names {task!r}, which is not in eval.tasks ({tasks}): add it there")
 
 
 def _check_names(settings: Eval) -> None:
@@ -39,9 +39,10 @@ def _check_names(settings: Eval) -> None:
         if settings.tasks.count(task) > 1:
             raise ValueError(f"eval.tasks names {task!r} twice: name it once")
         if task not in known_tasks:
-            similar = ", ".join(difflib.get_close_matches(task, known_tasks, n=3)) or "none is close"
+            similar = ", ".join(difflib.get_close_matches(task, known_tasks, n=3)) or "none"
             raise ValueError(
-                f"eval.tasks names {task!r}, which lm-eval does not have ({similar}): see `lm-eval ls tasks`"
+                f"eval.tasks names {task!r}, which is not a task of lm-eval (similar names: {similar}): "
+                "`lm-eval ls tasks` lists all tasks"
             )
 
 
@@ -57,7 +58,7 @@ def check_tasks(settings: Eval) -> None:
             _check_examples(name, task, settings.num_fewshot_of(entry))
     kinds = {task.get_config("output_type") for tasks in loaded.values() for task in tasks.values()}
     if settings.gen_kwargs and not kinds & {"generate_until", None}:
-        raise ValueError("eval.gen_kwargs is set, but the model generates text in none of eval.tasks: set it to null")
+        raise ValueError("eval.gen_kwargs is set, but no task of eval.tasks generates text: set it to null")
 
 
 def _check_overlap(loaded: "Mapping[str, Mapping[str, Task]]") -> None:
@@ -74,17 +75,17 @@ def _check_overlap(loaded: "Mapping[str, Mapping[str, Task]]") -> None:
 def _check_kind(name: str, task: "Task") -> None:
     if getattr(task, "UNSAFE_CODE", False):
         raise ValueError(
-            f"eval.tasks contains {name!r}, which runs code that the model writes: export the model and run this task "
-            "with lm-eval itself, where you can isolate it"
+            f"eval.tasks contains {name!r}, which runs code that the model writes: export the model, and run this task "
+            "with lm-eval itself in an isolated environment"
         )
     if getattr(task, "MULTIMODAL", False):
-        raise ValueError(f"eval.tasks contains {name!r}, which needs images or sound: use tasks of text only")
+        raise ValueError(f"eval.tasks contains {name!r}, which needs images or sound: use text-only tasks")
 
 
 def _check_examples(name: str, task: "Task", num_fewshot: int | None) -> None:
     if num_fewshot and task.get_config("num_fewshot") == 0:
         log.warning(
-            "%s is run without examples, not with %d as eval.num_fewshot says: lm-eval never adds examples to a task "
+            "%s runs without examples, although eval.num_fewshot asks for %d: lm-eval never adds examples to a task "
             "whose own num_fewshot is 0",
             name,
             num_fewshot,
@@ -92,7 +93,7 @@ def _check_examples(name: str, task: "Task", num_fewshot: int | None) -> None:
 
 
 def check_chat_template(settings: Eval, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises ValueError if tasks are to use a chat template and the tokenizer cannot write their messages."""
+    """Raise ValueError if tasks use a chat template, but the tokenizer has none or its template refuses messages."""
     if not (settings.tasks and settings.apply_chat_template):
         return
     if tokenizer.chat_template is None:
@@ -104,7 +105,7 @@ def check_chat_template(settings: Eval, tokenizer: PreTrainedTokenizerBase) -> N
     messages = [*system, {"role": "user", "content": "question"}]
     try:
         tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except Exception as error:  # a template is a program; each refuses messages with an exception of its own
+    except Exception as error:  # a template is a program that can raise errors of many types
         raise ValueError(
             f"eval.apply_chat_template is true, but the chat template of the model refuses the messages "
             f"({type(error).__name__}: {error}): set it to false"

@@ -14,22 +14,22 @@ GenerationValue = bool | int | float | str | list[str]
 class Eval:
     """What is measured at the end, besides KL and perplexity on the test split.
 
-    The settings of tasks have the names and the meaning that they have in lm-eval.
+    The settings of tasks have the same names and meanings as in lm-eval.
 
     Attributes:
-        datasets: More texts for KL and perplexity; sources as in `data.source`.
-        test_tokens: Of each of these texts, rounded up to whole windows. None takes all whole windows there are.
+        datasets: More texts for KL and perplexity, given like `data.source`.
+        test_tokens: Tokens to use of each of these texts, rounded up to whole windows. None uses all whole windows.
         tasks: Tasks, groups and tags of lm-evaluation-harness, or of the YAML files in `include_path`.
         include_path: A folder with YAML files of tasks. They may name Python functions and templates, which lm-eval
             runs, so use only files that you trust.
-        num_fewshot: Examples in the prompt, for all tasks or by the name of the task; None leaves it to the task.
-        limit: Only the first examples of each task: a number of them, or a share below 1.
-        batch_size: Sequences that the model scores at once; "auto" tries what fits into memory.
+        num_fewshot: Number of examples in the prompt, for all tasks or by task name. None uses each task's default.
+        limit: Use only the first examples of each task: a number of examples, or a share below 1. None uses all.
+        batch_size: Sequences that the model scores at once; "auto" finds how many fit into memory.
         apply_chat_template: Whether prompts are written as messages, with the chat template of the tokenizer.
-        fewshot_as_multiturn: Whether each example is a question and an answer in a conversation, instead of all of them
-            in one message. Matters with a chat template only.
-        system_instruction: Text before every prompt; with a chat template, the message of the system.
-        gen_kwargs: Settings of generation, such as `temperature`, that replace those of the task.
+        fewshot_as_multiturn: Whether each example becomes a question and an answer in the conversation. Otherwise all
+            examples are in one message. Has an effect only with a chat template.
+        system_instruction: Text before every prompt; with a chat template, the system message.
+        gen_kwargs: Generation settings, such as `temperature`, that replace the task's own.
         log_samples: Whether every prompt and answer is written to the run directory.
     """
 
@@ -52,7 +52,7 @@ class Eval:
         numbers = list(value.values()) if isinstance(value, dict) else [0 if value is None else value]
         if all(_is_integer(number) and number >= 0 for number in numbers):
             return value
-        raise ValueError("give one number of examples, or a mapping such as {gsm8k: 5}; 0 is the smallest number")
+        raise ValueError("give a number of examples, 0 or more, or a mapping such as {gsm8k: 5}")
 
     @field_validator("limit", mode="before")
     @classmethod
@@ -70,7 +70,7 @@ class Eval:
         raise ValueError("give a number of sequences, at least 1, or auto")
 
     def num_fewshot_of(self, task: str) -> int | None:
-        """The examples in the prompt of one entry of `tasks`; None leaves it to the task."""
+        """The number of examples in the prompt of one entry of `tasks`; None is the task's default."""
         return self.num_fewshot.get(task) if isinstance(self.num_fewshot, dict) else self.num_fewshot
 
 

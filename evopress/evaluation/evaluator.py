@@ -1,4 +1,4 @@
-"""The fitness of many profiles on one minibatch. Profiles share the blocks that they have in common.
+"""Measures the fitness of many profiles on one minibatch. Work that several profiles have in common is done once.
 
 All profiles go through the model together, block by block. Profiles that agree on blocks 0 … b−1 share one state.
 At block b the distinct states are grouped by the levels that their profiles choose there::
@@ -9,9 +9,9 @@ At block b the distinct states are grouped by the levels that their profiles cho
             set the weights of block b once, and run it on every distinct state with this choice
     compute the KL of every distinct final state from the dense model's, a chunk of tokens at a time
 
-The result equals that of loading each profile and running the whole model, up to float rounding. To the last bit, it
-depends only on the profile, the windows and the settings: not on the other profiles, not on what ran before, and not on
-how many processes share the work. Every process gets all results.
+Up to float rounding, the result is the same as loading each profile and running the whole model. Its exact bits depend
+only on the profile, the windows and the settings. They do not depend on the other profiles, on earlier calls or on the
+number of processes. Every process gets all results.
 """
 
 from collections.abc import Sequence
@@ -38,11 +38,11 @@ from evopress.space.units import Profile, Space
 
 
 class Run(NamedTuple):
-    """A profile, or None for the dense model, on one part of the windows, given by its index.
+    """A profile (None is the dense model) on one part of the windows. `part` is the index of that part.
 
-    The windows of a part always go through a block together, and without those of any other run, because a matrix
-    product of another shape may round differently. How windows are split into parts depends only on the settings and
-    on the length of the windows.
+    The windows of a part always go through a block together, and never together with windows of another run, because a
+    matrix product of another shape may round differently. The split into parts depends only on the settings and on the
+    length of the windows.
     """
 
     part: int
@@ -54,8 +54,9 @@ class EvaluatorSettings:
     """How the fitness of a profile is measured, and how much memory that may take.
 
     `fitness` is the KL from the dense model (`kl`), the KL over its `top_k` most likely tokens (`topk_kl`), or the
-    `perplexity`. `cache_gb` limits the decoded weights. `states_gb` limits the hidden states; calibration states beyond
-    it are kept in a file. `batch_tokens` go through a block at once, `head_tokens` through the head.
+    `perplexity`. `cache_gb` limits the memory for decoded weights. `states_gb` limits the memory for hidden states;
+    larger calibration states are kept in a file. `batch_tokens` is how many tokens go through a block at once, and
+    `head_tokens` how many go through the head at once.
     """
 
     fitness: Fitness = "kl"
@@ -67,7 +68,7 @@ class EvaluatorSettings:
 
 
 class Evaluator:
-    """Compares profiles of `space` with the dense model. `weights` is None where no unit has layers (drops)."""
+    """Compares profiles of `space` with the dense model. `weights` is None if the units have no layers (drops)."""
 
     def __init__(self, lm: LanguageModel, space: Space, weights: DecodedLevels | None, settings: EvaluatorSettings):
         self.lm = lm
@@ -76,13 +77,13 @@ class Evaluator:
         self.settings = settings
         self.compressible = CompressibleModel(lm, space, weights)
         self.block_tokens = 0
-        """Tokens × blocks that this process has run for profiles. The dense model does not count: it may be cached."""
+        """Tokens × blocks that this process has run for profiles. The dense model, which may be cached, is excluded."""
         self._teacher_cache = TeacherCache(settings.states_gb * 1e9 / 2)
 
     def evaluate(
         self, profiles: Sequence[Profile], tokens: Int[Tensor, "batch time"], fitness: Fitness | None = None
     ) -> list[float]:
-        """Fitness of each profile on one minibatch, lower is better; `fitness` overrides that of the settings."""
+        """Fitness of each profile on one minibatch; lower is better. `fitness` overrides the settings."""
         fitness = fitness or self.settings.fitness
         results = self.measure(profiles, tokens, top_k=self.settings.top_k if fitness == "topk_kl" else None)
         return [result.perplexity if fitness == "perplexity" else result.mean_kl for result in results]
@@ -93,7 +94,7 @@ class Evaluator:
     ) -> list[Divergence]:
         """KL from the dense model and cross-entropy of each profile; None stands for the dense model.
 
-        With `top_k` the KL is that over the dense model's `top_k` most likely tokens. Collective: all processes pass
+        With `top_k`, the KL covers only the dense model's `top_k` most likely tokens. Every process must call this with
         the same arguments.
         """
         parts = tokens.split(self._windows_per_part(tokens.shape[1]))
@@ -107,7 +108,7 @@ class Evaluator:
         ]
 
     def passes(self, profiles: Sequence[Profile]) -> float:
-        """Forward passes through the whole model that these profiles take when each common prefix runs once."""
+        """How many forward passes through the whole model these profiles cost, if each common prefix runs once."""
         choices = [self.compressible.choices(profile) for profile in profiles]
         block_runs = (run for runs, _ in shared_runs(choices, [0] * len(choices)) for run in runs)
         return sum(run.is_computed for run in block_runs) / self.lm.num_blocks
@@ -117,7 +118,7 @@ class Evaluator:
         self._teacher_cache.clear()
 
     def _measure_runs(self, runs: Sequence[Run], parts: Sequence[Tensor], top_k: int | None) -> dict[Run, Divergence]:
-        """The divergence of every run of this process, as many runs at once as memory allows."""
+        """The divergence of every run of this process. As many runs as fit into memory run together."""
         batch_size = self._runs_at_once(parts[0])
         measured: dict[Run, Divergence] = {}
         for first in range(0, len(runs), batch_size):
@@ -181,7 +182,7 @@ class Evaluator:
     def _run_block(
         self, block: int, block_runs: Sequence[BlockRun], states: list[Tensor], kwargs: BlockKwargs
     ) -> list[Tensor]:
-        """The output of each run. Weights are set once per choice; states go in one by one, for the reason in `Run`."""
+        """The output of each run. Weights are set once per choice. States run one by one; `Run` explains why."""
         outputs = []
         for choice, group in groupby(block_runs, key=lambda run: run.choice):
             weights = self.compressible.block_weights(block, choice)
@@ -192,11 +193,11 @@ class Evaluator:
         return outputs
 
     def _windows_per_part(self, window: int) -> int:
-        """How many windows go through a block at once. No limit on memory matters here, as this changes rounding."""
+        """How many windows go through a block at once. Memory limits must not change this, as it changes rounding."""
         return max(1, self.settings.batch_tokens // window)
 
     def _runs_at_once(self, part: Tensor) -> int:
-        """For how many runs half of `states_gb` can hold the states before and after a block."""
+        """How many runs can go through the model together, at least one, so that their states fit into memory."""
         return max(1, self._states_in_memory(part.numel()))
 
     def _states_in_memory(self, num_tokens: int) -> int:

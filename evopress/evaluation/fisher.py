@@ -10,8 +10,8 @@ def fisher_probe(
 ) -> Float[Tensor, "tokens vocabulary"]:
     """A random z per token with E z zᵀ = diag q − q qᵀ, the Fisher information of logits with softmax q.
 
-    z = √q ⊙ ξ − q (√q · ξ), where ξ is a vector of random signs. A one-hot outcome drawn from q, minus q, has the same
-    second moment, but its squared effects have a far heavier tail.
+    z = √q ⊙ ξ − q (√q · ξ), where ξ is a vector of random signs. The simpler choice, a one-hot sample from q minus q,
+    has the same second moment, but the distribution of its squared effects has a much heavier tail.
     """
     signs = torch.randint(2, q.shape, generator=generator, dtype=torch.int8).to(q.device) * 2 - 1
     signed_roots = q.sqrt() * signs

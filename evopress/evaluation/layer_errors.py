@@ -7,8 +7,8 @@ from evopress.space.units import OUTSIDE, Space
 def layer_errors(space: Space, database: Database) -> list[list[float]]:
     """[unit][level]: the compressor's normalised errors, summed over the layers of the unit.
 
-    A sub-block that may be dropped has no layers of its own. If it is dropped, all layers inside it lose their output,
-    which is an error of one for each of them.
+    A sub-block that may be dropped has no layers of its own. If it is dropped, the layers inside it lose all of their
+    output, so each of them has an error of 1.
     """
     return [_unit_errors(space, database, index) for index in range(len(space))]
 

@@ -1,4 +1,4 @@
-"""Runs tasks of lm-evaluation-harness on a model in memory. The harness is imported when used: it takes seconds."""
+"""Runs tasks of lm-evaluation-harness on a model in memory. Its import takes seconds, so functions import it."""
 
 import contextlib
 import copy
@@ -24,22 +24,24 @@ if TYPE_CHECKING:
 SEEDS = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), 0)
 
 BOOTSTRAP_ITERS = 1000
-"""Resamples for the standard errors of metrics that have no formula. That of a mean, such as accuracy, has one."""
+"""Bootstrap resamples for standard errors that have no formula. Means, such as accuracy, need none."""
 
-ALONE = {"LOCAL_RANK": "0", "DISABLE_MULTIPROC": "1"}
-"""The environment in which lm-eval returns results in every process, and starts no processes of its own."""
+SINGLE_PROCESS = {"LOCAL_RANK": "0", "DISABLE_MULTIPROC": "1"}
+"""Environment variables with which lm-eval returns results in every process, and starts no other processes."""
 
-WITHOUT_RESULTS = {**ALONE, "LOCAL_RANK": "1"}
-"""The environment in which lm-eval scores the answers, and returns nothing. Its description of the machine takes
-seconds."""
+WITHOUT_RESULTS = {**SINGLE_PROCESS, "LOCAL_RANK": "1"}
+"""Environment variables with which lm-eval scores the answers but returns nothing.
+
+This saves the seconds in which it collects a description of the machine.
+"""
 
 
 @dataclass(frozen=True)
 class TaskResult:
     """The result of one entry of `eval.tasks`.
 
-    `columns` is what tables show, `scores` has every task and group inside the entry as well, and `samples` the prompts
-    and answers of every task inside it, if they were asked for.
+    `columns` has the scores that tables show. `scores` has the scores of every task and group inside the entry.
+    `samples` has the prompts and answers of every task inside it, if they were asked for.
     """
 
     columns: dict[str, Scores]
@@ -58,7 +60,7 @@ def run_task(
     """Run one entry of `eval.tasks`. The result depends neither on other tasks nor on other processes."""
     from lm_eval.models.huggingface import HFLM
 
-    with _quiet(logging.ERROR):  # it warns about models in memory. It sets a padding token: that of a copy.
+    with _quiet(logging.ERROR):  # HFLM warns about models in memory; it sets a padding token, so it gets a copy
         harness_model = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=settings.batch_size)
     results = evaluate_task(harness_model, task=task, settings=settings, manager=manager)
     scores = {name: scores_of(name, results) for name in results["results"]}
@@ -66,12 +68,17 @@ def run_task(
 
 
 def evaluate_task(
-    harness_model: "LM", *, task: str, settings: Eval, manager: "TaskManager", environment: Mapping[str, str] = ALONE
+    harness_model: "LM",
+    *,
+    task: str,
+    settings: Eval,
+    manager: "TaskManager",
+    environment: Mapping[str, str] = SINGLE_PROCESS,
 ) -> Any:
     """What lm-eval returns for one entry of `eval.tasks`."""
     from lm_eval import simple_evaluate
 
-    with _inside(settings.include_path), _quiet(logging.WARNING), _environment(environment):
+    with _working_directory(settings.include_path), _quiet(logging.WARNING), _environment(environment):
         return simple_evaluate(
             model=harness_model,
             tasks=[task],
@@ -89,7 +96,7 @@ def evaluate_task(
 
 
 def task_manager(settings: Eval) -> "TaskManager":
-    """The tasks that lm-eval can run. Its own thousands of tasks are read only if `include_path` lacks one."""
+    """The tasks that lm-eval can run. The thousands that it comes with are read only if `include_path` lacks one."""
     if settings.include_path is None:
         return _task_manager(None, True, ())
     folder = Path(settings.include_path).resolve()
@@ -105,24 +112,24 @@ def task_manager(settings: Eval) -> "TaskManager":
 
 @cache
 def _task_manager(folder: str | None, include_defaults: bool, _state: tuple[object, ...]) -> "TaskManager":
-    """The tasks below `folder`, and lm-eval's own, which take seconds to read. `_state` changes with the files."""
+    """The tasks in `folder`, and lm-eval's own, which take seconds to read. `_state` changes if the files do."""
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_path=folder, include_defaults=include_defaults)
 
 
 def load_tasks(settings: Eval) -> "dict[str, dict[str, Task]]":
-    """For every entry of `eval.tasks`, the tasks inside it by name, with their data. Downloads data that is missing.
+    """Load every entry of `eval.tasks`: the tasks inside it by name, with their data. Downloads missing data.
 
     Raises ValueError if lm-eval cannot load one of them.
     """
     manager = task_manager(settings)
     loaded = {}
-    with _inside(settings.include_path), _quiet(logging.WARNING):
+    with _working_directory(settings.include_path), _quiet(logging.WARNING):
         for entry in settings.tasks:
             try:
                 loaded[entry] = _load(manager, entry)
-            except Exception as error:  # a task runs code of its own, which may raise anything
+            except Exception as error:  # a task runs its own code, which can raise any error
                 raise ValueError(
                     f"eval.tasks names {entry!r}, which lm-eval cannot load ({type(error).__name__}: {error}): install "
                     "the packages and provide the data that the task needs, or remove it from eval.tasks"
@@ -137,7 +144,7 @@ def _load(manager: "TaskManager", entry: str) -> "dict[str, Task]":
 
 
 def _leaves(nested: Mapping[Any, Any]) -> "Iterator[tuple[str, Task]]":
-    """The tasks in groups of groups."""
+    """Yield the tasks inside nested groups."""
     for name, value in nested.items():
         if isinstance(value, Mapping):
             yield from _leaves(value)
@@ -145,8 +152,8 @@ def _leaves(nested: Mapping[Any, Any]) -> "Iterator[tuple[str, Task]]":
             yield name, value
 
 
-def _inside(include_path: str | None) -> contextlib.AbstractContextManager[None]:
-    """While open, the folder of local tasks is the working directory: their data files are relative to it."""
+def _working_directory(include_path: str | None) -> contextlib.AbstractContextManager[None]:
+    """While open, the folder of local tasks is the working directory, because their data files are relative to it."""
     return contextlib.chdir(include_path or ".")
 
 
@@ -167,7 +174,7 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet(level: int) -> Iterator[None]:
-    """While open, lm-eval and datasets log from `level` on only, and print nothing."""
+    """While open, lm-eval and datasets log nothing below `level`, and print nothing."""
     loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval", "datasets")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

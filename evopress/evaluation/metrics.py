@@ -13,10 +13,10 @@ Head = Callable[[Tensor], Tensor]
 """Maps normed hidden states (tokens, hidden) to logits (tokens, vocabulary)."""
 
 SLICE_ELEMENTS = 2**19
-"""Logits in float32 that a CPU works on at once: 2 MB, which its cache can hold."""
+"""Float32 logits that a CPU works on at once: 2 MB, which fit into its cache."""
 
 MIN_SLICE_TOKENS = 8
-"""With fewer tokens at once, the calls cost more time than the cache saves."""
+"""With fewer tokens per slice, the overhead of the calls costs more time than the cache saves."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Divergence:
 
 
 NO_DIVERGENCE = Divergence(0.0, 0.0, 0, 0)
-"""What a sum of divergences starts from."""
+"""The start value of a sum of divergences."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,9 @@ def divergences(
 ) -> list[Divergence]:
     """Compare each student with the teacher on the windows that their states were computed from.
 
-    Only the logits of `chunk_tokens` tokens exist at a time, and those of the teacher are computed once for all
-    students. With `top_k`, both distributions are restricted to the teacher's `top_k` most likely tokens and
-    renormalised before the KL is taken. The cross-entropy is not restricted.
+    Only the logits of `chunk_tokens` tokens exist at a time. The teacher's logits are computed once for all students.
+    With `top_k`, both distributions are restricted to the teacher's `top_k` most likely tokens and renormalised before
+    the KL is computed. The cross-entropy is not restricted.
     """
     targets = _next_tokens(tokens).flatten()
     teacher_states = teacher.hidden.flatten(0, 1)
@@ -106,7 +106,7 @@ def divergences(
 class _Reference:
     """The teacher's distribution on one chunk of tokens.
 
-    On a CPU a chunk is split into slices whose temporaries fit into the cache, which saves two fifths of the time.
+    On a CPU, a chunk is split into slices whose temporaries fit into the cache. This saves two fifths of the time.
     """
 
     def __init__(self, logits: Float[Tensor, "tokens vocabulary"], top_k: int | None):
@@ -114,12 +114,12 @@ class _Reference:
         self.num_rows = min(rows, len(logits)) if logits.device.type == "cpu" else len(logits)
         self.slices = [_Distribution(part, top_k) for part in logits.split(self.num_rows)]
         self.scratch = logits.new_empty(2, self.num_rows, logits.shape[-1], dtype=torch.float32)
-        """Shared by all slices: on a CPU, allocating memory would take longer than the arithmetic in it."""
+        """Shared by all slices: on a CPU, allocating new memory would take longer than the arithmetic."""
 
     def divergence(
         self, logits: Float[Tensor, "tokens vocabulary"], targets: Int[Tensor, " tokens"]
     ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, ""]]:
-        """KL of each token, and the cross-entropy summed over the chunk, without tokens whose target is -1."""
+        """KL of each token, and the cross-entropy summed over the chunk. A target of -1 adds no cross-entropy."""
         slices = zip(self.slices, logits.split(self.num_rows), targets.split(self.num_rows), strict=True)
         pairs = [teacher.divergence(student, next_tokens, self.scratch) for teacher, student, next_tokens in slices]
         log_likelihood = torch.cat([target_log_q for _, target_log_q in pairs]).sum(dtype=torch.float64)
@@ -141,16 +141,16 @@ class _Distribution:
         targets: Int[Tensor, " tokens"],
         scratch: Float[Tensor, "2 rows vocabulary"],
     ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " tokens"]]:
-        """KL of each token, and log q of the next token, 0 for a target of -1. Overwrites `scratch`."""
+        """KL of each token, and log q of the next token (0 if the target is -1). Overwrites `scratch`."""
         float_logits, log_q = scratch[:, : len(logits)]
         torch.log_softmax(float_logits.copy_(logits), -1, out=log_q)
         target_log_q = log_q.gather(-1, targets.clamp(min=0)[:, None])[:, 0]
         if self.kept is not None:
             log_q = log_q.gather(-1, self.kept).log_softmax(-1)
-        kl = log_q.sub_(self.log_p).mul_(self.p).sum(-1).neg_()  # Σ p log p − Σ p log q would lose digits
+        kl = log_q.sub_(self.log_p).mul_(self.p).sum(-1).neg_()  # Σ p log p − Σ p log q is less accurate
         return kl, target_log_q * (targets >= 0)
 
 
 def _next_tokens(tokens: Int[Tensor, "batch time"]) -> Int[Tensor, "batch time"]:
-    """The token after each one, and -1 for the last one of a window."""
+    """The token that follows each token; -1 for the last token of a window."""
     return torch.cat([tokens[:, 1:], torch.full_like(tokens[:, :1], -1)], dim=1)

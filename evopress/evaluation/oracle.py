@@ -39,13 +39,13 @@ class Oracle:
             return distributed.from_first(lambda: self._table(question, tokens))
         evaluator = self.context.evaluator
         answer = evaluator.evaluate(question.profiles, tokens, question.fitness)
-        passes = evaluator.passes(question.profiles) + 1  # and one of the dense model
+        passes = evaluator.passes(question.profiles) + 1  # one more for the dense model
         return answer, passes * tokens.numel()
 
     def _table(self, question: Table, tokens: Tensor) -> tuple[Answer, float]:
         lm, space = self.context.lm, self.context.space
         if question.kind == "layer_error":
-            assert self.context.database is not None, "the search asks for errors of layers that have no levels"
+            assert self.context.database is not None, "the search asks for layer errors, but there is no database"
             return layer_errors(space, self.context.database), 0.0
         if question.kind == "outliers":
             return outlier_shares(lm, tokens, question.arguments), float(tokens.numel())

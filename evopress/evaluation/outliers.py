@@ -1,4 +1,4 @@
-"""How many weights of each block of the dense model are outliers."""
+"""Measures how many weights of each block of the dense model are outliers."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ def outlier_shares(
 ) -> list[list[float]]:
     """[block][i]: the share of scores |w|·‖x‖ in the block that exceed `multiples[i]` times their mean.
 
-    Source: arXiv 2310.05175, Equation 1, with all layers of a block together.
+    Source: arXiv 2310.05175, Equation 1, computed over all layers of a block together.
     """
     hidden, kwargs = lm.embed(tokens.to(lm.device))
     shares = []

@@ -1,4 +1,4 @@
-"""How much each unit changes the residual stream of the dense model."""
+"""Measures how much each unit changes the residual stream of the dense model."""
 
 from collections.abc import Callable, Iterator, Mapping
 
@@ -13,7 +13,7 @@ from evopress.space.units import Space
 
 
 def cosine(before: Float[Tensor, "*batch hidden"], after: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch"]:
-    """Similarity of two states of each token. Source: arXiv 2403.03853, Equation 1."""
+    """Cosine similarity of the two states of each token. Source: arXiv 2403.03853, Equation 1."""
     return cosine_similarity(before.float(), after.float(), dim=-1)
 
 
@@ -28,16 +28,16 @@ STREAM_MEASURES: Mapping[str, tuple[Callable[[Tensor, Tensor], Tensor], float]] 
     "cosine": (cosine, 0.0),
     "relative_change": (relative_change, float("inf")),
 }
-"""Each measure, and its value where the model ends before the span does."""
+"""Each measure, and its value for a span that reaches beyond the end of the model."""
 
 
 @torch.no_grad()
 def stream_changes(
     lm: LanguageModel, space: Space, tokens: Int[Tensor, "batch time"], measure: str, spans: tuple[float, ...]
 ) -> list[list[float]]:
-    """[unit][i]: `measure` between the stream before the unit and the stream `spans[i]` units later, mean over tokens.
+    """[unit][i]: `measure` between the stream before the unit and the stream `spans[i]` units later.
 
-    `measure` is a key of `STREAM_MEASURES`.
+    The result is a mean over tokens. `measure` is a key of `STREAM_MEASURES`.
     """
     change, value_beyond_the_end = STREAM_MEASURES[measure]
     sums = torch.zeros(len(space), len(spans), dtype=torch.float64)

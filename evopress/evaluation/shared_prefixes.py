@@ -1,4 +1,4 @@
-"""Which block runs several profiles can share, because they agree on all blocks up to that one."""
+"""Finds the block runs that several profiles can share, because they agree on all blocks up to that one."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from evopress.space.apply import BlockChoice
 
 
 class BlockRun(NamedTuple):
-    """One run of a block: what it runs with, and the index of the state that it starts from."""
+    """One run of a block: its levels and dropped sub-blocks, and the index of its input state."""
 
     choice: BlockChoice
     state: int
@@ -22,9 +22,9 @@ class BlockRun(NamedTuple):
 def shared_runs(
     choices: Sequence[list[BlockChoice]], start_states: Sequence[int]
 ) -> Iterator[tuple[list[BlockRun], list[int]]]:
-    """For each block its distinct runs, sorted by choice, and the run that each profile continues from.
+    """For each block, yield its distinct runs, sorted by choice, and the index of each profile's run among them.
 
-    Each profile is given by its choices for all blocks and by the index of the state that it starts from.
+    Each profile is given by its choices for all blocks, and by the index of its input state for the first block.
     """
     states = list(start_states)
     for block in range(max(map(len, choices), default=0)):

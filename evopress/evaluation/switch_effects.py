@@ -1,4 +1,4 @@
-"""How the KL divergence would change if one unit switched to another level: gradient and curvature at a profile.
+"""Predicts how the KL divergence changes if one unit switches to another level: gradient and curvature at a profile.
 
 A switch changes the output of a layer at token t by Δ_t = ΔW x_t; for tied layers, it changes all of their outputs.
 There are N tokens and D draws of random directions z in the logits, whose covariance is the Fisher information of the
@@ -9,12 +9,12 @@ logits. With the gradients::
 the change of the mean KL is, to first and to second order::
 
     first  = 1/N Σ_t g_tᵀ Δ_t
-    second = 1/2ND Σ_dt (γ_dtᵀ Δ_t)²        half the curvature along Δ, without products of two tokens
+    second = 1/2ND Σ_dt (γ_dtᵀ Δ_t)²        half the curvature along Δ, without cross terms between tokens
 
-At the dense model g is zero. Interactions of two switches, as products of their γᵀΔ at the same token, were tried as
-well, but the profiles chosen with them were worse: see experiments/search.
+At the dense model, g is zero. Interactions of two switches, computed as products of their γᵀΔ at the same token, were
+tried as well, but the profiles chosen with them were worse: see experiments/search.
 
-For the embeddings the gradients are those at the first state, for the head those at the logits.
+The gradients for the embeddings are taken at the first hidden state, and those for the head at its output.
 """
 
 from dataclasses import dataclass
@@ -31,16 +31,19 @@ from evopress.runtime import distributed
 from evopress.space.units import Profile, Space
 
 PART_TOKENS = 512
-"""Tokens that go through the model together, or one window if it is longer. Processes share the parts."""
+"""Tokens of a part, which go through the model together. A longer window is a part by itself.
+
+The processes share the parts.
+"""
 
 
 @dataclass(frozen=True)
 class SwitchEffects:
     """Effects of all switches on the mean KL, in nats per token: one for each level of each unit, in order.
 
-    An effect is zero where the unit is at that level already. It is also zero for a unit that can be dropped, because a
-    drop is too large a step for this approximation, and for the layers inside a dropped one. `second` is half of a
-    square, so it is not negative.
+    The effect of the level that a unit already has is zero. Two more kinds of effects are zero: those of units that can
+    be dropped, because a drop is too large a step for this approximation, and those of layers inside a dropped unit.
+    `second` is half of a mean of squares, so it is not negative.
     """
 
     first: Float[Tensor, " switches"]
@@ -66,10 +69,10 @@ def switch_effects(
     rng: Random,
     part_tokens: int = PART_TOKENS,
 ) -> SwitchEffects:
-    """The effect of every single switch away from `profile` on the mean KL over `tokens`. Collective.
+    """The effect of every single switch away from `profile` on the mean KL over `tokens`. Every process must call this.
 
-    `rng` gives each part of the tokens a seed for its random directions, so they do not depend on which process draws
-    them.
+    Each part of the tokens gets its own seed from `rng`, so its random directions do not depend on the process that
+    draws them.
     """
     parts = tokens.split(max(1, part_tokens // tokens.shape[1]))
     seeded_parts = [(part, rng.getrandbits(63)) for part in parts]
@@ -85,8 +88,9 @@ def switch_effects(
 def token_equivalents(space: Space, num_tokens: int, draws: int) -> float:
     """The cost of all switch effects at a profile, in tokens that go through the whole model.
 
-    There are three forward passes (dense, compressed, and once more with the graph) and 1 + `draws` backward passes,
-    which cost twice as much. Each level that a unit can switch to costs a product as large as the unit.
+    There are three forward passes (dense, compressed, and compressed again with the graph) and 1 + `draws` backward
+    passes, which cost twice as much each. Each level that a unit can switch to costs one product with a matrix of the
+    unit's size.
     """
     products = sum(unit.num_weights * (len(unit.levels) - 1) for unit in space.units if unit.layers)
     return num_tokens * (3 + 2 * (1 + draws) + products / space.num_weights)
@@ -109,8 +113,8 @@ def _effects_on_part(
         gradients, layers = block_gradients(model, student, block, gradients)
         products.add_block(block, layers)
     products.add_embeddings(tokens, student.states[0], gradients)
-    of_kl, of_draws = products.values[:, 0], products.values[:, 1:]
-    return SwitchEffects(of_kl.mean(1).cpu(), of_draws.square().mean((1, 2)).cpu() / 2)
+    first, directional = products.values[:, 0], products.values[:, 1:]
+    return SwitchEffects(first.mean(1).cpu(), directional.square().mean((1, 2)).cpu() / 2)
 
 
 def _through_head(
@@ -134,13 +138,13 @@ def _through_head(
         draws=draws,
         generator=generator,
     )
-    at_normed: list[Tensor] = []
+    normed_gradients: list[Tensor] = []
     num_tokens = 0
     for chunk in chunks:
         products.add_head(chunk, first_token=num_tokens)
-        at_normed.append(chunk.input_gradients)
+        normed_gradients.append(chunk.input_gradients)
         num_tokens += len(chunk.inputs)
     return [
         torch.autograd.grad(normed, state, gradient.view_as(normed), retain_graph=True)[0]
-        for gradient in torch.cat(at_normed, 1)
+        for gradient in torch.cat(normed_gradients, 1)
     ]

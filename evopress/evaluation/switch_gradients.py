@@ -1,8 +1,8 @@
 """Gradients at the outputs of all layers of a compressed model, collected one block at a time.
 
 One forward pass keeps the states between the blocks. Then each block, from the last to the first, runs again with its
-graph, and 1 + D gradients are sent back through it: that of the KL, and those of D random directions in the logits.
-Only the graph of one block is in memory at a time.
+graph, and 1 + D gradients are propagated back through it: one of the KL, and one for each of D random directions in the
+logits. Only the graph of one block is in memory at a time.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,11 @@ HEAD_TOKENS = 128
 
 @dataclass(frozen=True)
 class ForwardPass:
-    """A forward pass at a profile: what each block ran with, and the states before the first block and after each."""
+    """A forward pass at a profile.
+
+    `choices` has the levels and dropped sub-blocks of each block. `states` has the hidden states before the first block
+    and after every block.
+    """
 
     choices: list[BlockChoice]
     embedding_and_head: EmbeddingAndHead
@@ -37,7 +41,7 @@ class ForwardPass:
 class HeadGradients:
     """The input of the head on a chunk of tokens, and the gradients at its input and at its output.
 
-    The output is that of the head alone, before any soft cap.
+    The output is taken before the logits are scaled or softly capped.
     """
 
     inputs: Float[Tensor, "tokens hidden"]
@@ -49,7 +53,8 @@ class HeadGradients:
 class LayerGradients:
     """The weight and the input of one layer, and the gradients at its output.
 
-    `positions` are those of the tokens that were routed to a layer of an expert; None for a layer that sees all tokens.
+    `positions` has the positions of the tokens that were routed to the layer's expert. It is None for a layer that sees
+    all tokens.
     """
 
     weight: Float[Tensor, "rows cols"]
@@ -81,8 +86,8 @@ def head_gradients(
 ) -> Iterator[HeadGradients]:
     """Gradients of the KL, summed over tokens, and of `draws` random directions, for one chunk of tokens at a time.
 
-    `normed` enters the head at the profile, `dense_normed` that of the dense model. `head` is the head's weight at the
-    profile, None for the dense one.
+    `normed` is the input of the head at the profile, and `dense_normed` its input in the dense model. `head` is the
+    head's weight at the profile; None is the dense weight.
     """
     for chunk, dense_chunk in zip(normed.split(HEAD_TOKENS), dense_normed.split(HEAD_TOKENS), strict=True):
         inputs = chunk.detach().requires_grad_()
@@ -99,17 +104,17 @@ def head_gradients(
         ]
         yield HeadGradients(
             inputs=inputs.detach(),
-            input_gradients=torch.stack([at_inputs for at_inputs, _ in gradients]),
-            logit_gradients=torch.stack([at_logits for _, at_logits in gradients]),
+            input_gradients=torch.stack([input_gradient for input_gradient, _ in gradients]),
+            logit_gradients=torch.stack([logit_gradient for _, logit_gradient in gradients]),
         )
 
 
 def block_gradients(
     model: CompressibleModel, forward: ForwardPass, block: int, gradients: list[Float[Tensor, "batch time hidden"]]
 ) -> tuple[list[Float[Tensor, "batch time hidden"]], dict[str, LayerGradients]]:
-    """From `gradients` at the output of a block, those at its input, and those at its layers by full name.
+    """Propagate `gradients` from the output of a block to its input, and to its layers by full name.
 
-    Layers of dropped sub-blocks are missing, as are layers of an expert that no token was routed to.
+    Layers of dropped sub-blocks are missing, and so are layers of an expert that no token was routed to.
     """
     choice = forward.choices[block]
     weights = model.block_weights(block, choice)
@@ -118,22 +123,22 @@ def block_gradients(
     outputs: dict[str, Tensor] = {}
 
     def record(local: str, layer_input: Tensor, layer_output: Tensor) -> None:
-        if local in weights:  # OPT runs its first MLP layer even where the MLP is dropped
+        if local in weights:  # OPT runs its first MLP layer even if the MLP is dropped
             inputs[local], outputs[local] = layer_input.detach(), layer_output
 
     layers = {local: model.lm.linear(block, local) for group in model.lm.layer_groups for local in group}
     with torch.enable_grad(), watch_layers(layers, record):
         output = model.lm.run_block(block, state, forward.kwargs[block], weights=weights, dropped=choice.dropped)
-    at_state_and_outputs = [
+    propagated = [
         torch.autograd.grad(output, [state, *outputs.values()], gradient, retain_graph=True) for gradient in gradients
     ]
     layer_gradients = {
         model.lm.layer_name(block, local): LayerGradients(
             weight=weights[local],
             inputs=inputs[local],
-            gradients=torch.stack([at_outputs[index] for _, *at_outputs in at_state_and_outputs]),
+            gradients=torch.stack([output_gradients[index] for _, *output_gradients in propagated]),
             positions=model.lm.routed_tokens(block, local),
         )
         for index, local in enumerate(outputs)
     }
-    return [at_state for at_state, *_ in at_state_and_outputs], layer_gradients
+    return [state_gradient for state_gradient, *_ in propagated], layer_gradients

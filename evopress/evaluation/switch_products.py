@@ -1,4 +1,4 @@
-"""Products of gradients at the outputs of layers with what level switches change in these outputs."""
+"""Multiplies the gradients at the outputs of layers with the changes that level switches make to these outputs."""
 
 from collections.abc import Iterator, Mapping
 from itertools import accumulate
@@ -13,10 +13,11 @@ from evopress.space.units import OUTSIDE, Profile
 
 
 class SwitchProducts:
-    """γᵀΔ of every switch, gradient and token, added up over the layers of a unit.
+    """γᵀΔ of every switch, gradient and token, summed over the layers of a unit.
 
-    γ is a gradient at the output of a layer, Δ the change of that output if the unit switches to another level. A
-    switch is a level of a unit, in the order of the units; the product is zero where `profile` is at that level.
+    γ is a gradient at the output of a layer, and Δ is the change of that output if the unit switches to another level.
+    There is a switch for every level of every unit, in the order of the units. The product is zero for the level that
+    `profile` already has.
     """
 
     def __init__(self, model: CompressibleModel, profile: Profile, *, num_gradients: int, num_tokens: int):
@@ -55,7 +56,7 @@ class SwitchProducts:
         state: Float[Tensor, "batch time hidden"],
         gradients: list[Float[Tensor, "batch time hidden"]],
     ) -> None:
-        """Add the switches of the embeddings, from the gradients at `state`, which enters the first block."""
+        """Add the switches of the embeddings. `gradients` are at `state`, the input of the first block."""
         stacked = torch.stack(gradients)
         for row, weight in self._outside_switches(self.model.lm.embedding_and_head[0]):
             change = self.model.lm.embed(tokens, weight)[0] - state

@@ -1,4 +1,4 @@
-"""Everything that the scores of tasks depend on besides the weights of the model, as JSON."""
+"""Everything that the scores of tasks depend on except the weights of the model, as JSON."""
 
 import hashlib
 import json
@@ -23,9 +23,9 @@ CODE_FILES = ("*.yaml", "*.py")
 
 
 def task_identities(settings: Eval, lm: LanguageModel) -> dict[str, dict[str, object]]:
-    """What the scores of every entry of `eval.tasks` depend on. Loads the data of the tasks; empty without tasks.
+    """What the scores of every entry of `eval.tasks` depend on. Loads the data of the tasks. Empty without tasks.
 
-    It does not depend on the other entries, so that the scores of one stay valid when another is added.
+    The identity of an entry does not depend on other entries, so its scores stay valid when another entry is added.
     """
     if not settings.tasks:
         return {}
@@ -74,13 +74,13 @@ def _as_json(value: object) -> str:
 
 
 def _name(value: object) -> str:
-    """A text that is the same in every process, for a value that JSON does not have."""
+    """A string for a value that JSON cannot represent. It is the same in every process."""
     name = getattr(value, "__qualname__", None)
     return f"{getattr(value, '__module__', '')}.{name}" if name else str(value)
 
 
 def _code_hashes(folder: str | None) -> Mapping[str, str]:
-    """SHA-256 by path of the files in a folder that may say how a task works."""
+    """SHA-256 by path of the files in a folder that a task may include or import."""
     if folder is None:
         return {}
     root = Path(folder)

@@ -1,7 +1,7 @@
-"""Runs tasks on a few examples without a model, so that what would stop them later is known at the start.
+"""Runs tasks on a few examples without a model, so that errors that would stop them later show up at the start.
 
-lm-eval writes the prompts and scores the answers as it will with the model. It is imported at the top, which takes
-seconds, so import this module only where there are tasks.
+lm-eval writes the prompts and scores the answers just as it will with the model. Importing lm-eval takes seconds, so
+import this module only if there are tasks.
 """
 
 import logging
@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 
 NUM_EXAMPLES = 4
 
-POSITIONS = ("n_positions", "max_position_embeddings", "n_ctx")
-"""Where the configuration of a model says how many tokens it takes at most, in the order in which lm-eval looks."""
+MAX_LENGTH_KEYS = ("n_positions", "max_position_embeddings", "n_ctx")
+"""Keys under which a model's configuration gives its maximum number of tokens, in the order that lm-eval uses."""
 
 
 class RefusedTaskError(ValueError):
@@ -31,18 +31,18 @@ class RefusedTaskError(ValueError):
 
 
 class Rehearsal(LM):
-    """Takes the place of a model. It answers nothing, and checks what it is asked.
+    """Stands in for a model. It gives empty answers, and checks the requests.
 
-    `was_asked`: whether lm-eval has written all prompts.
+    `was_asked` becomes true with the first request. By then, lm-eval has written all prompts.
     """
 
     def __init__(self, lm: LanguageModel):
         super().__init__()
         self.tokenizer = lm.tokenizer
-        self.longest = next(
-            (getattr(lm.text_config, name) for name in POSITIONS if hasattr(lm.text_config, name)), None
+        self.max_num_tokens = next(
+            (getattr(lm.text_config, name) for name in MAX_LENGTH_KEYS if hasattr(lm.text_config, name)), None
         )
-        self.stand_in = _stand_in(lm.vocab_size)
+        self.tiny_model = _tiny_model(lm.vocab_size)
         self.was_asked = False
 
     @property
@@ -83,25 +83,25 @@ class Rehearsal(LM):
     def _check_generation(self, arguments: Mapping[str, object]) -> None:
         """Raises RefusedTaskError for too many tokens, and for settings that transformers refuses."""
         settings = dict(normalize_gen_kwargs(dict(arguments)))
-        num_tokens, limit = int(str(settings.pop("max_gen_toks"))), self.longest
+        num_tokens, limit = int(str(settings.pop("max_gen_toks"))), self.max_num_tokens
         if limit is not None and num_tokens >= limit:
             raise RefusedTaskError(
-                f"it generates up to {num_tokens} tokens, and prompt and answer may have {limit} together: set "
-                "eval.gen_kwargs={max_gen_toks: NUMBER} to fewer"
+                f"it generates up to {num_tokens} tokens, but prompt and answer may have {limit} together: set "
+                "eval.gen_kwargs={max_gen_toks: NUMBER} with a smaller number"
             )
         unsampled = () if settings.get("do_sample") else ("temperature",)
         passed = {key: value for key, value in settings.items() if key not in ("until", "max_length", *unsampled)}
         try:
-            self.stand_in.generate(torch.zeros(1, 1, dtype=torch.int64), max_new_tokens=1, pad_token_id=0, **passed)  # type: ignore[operator]
+            self.tiny_model.generate(torch.zeros(1, 1, dtype=torch.int64), max_new_tokens=1, pad_token_id=0, **passed)  # type: ignore[operator]
         except Exception as error:  # wrong values lead to errors of many types
             raise RefusedTaskError(
-                f"transformers refuses its settings of generation ({type(error).__name__}: {error}): change "
+                f"transformers refuses its generation settings ({type(error).__name__}: {error}): change "
                 "eval.gen_kwargs"
             ) from error
 
 
-def _stand_in(vocab_size: int) -> PreTrainedModel:
-    """A model of a single tiny block, which generates a token in no time."""
+def _tiny_model(vocab_size: int) -> PreTrainedModel:
+    """A model with a single tiny block, which generates a token in no time."""
     return AutoModelForCausalLM.from_config(
         LlamaConfig(
             vocab_size=vocab_size, hidden_size=4, intermediate_size=4, num_hidden_layers=1, num_attention_heads=1
@@ -112,8 +112,8 @@ def _stand_in(vocab_size: int) -> PreTrainedModel:
 def rehearse_tasks(settings: Eval, lm: LanguageModel) -> None:
     """Run every entry of `eval.tasks` on a few examples. `lm` may be on the `meta` device, because it does not run.
 
-    Logs a warning where the empty answers of the rehearsal cannot be scored. Raises ValueError for a task whose prompts
-    cannot be written, that needs a package, or that the model would refuse.
+    Logs a warning if a task cannot score the empty answers of the rehearsal. Raises ValueError for a task whose prompts
+    cannot be written, that lacks a package, or that the model would refuse.
     """
     manager = task_manager(settings)
     short = replace(settings, limit=NUM_EXAMPLES, log_samples=False)
@@ -125,7 +125,7 @@ def rehearse_tasks(settings: Eval, lm: LanguageModel) -> None:
             raise ValueError(f"eval.tasks names {task!r}, which cannot run: {error}") from error
         except ImportError as error:
             raise ValueError(f"eval.tasks names {task!r}, which needs a package: {error}") from error
-        except Exception as error:  # a task runs code of its own, which may raise anything
+        except Exception as error:  # a task runs its own code, which can raise any error
             if not rehearsal.was_asked:
                 raise ValueError(
                     f"eval.tasks names {task!r}, and lm-eval cannot write its prompts ({type(error).__name__}: "

@@ -1,7 +1,8 @@
-"""Runs the tasks on every candidate. The processes share the work, and what is finished is never run again.
+"""Runs the tasks on every candidate. The processes share the work, and a finished task is never repeated.
 
-Every pair of a candidate and an entry of `eval.tasks` is run by one process. Its results go at once into a file of the
-run directory, with everything that they depend on, so a killed run repeats at most the pair that it was working on.
+Every pair of a candidate and an entry of `eval.tasks` is run by one process. The process immediately writes the results
+to the run directory, together with everything that they depend on. So after a kill, each process repeats at most the
+pair that it was working on.
 """
 
 import json
@@ -33,25 +34,25 @@ Pair = tuple[str, str]
 """A candidate and an entry of `eval.tasks`."""
 
 Columns = dict[str, Scores]
-"""What tables show of one entry of `eval.tasks`: the scores by the name of the task or group."""
+"""The scores that tables show for one entry of `eval.tasks`, by name of the task or group."""
 
 
 @dataclass(frozen=True)
 class TaskFiles:
-    """The results of tasks in a run directory: `<candidate>/<task>.json`, `<candidate>/samples_<task>.jsonl`."""
+    """The task results in a run directory: `<candidate>/<task>.json` and `<candidate>/samples_<task>.jsonl`."""
 
     folder: Path
 
     def read(self, pair: Pair, identity: Mapping[str, object]) -> Columns | None:
         """The scores of a pair, if they were measured under the same `identity`."""
         recorded = read_json_if_intact(self._path(pair, "{}.json"))
-        if recorded.get("depends_on") != _plain(identity):
+        if recorded.get("depends_on") != _as_json(identity):
             return None
         samples = [self._path((pair[0], name), "samples_{}.jsonl") for name in recorded["samples"]]
         return recorded["columns"] if all(path.exists() for path in samples) else None
 
     def write(self, pair: Pair, identity: Mapping[str, object], result: TaskResult) -> None:
-        """Write samples first, then the scores: scores in a file say that everything is there."""
+        """Write the samples first and the scores last, so a file with scores means that everything is written."""
         self._path(pair, "{}.json").parent.mkdir(parents=True, exist_ok=True)
         for name, samples in result.samples.items():
             lines = [json.dumps(sample, default=str, ensure_ascii=False) + "\n" for sample in samples]
@@ -60,7 +61,7 @@ class TaskFiles:
             "columns": result.columns,
             "scores": result.scores,
             "samples": list(result.samples),
-            "depends_on": _plain(identity),
+            "depends_on": _as_json(identity),
         }
         write_json(self._path(pair, "{}.json"), with_checksum(content))
 
@@ -77,10 +78,10 @@ def measure_tasks(
     identities: Mapping[str, Mapping[str, object]],
     folder: Path,
 ) -> dict[str, Columns]:
-    """The scores of every candidate by the name of the task or group.
+    """The scores of every candidate, by name of the task or group.
 
-    `profiles` has the candidates by name, `identities` is what `task_identities` returned, and `folder` keeps the
-    results. Collective.
+    `profiles` has the candidates by name. `identities` is the result of `task_identities`. The results are kept in
+    `folder`. Every process must call this.
     """
     depends_on = {
         (name, task): {
@@ -94,24 +95,24 @@ def measure_tasks(
     files = TaskFiles(folder)
     if distributed.is_first():
         remove_leftovers(folder, "*/.*.tmp")
-    kept = {pair: columns for pair, identity in depends_on.items() if (columns := files.read(pair, identity))}
-    measured = _united(distributed.gather(kept))
+    recorded = {pair: columns for pair, identity in depends_on.items() if (columns := files.read(pair, identity))}
+    measured = _merged(distributed.gather(recorded))
     if measured:
-        log.info("%d of %d results of tasks are in %s already", len(measured), len(depends_on), folder)
+        log.info("%d of %d task results are already in %s", len(measured), len(depends_on), folder)
     missing = distributed.share([pair for pair in depends_on if pair not in measured])
-    own: dict[Pair, Columns] = {}
+    new: dict[Pair, Columns] = {}
     for pair, result in _run(context, profiles, settings, missing):
         files.write(pair, depends_on[pair], result)
-        own[pair] = result.columns
-        log.info("%s on %s (%d of %d)", pair[0], summary(result.columns), len(own), len(missing))
-    measured |= _united(distributed.gather(own))
-    return {name: _united([measured[name, task] for task in settings.tasks]) for name in profiles}
+        new[pair] = result.columns
+        log.info("%s on %s (%d of %d)", pair[0], summary(result.columns), len(new), len(missing))
+    measured |= _merged(distributed.gather(new))
+    return {name: _merged([measured[name, task] for task in settings.tasks]) for name in profiles}
 
 
 def _run(
     context: EvaluationContext, profiles: Mapping[str, Profile | None], settings: Eval, pairs: Sequence[Pair]
 ) -> Iterable[tuple[Pair, TaskResult]]:
-    """The results of pairs, one after the other. Pairs of the same candidate must follow each other."""
+    """Yield the result of each pair. Pairs of the same candidate must be next to each other."""
     if not pairs:
         return
     manager = task_manager(settings)
@@ -134,11 +135,11 @@ def _figure(scores: Scores, key: str) -> str:
     return f"{short_key(key)} {scores[key]:.4g}" + ("" if error is None else f" ± {error:.2g}")
 
 
-def _united(parts: Iterable[Mapping[K, V]]) -> dict[K, V]:
-    """One dict of all entries."""
+def _merged(parts: Iterable[Mapping[K, V]]) -> dict[K, V]:
+    """One dict with all entries."""
     return {key: value for part in parts for key, value in part.items()}
 
 
-def _plain(identity: Mapping[str, object]) -> object:
+def _as_json(identity: Mapping[str, object]) -> object:
     """The value that comes back when `identity` is saved as JSON and read again."""
     return json.loads(json.dumps(identity))

@@ -1,7 +1,7 @@
-"""The scores of tasks, under the names that lm-eval gives them: metric and filter, as in "exact_match,strict-match".
+"""The scores of tasks, under lm-eval's names: metric and filter, as in "exact_match,strict-match".
 
-The filter is what turns the model's answer into the text that is scored; a task without filters has "none". The
-standard error of "acc,none" is "acc_stderr,none". The first score of a task is its main one.
+A filter turns the model's answer into the text that is scored. A task without filters has the filter "none". The
+standard error of "acc,none" is "acc_stderr,none". The first score of a task is its main score.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +18,7 @@ def stderr_key(key: str) -> str:
 
 
 def metric_keys(scores: Iterable[str]) -> list[str]:
-    """The keys of scores that are not standard errors of others."""
+    """The keys of scores that are not standard errors of other scores."""
     keys = list(scores)
     errors = {stderr_key(key) for key in keys}
     return [key for key in keys if key not in errors]
@@ -31,10 +31,10 @@ def short_key(key: str) -> str:
 
 
 def columns(results: Mapping[str, Mapping]) -> dict[str, Scores]:
-    """What a table shows of the results of lm-eval, by the name of the task or group.
+    """The scores that tables show of lm-eval's results, by name of the task or group.
 
-    A group for which lm-eval computes a score of its own, as it does for mmlu, stands for its members. Of any other
-    group, all members are shown.
+    If lm-eval computes a score for a group, as it does for mmlu, that score is shown instead of its members. Otherwise
+    all members of the group are shown.
     """
     members: Mapping[str, Sequence[str]] = results.get("group_subtasks", {})
     inner = {member for names in members.values() for member in names}
@@ -56,9 +56,9 @@ def _columns_of(name: str, results: Mapping[str, Mapping], members: Mapping[str,
 
 
 def scores_of(name: str, results: Mapping[str, Mapping]) -> Scores:
-    """The scores of a task or group in the results of lm-eval, each followed by its standard error if it has one.
+    """The scores of a task or group in lm-eval's results, each followed by its standard error if it has one.
 
-    The order is that of the metrics in the task's YAML file, and for each metric that of the filters.
+    Metrics are in the order of the task's YAML file. The scores of a metric are in the order of its filters.
     """
     entry = results["results"].get(name, {})
     numbers = {key: float(value) for key, value in entry.items() if "," in key and isinstance(value, Real)}

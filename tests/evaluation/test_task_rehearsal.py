@@ -64,7 +64,7 @@ def test_only_a_few_examples_are_read(folder, monkeypatch):
     [
         ("pairs", {"num_fewshot": 6}, r"cannot write its prompts .*larger than population.*: lower eval\.num_fewshot"),
         ("answers", {"gen_kwargs": {"temperatur": 1}}, r"not used by the model: \['temperatur'\].*change eval\.gen_kw"),
-        ("answers", {"gen_kwargs": {"num_beams": 0}}, r"refuses its settings of generation .*change eval\.gen_kwargs"),
+        ("answers", {"gen_kwargs": {"num_beams": 0}}, r"refuses its generation settings .*change eval\.gen_kwargs"),
         ("answers", {"gen_kwargs": {"max_gen_toks": 256}}, r"up to 256 tokens, .*may have 256 .*max_gen_toks: NUMBER"),
         ("pairs", {"special": {}}, "the tokenizer has no token that begins or ends a text"),
         ("rolling", {"special": {}}, "the tokenizer has no token that begins or ends a text"),
