@@ -161,7 +161,7 @@ def test_names_are_checked_before_anything_is_loaded(folder, settings, message):
         ({"tasks": ["unimportable"]}, r"'unimportable', which lm-eval cannot load \(.*not_installed_anywhere"),
         ({"tasks": ["without_data"]}, r"'without_data', which lm-eval cannot load \(.*nothing.jsonl"),
         ({"tasks": ["unsafe"]}, r"'unsafe', which runs code that the model writes"),
-        ({"tasks": ["pairs"], "gen_kwargs": {"temperature": 1}}, r"eval.gen_kwargs is set, but no task of eval.tasks generates text"),
+        ({"tasks": ["pairs"], "gen_kwargs": {"temperature": 1}}, r"eval.gen_kwargs is set, but no task of eval.tasks"),
     ],
 )
 def test_tasks_that_cannot_be_run_are_errors_before_a_model_is_loaded(folder, settings, message):
