@@ -106,7 +106,7 @@ def _check_target(group: str, settings: object, classes: tuple[type, ...]) -> No
         raise ConfigError(f"{group}._target_ is {target!r}, which is not a class that can be imported") from error
     if not issubclass(target_class, classes):
         expected = " or ".join(f"{cls.__module__}.{cls.__name__}" for cls in classes)
-        raise ConfigError(f"{group}._target_ is {target!r}, which is no subclass of {expected}")
+        raise ConfigError(f"{group}._target_ is {target!r}, which is not a subclass of {expected}")
     refused = [key for value in settings.values() for key in _hydra_keys(value)]
     refused += [key for key in settings if re.fullmatch("_.*_", str(key)) and key != "_target_"]
     if refused:

@@ -388,7 +388,7 @@ def test_a_class_that_the_config_dir_of_the_command_line_names_is_used_again(run
     (module_here / "conf" / "search").mkdir(parents=True)
     (module_here / "conf" / "search" / "evil.yaml").write_text("_target_: evil_module.Evil\n")
     rewrite(run_folder, lambda content: content["search"].update(_target_="evil_module.Evil"))
-    with pytest.raises(ConfigError, match="no subclass of"):
+    with pytest.raises(ConfigError, match="is not a subclass of"):
         resumed(run_folder, [], [str(module_here / "conf")])
 
 
