@@ -16,6 +16,7 @@ from transformers import LlamaConfig, MistralConfig, PretrainedConfig
 
 from evopress.config import CONFIG_FOLDER, build_job
 from evopress.planning.estimate import ResourceEstimate, StageEstimate
+from evopress.planning.memory import memory_of_every_stage
 from evopress.planning.planned_run import PlannedRun, plan_run
 from evopress.planning.stages import estimate_resources
 from evopress.planning.work import cost_of
@@ -69,7 +70,8 @@ def hours_of(stage: StageEstimate, run: PlannedRun) -> float:
 def rows_of(model: str, search: str, folder: Path) -> tuple[list[dict], ResourceEstimate]:
     """A row for each stage, of which only the search depends on the search method; and the whole estimate."""
     run = planned(folder, search, offload=False)
-    resident, offloaded = estimate_resources(run), estimate_resources(planned(folder, search, offload=True))
+    estimate = estimate_resources(run)
+    saved_bytes = model_bytes(run) - model_bytes(planned(folder, search, offload=True))
     rows = [
         {
             "model": model,
@@ -77,11 +79,16 @@ def rows_of(model: str, search: str, folder: Path) -> tuple[list[dict], Resource
             "tokens": round(stage.tokens),
             "hours": round(hours_of(stage, run), 4),
             "memory_bytes": stage.memory_bytes,
-            "memory_bytes_with_offload": offloaded_stage.memory_bytes,
+            "memory_bytes_with_offload": stage.memory_bytes - saved_bytes,
         }
-        for stage, offloaded_stage in zip(resident.stages, offloaded.stages, strict=True)
+        for stage in estimate.stages
     ]
-    return rows, resident
+    return rows, estimate
+
+
+def model_bytes(run: PlannedRun) -> int:
+    """What every stage holds: the model, the libraries and a batch."""
+    return sum(item.size_bytes for item in memory_of_every_stage(run))
 
 
 def main() -> None:
