@@ -110,7 +110,7 @@ MISTAKES = [
     ("compress=drop compress.keep_mlp=[99]", "compress.keep_mlp names block 99, but blocks are 0 to 7"),
     (
         "compress.group_size=10",
-        "compress.group_size is 10, and neither it nor a smaller one of 128, 64, 32, 16 divides",
+        "compress.group_size is 10, but neither it nor a smaller size of 128, 64, 32 and 16 divides",
     ),
     ("compress=drop export.formats=[gguf]", "gguf"),
     ("space.drops=half", "space.drops is 'half'"),

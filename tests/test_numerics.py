@@ -112,7 +112,7 @@ def huge_weights(model) -> None:
     [
         (dead_columns, "model.layers.1.mlp.down_proj: 2 of 128 inputs were always zero"),
         (silent_block, "model.layers.2.mlp.gate_proj, model.layers.2.mlp.up_proj: rounded to nearest instead"),
-        (huge_weights, "model.layers.0.self_attn.v_proj: weights are beyond the reach of float16 scales"),
+        (huge_weights, "model.layers.0.self_attn.v_proj: weights exceed the range of float16 scales"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

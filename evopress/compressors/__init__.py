@@ -1,1 +1,4 @@
-"""Compressors: each makes the levels of layers that read the same input. Imports `runtime`, `weights` and `space`."""
+"""Compressors. Each one makes the levels of layers that read the same input.
+
+May import `runtime`, `weights` and `space`.
+"""

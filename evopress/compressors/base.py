@@ -56,12 +56,13 @@ class CompressedGroup:
 
 
 class Compressor(ABC):
-    """Makes the levels of layers that share one input. Pure mathematics: it sees no model, file, rank or hook.
+    """Makes the levels of layers that share one input. Pure mathematics: it sees no model, file, process or hook.
 
-    Called in this order: `for_hidden_size` once; `levels` for every layer, when the space is built; then `compress`
-    once per group, block after block. A subclass is a `config_class`, so that a wrong setting fails at start-up.
+    The methods are called in this order: `for_hidden_size` once; `levels` for every layer, when the space is built;
+    then `compress` once per group, block after block. A subclass is a `config_class`, so that a wrong setting fails at
+    start-up.
 
-    A worked example, the smallest useful compressor::
+    The smallest useful compressor looks like this::
 
         @config_class
         class HalfZero(Compressor):
@@ -79,10 +80,10 @@ class Compressor(ABC):
     """
 
     metric: ClassVar[Metric]
-    """What the costs of its levels count."""
+    """What the costs of its levels measure."""
 
     needs_hessian: ClassVar[bool]
-    """Whether it is calibrated: `compress` then gets the Hessian of every group."""
+    """Whether it needs calibration. If so, `compress` gets the Hessian of every group."""
 
     @property
     def compresses_embeddings(self) -> bool:
@@ -100,11 +101,11 @@ class Compressor(ABC):
         """Index of the level whose outputs the next block is calibrated on."""
 
     def propagate_level_of(self, layer: LayerShape) -> int:
-        """The same for one layer, for compressors whose levels depend on the shape of the layer."""
+        """`propagate_level` of one layer. Layers differ if their levels depend on their shapes."""
         return self.propagate_level
 
     def for_hidden_size(self, hidden_size: int) -> Self:
-        """The same compressor with all settings filled in that depend on the width of the model."""
+        """A copy in which every setting that depends on the width of the model is filled in."""
         return self
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Layers swept to block types of GGUF files."""
+"""Quantises layers to GGUF block types in a sweep."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,11 +17,12 @@ from evopress.weights.ggml import GgmlWeight, num_clipped_blocks
 
 @dataclass(frozen=True)
 class BlockSweep:
-    """What a sweep of one group of layers to block types needs besides the weights.
+    """Everything that a sweep of one group of layers to block types needs except the weights.
 
-    `U` is the factor of the inverse Hessian, whose rows and columns stand in `order`; `power` (cols,) is the Hessian's
-    diagonal, in the original order. With `search`, the grids have the least squared error weighted by `power`, else
-    they are those of the reference quantisers. With `static_grids`, they are fitted before the sweep.
+    `U` is the factor of the inverse Hessian, whose rows and columns are permuted by `order`. `power` (cols,) is the
+    Hessian's diagonal in the original order. With `search`, the grids minimise the squared error weighted by `power`;
+    otherwise they are the grids of the reference quantisers. With `static_grids`, all grids are fitted before the
+    sweep.
     """
 
     U: Tensor
@@ -33,16 +34,18 @@ class BlockSweep:
     def to_types(
         self, rows: Tensor, names: Sequence[str], *, num_rows: list[int]
     ) -> tuple[list[list[GgmlWeight]], list[Tensor]]:
-        """Rows (rows, cols), in `order`, of all layers, which have `num_rows` each, at the types `names`, by GPTQ.
+        """Quantise all layers of the group to the types `names` by GPTQ.
 
-        Returns the levels of each layer, in the order of `names`, and Σ E² of each layer, (types,).
+        `rows` (rows, cols) are the rows of all layers, with their columns permuted by `order`. `num_rows` is the number
+        of rows of each layer. Returns the levels of each layer, in the order of `names`, and Σ E² of each layer,
+        (types,).
         """
         if not names:
             return [[] for _ in num_rows], [rows.new_empty(0) for _ in num_rows]
         parts = [self._sweep(rows, part) for part in split_levels(names, rows)]
-        data = [of_type.split(num_rows) for part, _ in parts for of_type in part]
+        data = [type_rows.split(num_rows) for part, _ in parts for type_rows in part]
         levels = [
-            [GgmlWeight(of_type[layer].clone(), name) for name, of_type in zip(names, data, strict=True)]
+            [GgmlWeight(type_rows[layer].clone(), name) for name, type_rows in zip(names, data, strict=True)]
             for layer in range(len(num_rows))
         ]
         losses = torch.cat([loss for _, loss in parts]).split(num_rows, 1)
@@ -66,7 +69,7 @@ class BlockSweep:
             power=self.power[self.order],
             codes=torch.empty_like(W, dtype=torch.int8),
             order=self.order,
-            places=self.order.tolist() if self.static_grids else range(len(W)),
+            positions=self.order.tolist() if self.static_grids else range(len(W)),
             grids=grids,
         )
         loss = sweep(W, self.U, columns=rounder, block_size=BLOCK).square_().sum(0)
@@ -84,7 +87,7 @@ class BlockSweep:
 
 
 def clipping_notes(group: LayerGroup, levels: Sequence[Sequence[GgmlWeight]]) -> Iterator[str]:
-    """A note on each layer with blocks of weights that some type cannot represent, even roughly."""
+    """Yield a note on each layer with blocks of weights that some type cannot represent, not even roughly."""
     counts = iter(
         fetch_scalars(
             *(
@@ -99,6 +102,6 @@ def clipping_notes(group: LayerGroup, levels: Sequence[Sequence[GgmlWeight]]) ->
         if clipped:
             blocks = ", ".join(f"{count:.0f} blocks of {kind}" for kind, count in clipped)
             yield (
-                f"{name}: {blocks} are beyond the reach of their float16 scales and clipped; "
-                "use compress=gptq compress.scale_dtype=float32, or export.formats=[hf]"
+                f"{name}: {blocks} are outside the range of their float16 scales and are clipped; "
+                "use compress=gptq compress.scale_dtype=float32, and export.formats=[hf]"
             )

@@ -14,10 +14,11 @@ from evopress.space.units import Unit
 
 @config_class
 class Drop:
-    """What may be dropped. There are no levels to store, so neither a database nor a calibration text is needed.
+    """What may be dropped. There are no levels to store, so neither a database nor calibration text is needed.
 
-    `granularity`: single attentions and MLPs (equally many of both are dropped), whole blocks, or pairs of consecutive
-    blocks. `keep_attention` and `keep_mlp` list blocks whose attention or MLP is never dropped.
+    `granularity` is the size of the dropped parts: single attentions and MLPs (the same number of each is dropped),
+    whole blocks, or pairs of consecutive blocks. `keep_attention` and `keep_mlp` list blocks whose attention or MLP is
+    never dropped.
     """
 
     metric: ClassVar[Metric] = "drop"
@@ -31,5 +32,5 @@ class Drop:
         return (0.0, 1.0)
 
     def units(self, blocks: Sequence[BlockShape]) -> list[Unit]:
-        """All units of a model, in block order. Raises ValueError where an option does not fit the model."""
+        """All units of a model, in block order. Raises ValueError if an option does not fit the model."""
         return droppable_units(blocks, self.granularity, keep_attention=self.keep_attention, keep_mlp=self.keep_mlp)

@@ -1,4 +1,4 @@
-"""Levels that are block types of GGUF files, solved by GPTQ on exactly their grids."""
+"""Levels that are GGUF block types, quantised by GPTQ on exactly the grids of these types."""
 
 from collections.abc import Sequence
 from typing import ClassVar, Literal, TypeVar
@@ -24,17 +24,18 @@ T = TypeVar("T")
 
 @config_class
 class GGUF(Compressor):
-    """Quantises to the types that llama.cpp runs, so that the searched numbers are those of the file.
+    """Quantises to block types that llama.cpp runs, so that the exported file holds the very weights of the search.
 
-    `types` are the levels. Costs and values are bits per weight with scales: Q4_0 4.5, Q4_1 5, Q5_0 5.5, Q5_1 6,
-    Q8_0 8.5. The K types Q2_K 2.625, Q3_K 3.4375, Q4_K 4.5, Q5_K 5.5 and Q6_K 6.5625 are levels of layers whose number
-    of inputs is a multiple of 256. The ggml library rounds to them without GPTQ, see `weights.kquants`.
+    `types` are the levels. Costs and values count bits with scales. Per weight these are, for Q4_0 4.5, Q4_1 5,
+    Q5_0 5.5, Q5_1 6 and Q8_0 8.5. The K types (Q2_K 2.625, Q3_K 3.4375, Q4_K 4.5, Q5_K 5.5 and Q6_K 6.5625) are levels
+    of layers whose number of inputs is a multiple of 256. The ggml library rounds to K types, without GPTQ; see
+    `weights.kquants`.
 
-    `range` and `act_order` are those of GPTQ; `minmax` stands for the grids of the reference quantisers.
+    `range` and `act_order` work as in GPTQ, but `range=minmax` uses the grids of the reference quantisers.
 
     With `embeddings`, the embeddings and the head are units as well. `damp` is the damping as a share of the Hessian's
-    mean diagonal. The next block is calibrated on `propagate_type`; where a layer has no such level, on its next larger
-    one, else on its largest.
+    mean diagonal. The next block is calibrated on the outputs of `propagate_type`. A layer without this level uses the
+    next larger one, or its largest if there is none.
 
     Source: arXiv 2210.17323, Algorithm 1, with a block of 32 columns as the group.
     """
@@ -90,7 +91,7 @@ class GGUF(Compressor):
         if not types:
             widths = " or ".join(str(width) for width in sorted({block_of(name)[0] for name in self.types}))
             raise ValueError(
-                f"{layer.name} has {layer.cols} inputs, and every type of compress.types needs a multiple of {widths}: "
+                f"{layer.name} has {layer.cols} inputs, but every type in compress.types needs a multiple of {widths}: "
                 f"{'add Q4_0 or others that need 32, or ' if layer.cols % BLOCK == 0 else ''}use compress=gptq"
             )
         sizes = {name: layer.num_weights // block_of(name)[0] * block_of(name)[1] for name in types}
@@ -120,7 +121,7 @@ class GGUF(Compressor):
             static_grids=self.act_order,
         )
         swept, losses = sweeper.to_types(rows, block_types, num_rows=group.num_rows)
-        by_library: list[list[CompressedWeight]] = [
+        k_levels: list[list[CompressedWeight]] = [
             [round_by_ggml(weight, name, importance=H.diagonal()) for name in k_types] for weight in group.weights
         ]
         if factor.U is None or not block_types:
@@ -129,16 +130,16 @@ class GGUF(Compressor):
             errors = undamped_errors(
                 dense_levels(swept), group.weights, losses=losses, H=H, absolute_damping=factor.absolute_damping
             )
-        library_errors = relative_errors(dense_levels(by_library), group.weights, H=H)
-        places = [[*block_types, *k_types].index(name) for name in types]
+        k_errors = relative_errors(dense_levels(k_levels), group.weights, H=H)
+        order_of_levels = [[*block_types, *k_types].index(name) for name in types]
         return CompressedGroup(
-            _joined(swept, by_library, places),
-            _joined(errors, library_errors, places),
+            _joined(swept, k_levels, order_of_levels),
+            _joined(errors, k_errors, order_of_levels),
             (*notes, *clipping_notes(group, swept)),
         )
 
 
 def _joined(first: Sequence[Sequence[T]], second: Sequence[Sequence[T]], order: Sequence[int]) -> list[list[T]]:
-    """Both lists of levels of each layer, one after the other, and then put in `order`."""
+    """Join the two lists of levels of each layer, and put the levels in `order`."""
     joined = [[*head, *tail] for head, tail in zip(first, second, strict=True)]
-    return [[layer_levels[place] for place in order] for layer_levels in joined]
+    return [[layer_levels[index] for index in order] for layer_levels in joined]

@@ -1,4 +1,4 @@
-"""GPTQ: round column by column, and let the columns after it make up for the error."""
+"""GPTQ: rounds one column at a time, and changes the later columns to compensate for the error."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,15 +22,18 @@ from evopress.weights.grids import Grid, max_codes
 
 @config_class
 class GPTQ(IntegerLevels):
-    """Quantises with the inverse Hessian's correction, all widths and all layers of a group in one sweep.
+    """Quantises with corrections from the inverse Hessian. One sweep solves all widths of all layers of a group.
 
-    `damp` is the damping as a share of the Hessian's mean diagonal. `propagate_bits` is the width the next block is
-    calibrated on; where `bits` does not hold it, the nearest wider one, else the widest. `act_order` rounds the columns
-    with the strongest inputs first. Groups are neighbouring columns all the same, and codes are stored in the original
-    order, as inference engines expect; the grids are then fitted to the original weights, before the sweep.
+    `damp` is the damping as a share of the Hessian's mean diagonal. The next block is calibrated on the outputs of the
+    width `propagate_bits`. If `bits` does not contain it, the next larger width is used, or the largest if there is
+    none.
 
-    Source: arXiv 2210.17323, Algorithm 1. Unlike there, each group's grid is fitted when *all* earlier errors are
-    applied to the whole group, so the result does not depend on the lazy block size.
+    With `act_order`, the columns with the strongest inputs are rounded first. Groups still consist of neighbouring
+    columns, and codes are stored in the original order, as inference engines expect. The grids are then fitted to the
+    original weights, before the sweep. `refit_scales` fits the scales of each row again after the sweep.
+
+    Source: arXiv 2210.17323, Algorithm 1. Unlike there, a grid that is fitted during the sweep (without `act_order`) is
+    fitted after *all* earlier errors are applied to the whole group, so it does not depend on the lazy block size.
     """
 
     needs_hessian: ClassVar[bool] = True
@@ -70,10 +73,10 @@ class GPTQ(IntegerLevels):
     def _solve(
         self, rows: Tensor, bits: Sequence[int], *, U: Tensor, order: Tensor, H: Tensor
     ) -> tuple[RoundedRows, Tensor]:
-        """Rows (rows, cols), whose columns stand in `order`, at several widths. H is damped, and in the original
-        order.
+        """Quantise rows (rows, cols), whose columns are permuted by `order`, to several widths.
 
-        Returns them with columns in their original order, and Σ E², (levels, rows).
+        H is damped and in the original order. Returns the rounded rows, with their columns in the original order, and
+        Σ E², (levels, rows).
         """
         W = lanes_of(rows, len(bits))
         group_size = fitting_group_size(len(W), self.group_size)
@@ -84,7 +87,7 @@ class GPTQ(IntegerLevels):
             power=H.diagonal()[order],
             codes=torch.empty_like(W, dtype=torch.uint8),
             order=order,
-            places=order.tolist() if self.act_order else range(len(order)),
+            positions=order.tolist() if self.act_order else range(len(order)),
             grids=_grids_of_groups(fit, W[order.argsort()], H.diagonal(), group_size) if self.act_order else [],
         )
         loss = sweep(W, U, columns=rounder, block_size=group_size).square_().sum(0)

@@ -1,4 +1,4 @@
-"""Rounding in a sweep: every column goes to the grid of its group of columns."""
+"""Rounds in a sweep. Every column is rounded to the grid of its group of columns."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ class RoundingGrid(Protocol):
         """Zero points, (lanes,)."""
 
     def leave_error(self, weight: Tensor, steps: Tensor) -> None:
-        """Round `weight` (lanes,) and leave only the error in it; `steps` becomes the codes less the zero points."""
+        """Round `weight` (lanes,). Leaves only the error in `weight`, and writes codes minus zero points to `steps`."""
 
 
 G = TypeVar("G", bound=RoundingGrid)
@@ -27,10 +27,11 @@ G = TypeVar("G", bound=RoundingGrid)
 class GroupRounder(Generic[G]):
     """A `ColumnCompressor` for a sweep whose blocks have the size of a group.
 
-    `fit` makes the grid of a group from its columns (group_size, lanes) and the power of their inputs (group_size,).
-    The grid of a group that has none yet is fitted when the group is reached. `power` (cols,) is that of all swept
-    columns. `codes` (cols, lanes), of an integer type, is filled in. `order` are the places of the swept columns in
-    `codes`, and `places` the same as integers, so that a GPU need not be waited for.
+    `fit` makes the grid of a group from its columns (group_size, lanes) and the power of their inputs (group_size,). A
+    group without a grid gets one when the sweep reaches it. `power` (cols,) is the input power of every column, in the
+    order of the sweep. The codes are written to `codes` (cols, lanes), which has an integer type. `order` has the
+    position in `codes` of every swept column. `positions` has the same numbers as Python integers, so that a GPU does
+    not have to be waited for.
     """
 
     fit: Callable[[Tensor, Tensor], G]
@@ -38,11 +39,11 @@ class GroupRounder(Generic[G]):
     power: Tensor
     codes: Tensor
     order: Tensor
-    places: Sequence[int]
+    positions: Sequence[int]
     grids: list[G] = field(default_factory=list)
     _start: int = 0
     _steps: Tensor = field(default_factory=partial(torch.empty, 0))
-    """Codes of the columns of the block less their zero points, (block, lanes), as floats."""
+    """The codes minus the zero points of the columns of the current block, (block, lanes), as floats."""
 
     def start_block(self, start: int, W: Tensor) -> None:
         self._start, self._steps = start, torch.empty_like(W)
@@ -58,4 +59,4 @@ class GroupRounder(Generic[G]):
         self.codes.index_copy_(0, self.order[block.start : block.stop], codes.to(self.codes.dtype))
 
     def _grid(self, column: int) -> G:
-        return self.grids[self.places[column] // self.group_size]
+        return self.grids[self.positions[column] // self.group_size]

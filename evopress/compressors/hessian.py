@@ -1,4 +1,4 @@
-"""The Hessian of a layer's output error, summed up from the layer's inputs."""
+"""The Hessian of a layer's output error, computed from the layer's inputs."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from evopress.compressors.outer_products import add_outer_products
 class RunningHessian:
     """2/n Σ x xᵀ over all inputs seen so far, float32, (cols, cols), as a running mean.
 
-    Of `mean`, only the diagonal and what is above it are valid; the rest is the mirror image of that.
+    Only the diagonal of `mean` and the entries above it are valid; `result` mirrors them.
     """
 
     def __init__(self, cols: int, *, device: torch.device | str = "cpu"):
@@ -32,15 +32,15 @@ class RunningHessian:
         self.num_tokens = total
 
     def is_finite(self) -> Tensor:
-        """Whether all inputs were finite, a bool tensor that a GPU may still be computing."""
+        """Whether all inputs were finite, as a bool tensor that a GPU may still be computing."""
         return self.mean.diagonal().isfinite().all()  # |H_ij| is at most the larger of H_ii and H_jj
 
     def result(self) -> Tensor:
-        """The mean, symmetric."""
+        """The whole symmetric matrix."""
         return self.mean.triu() + self.mean.triu(1).t()
 
 
 def towards_identity(H: Tensor, share: float) -> Tensor:
-    """`share` of H, plus the rest of the identity times H's mean diagonal; the identity itself where H is zero."""
+    """share·H + (1 − share)·m·I, where m is the mean of H's diagonal, or 1 if that is zero."""
     power = float(H.diagonal().double().mean()) or 1.0
     return share * H + (1 - share) * power * torch.eye(len(H), dtype=H.dtype, device=H.device)

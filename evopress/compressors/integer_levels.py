@@ -1,4 +1,4 @@
-"""Integer levels: what round-to-nearest and GPTQ share, which is settings, levels, grids and packing."""
+"""What round-to-nearest and GPTQ have in common: settings, levels, grids and packing."""
 
 import logging
 from collections.abc import Sequence
@@ -38,10 +38,11 @@ class RoundedRows:
 class IntegerLevels(Compressor):
     """Levels that are bit widths of integer codes, with a scale per row and group of columns.
 
-    `bits` are the widths; level 0 is the widest. A layer whose columns `group_size` does not divide takes the largest
-    of 128, 64, 32, 16 below it that does. `symmetric` grids have no zero points. `range` says where the grids end:
-    `minmax` at the smallest and largest weight, `mse` where the squared error is least, and `hessian` where it is least
-    when each column's error is weighted by the power of its inputs, the diagonal of the Hessian.
+    `bits` are the widths; level 0 is the widest. If `group_size` does not divide the columns of a layer, the layer uses
+    the largest smaller size of 128, 64, 32 and 16 that does. `symmetric` grids have no zero points. `range` decides
+    where the grids end: `minmax` at the smallest and the largest weight, `mse` where the squared error is least, and
+    `hessian` where the squared error is least if each column is weighted by the power of its inputs, which is the
+    diagonal of the Hessian.
     """
 
     metric: ClassVar[Metric] = "bits"
@@ -93,7 +94,7 @@ class IntegerLevels(Compressor):
         return search_grid(W, max_code, power=weights, symmetric=self.symmetric, scale_dtype=self._torch_scale_dtype)
 
     def rounded(self, bits: Sequence[int], codes: Tensor, *, scale: Tensor, zero: Tensor) -> RoundedRows:
-        """From codes (cols, lanes), scale and zero (groups, lanes)."""
+        """Split codes (cols, lanes), scales (groups, lanes) and zero points (groups, lanes) by level."""
         parts = (codes, scale.to(self._torch_scale_dtype), zero.to(torch.uint8))
         return RoundedRows(bits, *(by_level(part, len(bits)) for part in parts))
 
@@ -119,7 +120,7 @@ class IntegerLevels(Compressor):
             for layer_levels in levels
         ]
         return tuple(
-            f"{name}: weights are beyond the reach of {self.scale_dtype} scales and clipped; "
+            f"{name}: weights exceed the range of {self.scale_dtype} scales and are clipped; "
             f"set compress.scale_dtype=float32"
             for name, scale in zip(group.names, torch.stack(largest).tolist(), strict=True)
             if scale == limit
@@ -132,7 +133,9 @@ class IntegerLevels(Compressor):
 
 @cache
 def fitting_group_size(cols: int, group_size: int) -> int:
-    """`group_size`, or the largest of 128, 64, 32, 16 below it that divides `cols`; logged once per number of columns.
+    """`group_size` if it divides `cols`, or else the largest smaller size of 128, 64, 32 and 16 that does.
+
+    A smaller size is logged once for each number of columns.
 
     Raises:
         ValueError: None of them divides `cols`.
@@ -140,9 +143,9 @@ def fitting_group_size(cols: int, group_size: int) -> int:
     for size in (group_size, *(size for size in (128, 64, 32, 16) if size < group_size)):
         if cols % size == 0:
             if size != group_size:
-                log.info("layers with %d inputs use groups of %d, as %d does not divide them", cols, size, group_size)
+                log.info("layers with %d inputs use groups of %d, because %d is not a divisor", cols, size, group_size)
             return size
     raise ValueError(
-        f"compress.group_size is {group_size}, and neither it nor a smaller one of 128, 64, 32, 16 divides the {cols} "
-        f"inputs of a layer: set compress.group_size to a divisor of {cols}"
+        f"compress.group_size is {group_size}, but neither it nor a smaller size of 128, 64, 32 and 16 divides the "
+        f"{cols} inputs of a layer: set compress.group_size to a divisor of {cols}"
     )

@@ -8,15 +8,16 @@ from torch import Tensor
 from evopress.compressors.scalars import fetch_scalars
 
 MAX_COLS_AT_ONCE = 256
-"""Columns above which a matrix is factored in two halves, mostly by matrix products. Changes the speed only."""
+"""A matrix with more columns is factored in two halves, mostly by matrix products. This affects only the speed."""
 
 
 @dataclass(frozen=True)
 class InverseFactor:
-    """U, upper triangular, with (H + absolute_damping·I)⁻¹ = UᵀU; None when every factorisation failed.
+    """An upper triangular U with (H + absolute_damping·I)⁻¹ = UᵀU, or None if every factorisation failed.
 
-    `dead` (cols,) marks inputs that were always zero. Their weights must be set to zero: they have no effect, and U
-    treats them as independent inputs of unit power. `notes` are sentences about dead inputs and failed factorisations.
+    `dead` (cols,) marks inputs that were always zero. Their weights have no effect and must be set to zero, because U
+    treats dead inputs as independent inputs of unit power. `notes` are sentences about dead inputs and failed
+    factorisations.
     """
 
     U: Tensor | None
@@ -26,15 +27,15 @@ class InverseFactor:
 
 
 def column_order(H: Tensor, *, by_power: bool) -> Tensor:
-    """The places of the columns in the order of a sweep, (cols,): by falling diagonal of H, or as they stand."""
+    """The order in which a sweep visits the columns, (cols,): by decreasing diagonal of H, or from left to right."""
     return H.diagonal().argsort(descending=True, stable=True) if by_power else torch.arange(len(H), device=H.device)
 
 
 def factor_inverse(H: Tensor, *, damp: float) -> InverseFactor:
     """Factor the inverse of a Hessian H (cols, cols), damped by `damp` times its mean diagonal.
 
-    If that fails: the same in float64, then with 10, 100 and 1000 times the damping, then None. A GPU is waited for
-    once per attempt.
+    If this fails, it is repeated in float64, and then with 10, 100 and 1000 times the damping. If these fail as well, U
+    is None. A GPU is waited for once per attempt.
 
     Raises:
         ValueError: H is not finite.
@@ -48,11 +49,11 @@ def factor_inverse(H: Tensor, *, damp: float) -> InverseFactor:
         U, is_factor = _upper_factor_of_inverse(H.to(dtype), damping)
         is_finite, num_dead, is_done, absolute_damping = fetch_scalars(all_finite, dead.sum(), is_factor, damping)
         if not is_finite:
-            raise ValueError("the Hessian is not finite: its calibration inputs hold NaN or infinite values")
+            raise ValueError("the Hessian is not finite: its calibration inputs contain NaN or infinite values")
         if num_dead == len(H):
             return InverseFactor(None, dead, notes=("all calibration inputs were zero",))
         if num_dead and not notes:
-            notes.append(f"{num_dead:.0f} of {len(H)} inputs were always zero, their weights are set to zero")
+            notes.append(f"{num_dead:.0f} of {len(H)} inputs were always zero; their weights are set to zero")
         if is_done:
             return InverseFactor(U.to(H.dtype), dead, absolute_damping, tuple(notes))
         notes.append(f"the Hessian with damping {damp * increase:g} could not be factored in {dtype}")
@@ -60,7 +61,7 @@ def factor_inverse(H: Tensor, *, damp: float) -> InverseFactor:
 
 
 def _upper_factor_of_inverse(H: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
-    """U = M⁻¹ for H + damping·I = M Mᵀ with M upper triangular; and a bool tensor, whether U is such a factor.
+    """U = M⁻¹, where H + damping·I = M Mᵀ and M is upper triangular, and a bool tensor that is False if this failed.
 
     With rows and columns in reverse order, M is the lower Cholesky factor. This takes half the work of factoring the
     inverse of H, and it is more accurate, because the inverse itself is never computed.
@@ -72,7 +73,7 @@ def _upper_factor_of_inverse(H: Tensor, damping: Tensor) -> tuple[Tensor, Tensor
 
 
 def _inverse_of_lower_factor(H: Tensor) -> Tensor:
-    """L⁻¹ for H = L Lᵀ with L lower triangular; NaN where H is not positive definite."""
+    """L⁻¹, where H = L Lᵀ and L is lower triangular. Contains NaN if H is not positive definite."""
     size = len(H)
     if size <= MAX_COLS_AT_ONCE:
         L, failed = torch.linalg.cholesky_ex(H)

@@ -1,4 +1,4 @@
-"""Sums of outer products, by the fastest matrix product of the machine that is as exact as float32's."""
+"""Sums of outer products, by the fastest matrix product of the machine that is as accurate as in float32."""
 
 import logging
 from collections.abc import Iterator
@@ -11,21 +11,21 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 STRIPE = 192
-"""Rows of the sum that are computed at once, each from the diagonal on. Changes the speed only."""
+"""Rows of the sum that are computed at once, each from the diagonal on. This affects only the speed."""
 
 MAX_ERROR_RATIO = 1.5
-"""How much larger than that of float32 products the error of the fast ones may be."""
+"""The largest accepted ratio between the error of fast products and the error of float32 products."""
 
 _SAMPLE_SHAPE = (1024, 320)
 """Tokens and columns of the matrix that the errors are measured on."""
 
 
 def add_outer_products(total: Tensor, X: Tensor, *, beta: float, alpha: float) -> None:
-    """total ← beta·total + alpha·XᵀX, on the diagonal and above it; what is below may be overwritten with anything.
+    """total ← beta·total + alpha·XᵀX, on the diagonal and above it. Entries below the diagonal become meaningless.
 
     Args:
         total: float32, (cols, cols).
-        X: (tokens, cols), any float type. Products of bfloat16 values use `bfloat16_factors` where that is exact.
+        X: (tokens, cols), any float type. Products of bfloat16 values use `bfloat16_factors` if that is exact.
     """
     is_fast = X.dtype == torch.bfloat16 and bfloat16_factors_are_exact(X.device.type)
     with bfloat16_factors() if is_fast else nullcontext():
@@ -42,8 +42,8 @@ def _add_in_stripes(total: Tensor, X: Tensor, *, beta: float, alpha: float) -> N
 def bfloat16_factors() -> Iterator[None]:
     """While open, float32 matrix products may round their factors to bfloat16, or to TF32 on a GPU.
 
-    Factors that hold bfloat16 values are not changed by this, and float32 holds the product of any two of them exactly.
-    Only the sum of the products can be less exact than usual; whether it is depends on the processor.
+    This does not change factors that are bfloat16 values, and float32 holds the product of any two of them exactly.
+    Only the sum of the products can be less accurate than usual, which depends on the processor.
     """
     on_cpu = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     backends = ((on_cpu, "bf16"), (torch.backends.cuda.matmul, "tf32"))
@@ -59,10 +59,10 @@ def bfloat16_factors() -> Iterator[None]:
 
 @cache
 def bfloat16_factors_are_exact(device_type: str) -> bool:
-    """Whether sums of products of bfloat16 values are as exact with `bfloat16_factors` as without, on such a device.
+    """Whether sums of products of bfloat16 values are as accurate with `bfloat16_factors` as without, on this device.
 
     Some processors round more in these sums: with AVX-512 BF16 but without AMX, errors are four to seven times as
-    large. So the first call measures both kinds of product against float64, on the same pseudo-random matrix each time.
+    large. So the first call compares both kinds of product with float64, always on the same pseudo-random matrix.
     """
     if device_type not in ("cpu", "cuda"):
         return False
@@ -83,7 +83,7 @@ def bfloat16_factors_are_exact(device_type: str) -> bool:
 
 
 def _largest_error(X: Tensor) -> float:
-    """Of the float32 sum of outer products of X, on the diagonal and above it."""
+    """The largest error of the float32 sum of outer products of X, on the diagonal and above it."""
     total = X.new_zeros(X.shape[1], X.shape[1])
     _add_in_stripes(total, X, beta=1.0, alpha=1.0)
     return float((total.double() - X.double().t() @ X.double()).triu().abs().max())

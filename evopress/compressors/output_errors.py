@@ -1,4 +1,4 @@
-"""How much of a layer's output energy the change of its weights loses."""
+"""Measures how much of a layer's output energy is lost when its weights change."""
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
@@ -11,11 +11,11 @@ from evopress.compressors.scalars import fetch_scalars
 from evopress.weights.base import CompressedWeight
 
 DenseLevels = Sequence[Callable[[], Tensor]]
-"""The dense weights (rows, cols) of a layer, one function per level that makes them."""
+"""One function per level of a layer. Each returns the dense weights (rows, cols) of that level."""
 
 
 def dense_levels(levels: Sequence[Sequence[CompressedWeight]]) -> list[DenseLevels]:
-    """The dense weights of compressed weights [layer][level]."""
+    """The functions that return the dense weights of compressed weights [layer][level]."""
     return [[level.dense for level in layer_levels] for layer_levels in levels]
 
 
@@ -28,7 +28,7 @@ def energy(weight: Tensor, H: Tensor | None) -> Tensor:
 
 
 def _energy_unchecked(weight: Tensor, H: Tensor | None) -> Tensor:
-    """The same without waiting for the result; infinite or NaN where it overflows."""
+    """`energy` without waiting for the result. Where it overflows, it is infinite or NaN."""
     return weight.square().sum(-1) if H is None else (weight @ H).mul_(weight).sum(-1)
 
 
@@ -37,7 +37,7 @@ def _total_energy(weight: Tensor, H: Tensor | None) -> Tensor:
 
 
 def relative_error(change: Tensor, weight: Tensor, *, H: Tensor | None) -> float:
-    """tr(ΔW H ΔWᵀ) / tr(W H Wᵀ), or ‖ΔW‖² / ‖W‖² without a Hessian; 0 where the layer has no output."""
+    """tr(ΔW H ΔWᵀ) / tr(W H Wᵀ), or ‖ΔW‖² / ‖W‖² without a Hessian; 0 if the layer has no output."""
     return _ratio(*fetch_scalars(energy(change, H).double().sum(), energy(weight, H).double().sum()))
 
 
@@ -51,10 +51,10 @@ def relative_errors(
     """`relative_error` of every level of each layer. A GPU is waited for once, unless float32 overflows.
 
     Args:
-        levels: Of each layer.
+        levels: The levels of each layer.
         weights: The dense weight of each layer before compression, (rows, cols).
         H: Hessian (cols, cols), or None.
-        lost: tr(ΔW H ΔWᵀ) of each layer, (levels,), where it is known.
+        lost: tr(ΔW H ΔWᵀ) of each layer, (levels,), if it is known.
     """
     if lost is None:
         lost = [
@@ -85,10 +85,10 @@ def undamped_errors(
     H: Tensor,
     absolute_damping: float,
 ) -> list[list[float]]:
-    """`relative_errors` of levels that a sweep made, from its losses, which saves a product with H per level.
+    """`relative_errors` of levels that a sweep made, computed from its losses. This saves a product with H per level.
 
-    `losses` of each layer are Σ E² = tr(ΔW (H + absolute_damping·I) ΔWᵀ), (levels,). Inputs that were always zero have
-    no damping.
+    `losses` holds Σ E² = tr(ΔW (H + absolute_damping·I) ΔWᵀ) of each layer, (levels,). Inputs that were always zero
+    have no damping.
     """
     damping = absolute_damping * (H.diagonal() != 0).double()
     lost = []

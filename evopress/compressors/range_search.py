@@ -1,4 +1,4 @@
-"""Searches the range of each quantisation grid, for the least squared error of its group of weights.
+"""Searches for the range of each quantisation grid that gives the least squared error of its group of weights.
 
 The smallest and the largest weight of a group make a range that holds every weight, but its steps are wide. A smaller
 range clips a few weights and rounds all others more finely. Both ends are shrunk, first together, then apart. The best
@@ -6,7 +6,7 @@ scale for the codes of a range has a closed form, so few ranges are enough:
 
     s = Σ p·w·q / Σ p·q²     minimises     Σ p·(w − s·q)²,     which is then     Σ p·w² − (Σ p·w·q)² / Σ p·q²
 
-where w are the weights of a group, q their codes less the zero point, and p the power of each column's inputs.
+where w are the weights of a group, q their codes minus the zero point, and p the power of each column's inputs.
 """
 
 import torch
@@ -14,28 +14,28 @@ from torch import Tensor
 
 from evopress.weights.grids import Grid, grid_of_range, range_of, storable_scale
 
-TOGETHER = ((1.0, 1.0), (0.83, 0.83), (0.67, 0.67), (0.52, 0.52))
+FIRST_FACTORS = ((1.0, 1.0), (0.83, 0.83), (0.67, 0.67), (0.52, 0.52))
 """Factors on the lower and the upper end of the range."""
 
-THEN_APART = ((0.82, 1.0), (1.0, 0.82), (1.18, 1.0), (1.0, 1.18))
-"""Further factors on the ends of the best of these ranges."""
+SECOND_FACTORS = ((0.82, 1.0), (1.0, 0.82), (1.18, 1.0), (1.0, 1.18))
+"""More factors, on the ends of the best of these ranges."""
 
-THEN_TOGETHER = ((0.92, 0.92), (1.08, 1.08))
-"""The same where the ends are ±max|w|."""
+SECOND_FACTORS_IF_SYMMETRIC = ((0.92, 0.92), (1.08, 1.08))
+"""The same for ranges whose ends are ±max|w|."""
 
 TILE = 2**16
-"""Weights that are searched at once on a CPU, so that they stay in its cache. Changes the speed only."""
+"""Weights that are searched at once on a CPU, so that they stay in its cache. This affects only the speed."""
 
 
 def search_grid(weight: Tensor, max_code: Tensor, *, power: Tensor, symmetric: bool, scale_dtype: torch.dtype) -> Grid:
-    """The grid of every group and lane whose range, shrunk or not, has the least weighted squared error.
+    """The grid of every group and lane. Of the ranges that are tried, its range has the least weighted squared error.
 
     Args:
         weight: (…, group, lanes); a lane is one row at one level.
         max_code: 2^b − 1 per lane, (lanes,).
-        power: mean square of each column's inputs, up to a factor, (…, group). If those of a group are all 0, each
+        power: mean square of each column's inputs, up to a factor, (…, group). If all powers of a group are 0, each
             counts as 1.
-        symmetric: let both ends be ±max|w|, shrunk together, and the zero point 2^(b−1).
+        symmetric: start from the ends ±max|w|, shrink both together, and use the zero point 2^(b−1).
         scale_dtype: type in which the scales are stored.
 
     Returns:
@@ -64,9 +64,9 @@ def _search(w: Tensor, p: Tensor, max_code: Tensor, *, symmetric: bool, scale_dt
     """The grid of one group w (group, lanes) whose columns have the powers p (group, 1)."""
     low, high = range_of(w, symmetric=symmetric)
     weighted = w * p
+    # (5, lanes): the explained part of Σ p·w², the scale, the zero point, and the factors on both ends
     best = torch.stack([torch.full_like(low, -torch.inf), low, low, torch.ones_like(low), torch.ones_like(low)])
-    """The part of Σ p·w² that is explained, scale, zero, and the factors on both ends; (5, lanes)."""
-    for factors in (TOGETHER, THEN_TOGETHER if symmetric else THEN_APART):
+    for factors in (FIRST_FACTORS, SECOND_FACTORS_IF_SYMMETRIC if symmetric else SECOND_FACTORS):
         around_low, around_high = best[3:]
         for factor_low, factor_high in factors:
             shrink_low, shrink_high = around_low * factor_low, around_high * factor_high
@@ -82,7 +82,7 @@ def _search(w: Tensor, p: Tensor, max_code: Tensor, *, symmetric: bool, scale_dt
 
 
 def _solve_scale(w: Tensor, weighted: Tensor, p: Tensor, grid: Grid, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The best scale for the codes that `grid` gives, and Σ p·w² less the weighted squared error; both (lanes,)."""
+    """The best scale for the codes that `grid` gives, and Σ p·w² minus the weighted squared error, both (lanes,)."""
     q = (w * grid.scale.reciprocal()).round_()
     q = torch.minimum(torch.maximum(q, -grid.zero, out=q), grid.max_code - grid.zero, out=q)
     projection = (weighted * q).sum(0)

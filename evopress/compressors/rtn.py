@@ -1,4 +1,4 @@
-"""Round to nearest: every weight goes to the nearest point of its grid."""
+"""Round to nearest: rounds every weight to the nearest point of its grid."""
 
 from collections.abc import Sequence
 from typing import ClassVar, Literal
@@ -16,7 +16,7 @@ from evopress.weights.grids import Grid, max_codes
 
 @config_class
 class RTN(IntegerLevels):
-    """Rounds to nearest at several bit widths, without calibration. The baseline for GPTQ."""
+    """Rounds to nearest at several bit widths, without calibration. It is the baseline for GPTQ."""
 
     needs_hessian: ClassVar[bool] = False
 
@@ -32,7 +32,7 @@ class RTN(IntegerLevels):
 
 
 def round_to_nearest(settings: IntegerLevels, group: LayerGroup) -> CompressedGroup:
-    """All layers at all levels. The errors are weighed by the Hessian where the group has one."""
+    """Round all layers to all levels. The errors are weighted by the Hessian if the group has one."""
     rows = torch.cat(group.weights)
     power = rows.new_ones(rows.shape[1]) if group.hessian is None else group.hessian.diagonal()
     parts = [_round(settings, rows, bits, power=power) for bits in split_levels(settings.bits, rows)]

@@ -1,9 +1,9 @@
-"""Values on the way from a device to Python."""
+"""Transfers single numbers from a device to Python."""
 
 import torch
 from torch import Tensor
 
 
 def fetch_scalars(*tensors: Tensor) -> list[float]:
-    """The values of tensors of one element, in one transfer from the device."""
+    """The values of one-element tensors, in a single transfer from the device."""
     return torch.stack([tensor.double() for tensor in tensors]).tolist() if tensors else []

@@ -1,7 +1,8 @@
-"""Refits the scales of all groups of a row together, with the codes as they are.
+"""Refits the scales of all groups of a row together, without changing the codes.
 
-A row of rounded weights is ŵ = Σ_g s_g·c_g, where s_g is the scale of group g, and c_g are its codes less the zero
-point, 0 in the columns of other groups. The scales with the least error (w − ŵ)ᵀ H (w − ŵ) solve a small linear system:
+A row of rounded weights is ŵ = Σ_g s_g·c_g. Here s_g is the scale of group g, and c_g holds its codes minus the zero
+point, with zeros in the columns of other groups. The scales with the least error (w − ŵ)ᵀ H (w − ŵ) solve a small
+linear system:
 
     A s = b     A_gk = c_gᵀ H c_k     b_g = c_gᵀ H w
 """
@@ -12,7 +13,7 @@ from torch import Tensor
 from evopress.weights.grids import storable_scale
 
 TILE = 2**19
-"""Weights whose systems are built at once on a CPU, so that they stay in its cache. Changes the speed only."""
+"""Weights whose systems are built at once on a CPU, so that they stay in its cache. This affects only the speed."""
 
 
 def refit_scales(
@@ -24,7 +25,7 @@ def refit_scales(
 
     Args:
         rows: Dense weights (rows, cols).
-        steps: Codes less zero points, as floats, (cols, lanes), with lanes ordered by level, then row.
+        steps: Codes minus zero points, as floats, (cols, lanes), with lanes ordered by level, then row.
         scale: (groups, lanes), as stored.
         H: Hessian (cols, cols), positive definite.
         scale_dtype: Type in which the scales are stored.
@@ -34,16 +35,16 @@ def refit_scales(
     """
     num_lanes = steps.shape[1]
     unit = H.diagonal().amax()
-    H = H / unit  # sums stay in the range of the type
+    H = H / unit  # keeps sums within the range of the type
     HW = H @ rows.t()
     energy = (rows.t() * HW).sum(0)
     at_once = num_lanes if steps.device.type != "cpu" else max(1, TILE // len(steps))
     parts = []
     for first in range(0, num_lanes, at_once):
         lanes = slice(first, first + at_once)
-        of_row = torch.arange(num_lanes, device=rows.device)[lanes] % len(rows)
-        A, b = _systems(steps[:, lanes], HW[:, of_row], H, num_groups=len(scale))
-        parts.append(_refit(A, b, energy[of_row], scale[:, lanes], scale_dtype))
+        row_of_lane = torch.arange(num_lanes, device=rows.device)[lanes] % len(rows)
+        A, b = _systems(steps[:, lanes], HW[:, row_of_lane], H, num_groups=len(scale))
+        parts.append(_refit(A, b, energy[row_of_lane], scale[:, lanes], scale_dtype))
     return torch.cat([part for part, _ in parts], 1), torch.cat([errors for _, errors in parts]) * unit
 
 
@@ -62,7 +63,7 @@ def _systems(steps: Tensor, HW: Tensor, H: Tensor, *, num_groups: int) -> tuple[
 def _refit(A: Tensor, b: Tensor, energy: Tensor, scale: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Scales (groups, lanes) and errors (lanes,) from the systems of all lanes."""
     eye = torch.eye(A.shape[1], dtype=A.dtype, device=A.device)
-    ridge = 1e-6 * A.diagonal(dim1=1, dim2=2).mean(1) + torch.finfo(A.dtype).tiny  # a group of zeros has no equation
+    ridge = 1e-6 * A.diagonal(dim1=1, dim2=2).mean(1) + torch.finfo(A.dtype).tiny  # all-zero groups have zero rows
     L, failed = torch.linalg.cholesky_ex(A + ridge[:, None, None] * eye)
     old = scale.t()
     change = torch.cholesky_solve((b - (A @ old.unsqueeze(2)).squeeze(2)).unsqueeze(2), L).squeeze(2)

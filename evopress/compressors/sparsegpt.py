@@ -1,4 +1,4 @@
-"""SparseGPT: prune block by block of columns, and let the columns after it make up for the error."""
+"""SparseGPT: prunes one block of columns at a time, and changes the later columns to compensate for the error."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -19,19 +19,19 @@ from evopress.weights.base import CompressedWeight
 from evopress.weights.sparse import SparseWeight
 
 PrunedLevels = list[tuple[Tensor, Tensor]]
-"""Per level the dense weight, and 1 where it is kept or 0; both (rows, cols), in the type of storage."""
+"""For each level, the dense weight, and 1 where a weight is kept or 0; both (rows, cols), in the storage type."""
 
 
 @config_class
 class SparseGPT(SparsityLevels):
-    """Prunes with the inverse Hessian's correction, all levels and all layers of a group in one sweep.
+    """Prunes with corrections from the inverse Hessian. One sweep solves all levels of all layers of a group.
 
-    In every block of `block_size` columns a layer loses the weights with the smallest w²/U_jj², in proportion to the
-    columns of the block; equal scores go by column, then row. `damp` is the damping as a share of the Hessian's mean
-    diagonal.
+    In every block of `block_size` columns, a layer loses the weights with the smallest w²/U_jj². Their number is
+    proportional to the columns of the block. Ties are broken by column, then by row. `damp` is the damping as a share
+    of the Hessian's mean diagonal.
 
-    Source: arXiv 2301.00774, Algorithm 1. Unlike there, later columns also make up for rounding the survivors to the
-    type they are stored in.
+    Source: arXiv 2301.00774, Algorithm 1. Unlike there, later columns also compensate for rounding the remaining
+    weights to their storage type.
     """
 
     needs_hessian: ClassVar[bool] = True
@@ -69,7 +69,7 @@ class SparseGPT(SparsityLevels):
     def _solve_in_parts(
         self, rows: Tensor, num_zeros: list[list[int]], *, U: Tensor, num_rows: list[int]
     ) -> list[tuple[PrunedLevels, Tensor]]:
-        """Of every layer its levels and their Σ E², (levels,); `num_zeros` is [layer][level]."""
+        """The levels of every layer and their Σ E², (levels,). `num_zeros` is [layer][level]."""
         parts = [self._solve(rows, zeros, U=U, num_rows=num_rows) for zeros in split_levels(_padded(num_zeros), rows)]
         layers = []
         for index, counts in enumerate(num_zeros):
@@ -81,7 +81,7 @@ class SparseGPT(SparsityLevels):
     def _solve(
         self, rows: Tensor, num_zeros: Sequence[Sequence[int]], *, U: Tensor, num_rows: list[int]
     ) -> tuple[list[PrunedLevels], list[Tensor]]:
-        """Of every layer its levels, and of every layer Σ E², (levels,); `num_zeros` is [level][layer]."""
+        """The levels of every layer, and the Σ E² of every layer, (levels,). `num_zeros` is [level][layer]."""
         num_levels = len(num_zeros)
         values, kept = rows.new_empty(2, rows.shape[1], num_levels * len(rows), dtype=self.storage_dtype)
         pruner = BlockPruner(num_zeros, num_rows, U.diagonal(), values, kept)
@@ -92,6 +92,6 @@ class SparseGPT(SparsityLevels):
 
 
 def _padded(num_zeros: list[list[int]]) -> list[tuple[int, ...]]:
-    """From [layer][level] to [level][layer]. A layer with fewer levels repeats its last one, to be discarded later."""
+    """Transpose [layer][level] to [level][layer]. Shorter layers repeat their last level, which is discarded later."""
     longest = max(map(len, num_zeros))
     return list(zip(*(counts + counts[-1:] * (longest - len(counts)) for counts in num_zeros), strict=True))

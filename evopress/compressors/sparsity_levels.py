@@ -1,4 +1,4 @@
-"""Sparsity levels: what all pruning methods share, which is levels in equal steps of weights removed."""
+"""What all pruning methods have in common: levels that remove weights in equal steps."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -20,20 +20,20 @@ from evopress.weights.base import CompressedWeight
 from evopress.weights.sparse import SparseWeight, sparse_bytes
 
 MaskMaker = Callable[[Tensor, Sequence[int]], Iterator[Tensor]]
-"""From a weight (rows, cols) and the number of zeros of each level to what is kept, a bool tensor per level."""
+"""Takes a weight (rows, cols) and the number of zeros of each level. Yields the mask of kept weights of each level."""
 
 
 @config_class
 class SparsityLevels(Compressor):
-    """Levels that are numbers of weights removed, the same distance apart in every layer.
+    """Levels that remove weights in steps of the same size in every layer.
 
-    Level `num_levels` of a layer has the share `base` of its weights removed. From each level to the next, `step` more
-    weights are removed, whatever the size of the layer. So one level up in one layer and one level down in another
-    keeps the number of weights. Levels end where no weight or every weight is removed. Repeated levels at the dense end
-    are kept, so that equal level numbers mean equal distance from `base` in every layer; at the sparse end they are
-    left out.
+    Level `num_levels` removes the share `base` of a layer's weights. Each further level removes `step` more weights,
+    whatever the size of the layer. So one level up in one layer and one level down in another leave the total number of
+    weights unchanged. The levels end where no weight or every weight is removed. Repeated levels at the dense end are
+    kept, so that a level number means the same distance from `base` in every layer. Repeated levels at the sparse end
+    are left out.
 
-    `step` is None until `for_hidden_size` has set it. `value_dtype` is the type of the surviving weights in storage.
+    `step` is None until `for_hidden_size` sets it. `value_dtype` is the type in which the remaining weights are stored.
     """
 
     metric: ClassVar[Metric] = "sparsity"
@@ -48,12 +48,13 @@ class SparsityLevels(Compressor):
     def _is_share(cls, base: float) -> float:
         if not 0 <= base <= 1:
             raise ValueError(
-                "it must be a share from 0 to 1; it follows budget.target: use budget=sparsity50 or the like"
+                "it must be a share from 0 to 1; its default is budget.target, so use budget=sparsity50 or another "
+                "sparsity"
             )
         return base
 
     def for_hidden_size(self, hidden_size: int) -> Self:
-        """With the default step, 0.5·min(base, 1 − base)/num_levels·hidden_size², where none was set.
+        """A copy with the default step, 0.5·min(base, 1 − base)/num_levels·hidden_size², if no step is set.
 
         Source: arXiv 2410.14649, Appendix A: 1 000 000 weights for models of 7 to 8 billion.
         """
@@ -62,7 +63,7 @@ class SparsityLevels(Compressor):
 
     @property
     def span(self) -> tuple[float, float]:
-        """The widest possible; how far the levels go depends on the sizes of the layers."""
+        """The largest possible span. How far the levels go depends on the sizes of the layers."""
         return 0.0, 1.0
 
     @property
@@ -89,7 +90,7 @@ class SparsityLevels(Compressor):
         """Weights removed at each level."""
         if self.step is None:
             raise ValueError("compress.step is not set: set it, or call for_hidden_size(hidden_size) for the default")
-        # The same expression as the budget's, so that the base level meets it to the weight.
+        # The budget uses the same expression, so the base level meets the budget to the last weight.
         base = ceil(Fraction(repr(self.base)) * layer.num_weights)
         zeros = [
             min(max(base + distance * self.step, 0), layer.num_weights)
@@ -101,7 +102,7 @@ class SparsityLevels(Compressor):
 
 
 def prune(settings: SparsityLevels, group: LayerGroup, *, masks_of: MaskMaker) -> CompressedGroup:
-    """All layers of a group at all levels, the survivors unchanged."""
+    """Prune all layers of a group to all levels, without changing the remaining weights."""
     levels: list[list[CompressedWeight]] = []
     for layer, weight in zip(group.shapes, group.weights, strict=True):
         num_zeros = settings.num_zeros(layer)

@@ -11,9 +11,9 @@ A *lane* is one row of one layer at one level. Lanes do not affect each other, s
 same input, at all levels, are swept together. They form one matrix (cols, lanes), in which a column of the layer is
 contiguous in memory.
 
-Updates are lazy: a column receives the errors of all columns before it only when it is about to be compressed, and
-blocks of columns receive them in one matrix product. E overwrites W, which saves a second matrix. The result is that of
-the loop above, with sums in another order.
+Updates are lazy: a column receives the errors of earlier columns only just before it is compressed, and blocks of
+columns receive them in one matrix product. E overwrites W, which saves a second matrix. The result is the same as that
+of the loop above, except for the order of sums.
 
 Source: arXiv 2210.17323, Algorithm 1; arXiv 2301.00774, Algorithm 1.
 """
@@ -25,33 +25,34 @@ from torch import Tensor
 
 T = TypeVar("T")
 
-LAZY = 8
-"""Columns that are updated at once inside a block. Changes the speed only."""
+LAZY_COLUMNS = 8
+"""Columns that are updated at once inside a block. This affects only the speed."""
 
 MAX_ELEMENTS = 2**28
-"""Weights swept at once (1 GiB of float32); where there are more, the levels are swept in parts."""
+"""Weights that are swept at once (1 GiB of float32). If there are more, the levels are swept in parts."""
 
 
 class ColumnCompressor(Protocol):
     """Decides what the columns become."""
 
     def start_block(self, start: int, W: Tensor) -> None:
-        """Called with the columns from `start` on of a block, W (block, lanes), before any of them is compressed.
+        """Called before the columns of a block, W (block, lanes), are compressed. The first one is column `start`.
 
-        The columns have received the errors of all blocks before.
+        The columns have already received the errors of all earlier blocks.
         """
 
     def compress_column(self, column: int, w: Tensor) -> None:
-        """Decide what column w (lanes,) becomes, and leave only the error in it, w − q. Called once per column."""
+        """Compress column w (lanes,) to q, and leave only the error w − q in it. Called once per column."""
 
     def end_block(self) -> None:
         """Called when all columns of the block are compressed."""
 
 
 def sweep(W: Tensor, U: Tensor, *, columns: ColumnCompressor, block_size: int) -> Tensor:
-    """Compress all columns of W (cols, lanes), which is overwritten and returned as the scaled errors E_j / U_jj.
+    """Compress all columns of W (cols, lanes). W is overwritten with the scaled errors E_j / U_jj, and returned.
 
-    Their product with U is the change of the weights. So the sum of their squares in a lane is tr(ΔW (UᵀU)⁻¹ ΔWᵀ).
+    The product of these errors with U is the change of the weights. So the sum of their squares in a lane is
+    tr(ΔW (UᵀU)⁻¹ ΔWᵀ).
     """
     pivots = U.diagonal().unsqueeze(1)
     U = U / pivots
@@ -59,8 +60,8 @@ def sweep(W: Tensor, U: Tensor, *, columns: ColumnCompressor, block_size: int) -
         block = slice(start, min(start + block_size, len(W)))
         _apply_errors(W, U, of=slice(0, start), to=block)
         columns.start_block(start, W[block])
-        for first in range(block.start, block.stop, LAZY):
-            part = slice(first, min(first + LAZY, block.stop))
+        for first in range(block.start, block.stop, LAZY_COLUMNS):
+            part = slice(first, min(first + LAZY_COLUMNS, block.stop))
             _apply_errors(W, U, of=slice(start, first), to=part)
             for column in range(part.start, part.stop):
                 _apply_errors(W, U, of=slice(first, column), to=slice(column, column + 1))
@@ -70,19 +71,19 @@ def sweep(W: Tensor, U: Tensor, *, columns: ColumnCompressor, block_size: int) -
 
 
 def _apply_errors(W: Tensor, U: Tensor, *, of: slice, to: slice) -> None:
-    """Subtract the errors of the columns `of`, which are compressed, from the columns `to`."""
+    """Subtract the errors of the compressed columns `of` from the columns `to`."""
     if of.start < of.stop:
         W[to].addmm_(U[of, to].t(), W[of], alpha=-1)
 
 
 def split_levels(levels: Sequence[T], rows: Tensor) -> list[Sequence[T]]:
-    """Runs of levels that are swept together, so that memory stays bounded; `rows` (rows, cols) is one level."""
+    """Split levels into parts that are swept together, to limit memory. `rows` (rows, cols) is one level."""
     at_once = max(1, MAX_ELEMENTS // rows.numel())
     return [levels[first : first + at_once] for first in range(0, len(levels), at_once)]
 
 
 def lanes_of(rows: Tensor, num_levels: int) -> Tensor:
-    """Rows (rows, cols) once per level, as lanes (cols, levels·rows) ordered by level, then row."""
+    """Repeat rows (rows, cols) once per level, as lanes (cols, levels·rows) ordered by level, then row."""
     return rows.t().repeat(1, num_levels)
 
 

@@ -1,4 +1,4 @@
-"""Wanda: magnitude pruning row by row, where a weight counts as much as its input is strong."""
+"""Wanda: magnitude pruning within each row, with every weight scaled by the norm of its input."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -16,7 +16,7 @@ from evopress.runtime.config_class import config_class
 
 @config_class
 class Wanda(SparsityLevels):
-    """Removes in each row the weights with the smallest |w|·‖x_j‖; the numbers removed differ by one at most.
+    """Removes the weights with the smallest |w|·‖x_j‖ in each row. The counts of two rows differ by one at most.
 
     Source: arXiv 2306.11695, Equation 1 and Section 3.
     """
@@ -36,5 +36,5 @@ class Wanda(SparsityLevels):
 def _largest_in_rows(input_norms: Tensor | float, weight: Tensor, num_zeros: Sequence[int]) -> Iterator[Tensor]:
     rank = ranks(weight.abs() * input_norms)
     row_ends = torch.arange(len(weight) + 1, device=weight.device)
-    zeros_above = (row_ends * zeros // len(weight) for zeros in num_zeros)  # in all rows above; exact in total
+    zeros_above = (row_ends * zeros // len(weight) for zeros in num_zeros)  # in all rows above; the total is exact
     return (rank >= zeros.diff().unsqueeze(1) for zeros in zeros_above)

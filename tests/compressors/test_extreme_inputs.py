@@ -85,7 +85,7 @@ def test_weights_beyond_a_float16_scale_are_noted_and_have_the_error_of_lost_wei
     compressor = GPTQ(bits=(4,), group_size=32, act_order=act_order)
     group = layer_group(hessian(200), scale=1e30)
     clipped = compressor.compress(group)
-    assert "layer: weights are beyond the reach of float16 scales" in clipped.notes[0]
+    assert "layer: weights exceed the range of float16 scales" in clipped.notes[0]
     assert clipped.errors[0] == pytest.approx([1.0])
     wide = GPTQ(bits=(4,), group_size=32, act_order=act_order, scale_dtype="float32").compress(group)
     assert wide.notes == () and 0 < wide.errors[0][0] < 0.1

@@ -156,14 +156,14 @@ def test_weights_beyond_the_reach_of_float16_scales_are_noted(factor, is_flagged
     for name in NAMES:
         notes = GGUF(types=(name,)).compress(with_hessian(layers, torch.eye(64))).notes
         assert bool(notes) == is_flagged, name
-        assert all(note.startswith(f"layer0: 2 blocks of {name} are beyond") for note in notes)
+        assert all(note.startswith(f"layer0: 2 blocks of {name} are outside") for note in notes)
 
 
 def test_columns_that_are_never_used_are_not_noted():
     layers = group((4,), 64)
     H = layers.hessian.clone()
     H[:32], H[:, :32] = 0, 0
-    assert not any("beyond" in note for note in GGUF().compress(with_hessian(layers, H)).notes)
+    assert not any("outside" in note for note in GGUF().compress(with_hessian(layers, H)).notes)
 
 
 def test_constant_and_one_sided_blocks_fit_their_grid():

@@ -85,7 +85,7 @@ def test_gptq_equals_rounding_when_hessian_is_identity(chosen, symmetric, act_or
 def test_how_late_columns_are_updated_does_not_change_the_result(lazy, monkeypatch):
     layers = group((6,), 96, dtype=torch.float64)
     expected = GPTQ(group_size=48).compress(layers)
-    monkeypatch.setattr(sweep_module, "LAZY", lazy)
+    monkeypatch.setattr(sweep_module, "LAZY_COLUMNS", lazy)
     assert all(map(torch.equal, codes(GPTQ(group_size=48).compress(layers)), codes(expected)))
 
 
@@ -142,7 +142,7 @@ def test_dead_inputs_have_zero_weights_and_the_others_go_on():
     layers = group((8,), 64, X)
     solved = GPTQ(group_size=32).compress(layers)
     assert all(not level.dense()[:, 5].any() for level in solved.levels[0])
-    assert solved.notes == ("layer0: 1 of 64 inputs were always zero, their weights are set to zero",)
+    assert solved.notes == ("layer0: 1 of 64 inputs were always zero; their weights are set to zero",)
     assert max(solved.errors[0][:4]) < 0.1
 
 
