@@ -30,6 +30,7 @@ from evopress.search.selection import Stage
 from evopress.space.budget import Budget
 from evopress.space.settings import SpaceSettings
 from evopress.space.units import Profile
+from evopress.tuning.settings import Tuning
 
 DEMO_DATA = Data(
     source="pydoc",
@@ -74,6 +75,7 @@ def compress(  # noqa: PLR0913 - the public entry point has one keyword per part
     folder: str | Path,
     compressor: Compressor | Drop | None = None,
     search: Search | None = None,
+    tune: Tuning | None = None,
     data: Data | None = None,
     eval: Eval | None = None,
     export: Export | None = None,
@@ -91,6 +93,7 @@ def compress(  # noqa: PLR0913 - the public entry point has one keyword per part
         folder: where all files are written, including databases and checkpoints.
         compressor: default: GPTQ, SparseGPT or block dropping, whichever fits the metric of the budget.
         search: default: `search=demo`, which uses few tokens.
+        tune: training of scales and norms after the search, such as `Tuning(tokens=24576)`; default: none.
         data: default: `data=pydoc`, a text that comes with this package.
         eval: more data sets, and tasks; default: none.
         export: checkpoints to write; default: none.
@@ -115,6 +118,7 @@ def compress(  # noqa: PLR0913 - the public entry point has one keyword per part
             space=space or SpaceSettings(),
             budget=budget,
             search=search or DEMO_SEARCH,
+            tune=tune or Tuning(),
             evaluator=EvaluatorSettings(),
             eval=eval or Eval(),
             export=export or Export(),

@@ -22,7 +22,7 @@ _NEXT_TO_PACKAGE = Path(__file__).parents[1] / "conf"
 CONFIG_FOLDER = _NEXT_TO_PACKAGE if _NEXT_TO_PACKAGE.is_dir() else Path(__file__).parent / "conf"
 """The YAML files: next to the package in a checkout, inside it when installed."""
 
-GROUPS = ("model", "data", "compress", "space", "budget", "search", "evaluator", "eval", "export", "tracking")
+GROUPS = ("model", "data", "compress", "space", "budget", "search", "tune", "evaluator", "eval", "export", "tracking")
 
 SAFE_VALUES = {"model.trust_remote_code": False, "eval.include_path": None}
 """Settings that can run code from outside evopress, each with the value that runs no such code."""
@@ -36,7 +36,8 @@ def build_job(cfg: DictConfig, folder: Path) -> "Job":
     """Build the class of every group. `folder` is the run directory. Raises ConfigError."""
     from evopress.job import GROUP_CLASSES, Job  # imports torch, which takes seconds; --help does not wait for it
 
-    parts: dict[str, Any] = {group: _build_group(cfg, group, GROUP_CLASSES[group]) for group in GROUPS}
+    groups = [group for group in GROUPS if group in cfg or group != "tune"]  # older runs have no such group
+    parts: dict[str, Any] = {group: _build_group(cfg, group, GROUP_CLASSES[group]) for group in groups}
     parts["tracker"] = parts.pop("tracking")
     return Job(
         **parts,

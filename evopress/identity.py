@@ -66,6 +66,21 @@ def search_identity(job: Job, context: EvaluationContext) -> dict:
     return _as_json(identity)
 
 
+def tuning_identity(job: Job, context: EvaluationContext, profile: Profile | None) -> dict:
+    """What a tuned model depends on."""
+    irrelevant = ("compare_uniform", "save_minutes")
+    splits = context.splits
+    identity = {
+        "tune": {key: value for key, value in asdict(job.tune).items() if key not in irrelevant},
+        "profile": profile,
+        "space": asdict(job.space),
+        "evaluator": _rounding(job),
+        "tokens": {split: splits.hashes[split] for split in ("search", "validation")},
+        "depends_on": context.identity,
+    }
+    return _as_json(identity)
+
+
 def scores_identity(
     job: Job,
     context: EvaluationContext,
@@ -84,6 +99,9 @@ def scores_identity(
         "tasks": tasks,
         "depends_on": context.identity,
     }
+    if job.tunes:
+        identity["tuned"] = tuning_identity(job, context, profiles["searched"])
+        identity["compare_uniform"] = job.tune.compare_uniform
     return _as_json(identity)
 
 

@@ -18,8 +18,9 @@ from evopress.runtime.tracking import Tracker
 from evopress.search.base import Search
 from evopress.space.budget import Budget
 from evopress.space.settings import SpaceSettings
+from evopress.tuning.settings import Tuning
 
-STAGES = ("database", "search", "evaluate")
+STAGES = ("database", "search", "tune", "evaluate")
 """The stages of a run. Another stage, `plan`, may come first or alone: it only estimates the cost of the others."""
 
 GROUP_CLASSES: dict[str, tuple[type, ...]] = {
@@ -29,6 +30,7 @@ GROUP_CLASSES: dict[str, tuple[type, ...]] = {
     "space": (SpaceSettings,),
     "budget": (Budget,),
     "search": (Search,),
+    "tune": (Tuning,),
     "evaluator": (EvaluatorSettings,),
     "eval": (Eval,),
     "export": (Export,),
@@ -52,6 +54,7 @@ class Job:
     space: SpaceSettings
     budget: Budget
     search: Search
+    tune: Tuning = field(default_factory=Tuning)
     evaluator: EvaluatorSettings
     eval: Eval
     export: Export = field(default_factory=Export)
@@ -72,6 +75,11 @@ class Job:
     def planned_stages(self) -> tuple[str, ...]:
         """The stages that run, or all stages if the job only makes a plan."""
         return STAGES if self.stages == ("plan",) else self.stages
+
+    @property
+    def tunes(self) -> bool:
+        """Whether scales and norms are tuned after the search."""
+        return "tune" in self.planned_stages and self.tune.tokens > 0
 
     def check(self) -> None:
         """Raise ValueError if settings do not fit together. Loads nothing."""

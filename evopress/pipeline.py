@@ -1,4 +1,4 @@
-"""Runs all stages of a job: load, database, search, evaluate, export, report. Finished stages are not repeated."""
+"""Runs all stages of a job: load, database, search, tune, evaluate, export, report. Finished stages are not repeated."""
 
 import logging
 from collections.abc import Mapping
@@ -33,6 +33,7 @@ from evopress.search.log import SearchLog
 from evopress.search.watcher import SearchWatcher
 from evopress.space.units import Profile
 from evopress.start_checks import check_start
+from evopress.tune_stage import TunedModel, tune_models
 
 log = logging.getLogger(__name__)
 
@@ -90,8 +91,10 @@ def _search_and_evaluate(job: Job, context: EvaluationContext, clock: Clock | No
     clock = clock or Clock(job.folder / "seconds.json")
     with clock.stage("search"):
         profile = search_profile(job, context)
+    with clock.stage("tune") if job.tunes else nullcontext():
+        tuned = tune_models(job, context, profile)
     if "evaluate" in job.stages:
-        evaluate_profile(job, context, profile, clock=clock)
+        evaluate_profile(job, context, profile, tuned=tuned, clock=clock)
     return profile
 
 
@@ -122,8 +125,10 @@ def search_profile(job: Job, context: EvaluationContext) -> Profile:
     return profile
 
 
-def evaluate_profile(job: Job, context: EvaluationContext, profile: Profile, *, clock: Clock) -> None:
-    """Measure the searched, the uniform and the dense model, export the searched one, and write the report."""
+def evaluate_profile(
+    job: Job, context: EvaluationContext, profile: Profile, *, tuned: Mapping[str, TunedModel], clock: Clock
+) -> None:
+    """Measure the dense, the uniform, the searched and the tuned models, export the last one, and write the report."""
     profiles = compared_profiles(context.space, profile, job.budget)
     test_sets = load_test_sets(
         context.splits,
@@ -141,16 +146,22 @@ def evaluate_profile(job: Job, context: EvaluationContext, profile: Profile, *, 
         log.info("the scores are already measured: %s", file.path)
     else:
         with clock.stage("evaluate"):
-            candidates = _measure(job, context, profiles, test_sets=test_sets, tasks=file.measured["tasks"])
+            measure = partial(_measure, job, test_sets=test_sets, tasks=file.measured["tasks"])
+            candidates = measure(context, profiles)
+            for name, model in tuned.items():
+                candidates |= measure(model.context, {name: model.profile}) if model.context else {}
     if not distributed.is_first():
         return
     scores = {name: asdict(candidate) for name, candidate in candidates.items()}
     results = {**describe_run(job, context, profile), **scores, "measured": file.measured}
+    if tuned:
+        results["tuning"] = {name: model.facts(job, context) for name, model in tuned.items()}
     log.info("%s at %s\n\n%s\n", job.model.name, job.budget, as_table(candidates))
     file.write({**results, **clock.measurements})
     if job.export.formats:
         with clock.stage("export"):
-            results["exports"] = _export(job, context, profile, facts=results)
+            exported = (tuned["tuned"].context if tuned else None) or context
+            results["exports"] = _export(job, exported, profile, facts=results)
     file.write({**results, **clock.measurements})
     _track_results(job.tracker, candidates, clock.seconds)
     report = write_report(job.folder)

@@ -17,7 +17,8 @@ from evopress.runtime.checksums import read_json_if_intact, with_checksum
 from evopress.runtime.json_files import read_json, write_json
 from evopress.space.units import Profile
 
-CANDIDATES = ("dense", "uniform", "searched")
+CANDIDATES = ("dense", "uniform", "searched", "tuned", "uniform_tuned")
+"""The last two only where the run tunes."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class ResultsFile:
         """The candidates with their scores, if they were already measured with the same settings."""
         if self.recorded.get("measured") != self.measured:
             return None
-        return {name: Candidate(**self.recorded[name]) for name in CANDIDATES}
+        return {name: Candidate(**self.recorded[name]) for name in CANDIDATES if name in self.recorded}
 
     def write(self, results: Mapping[str, object]) -> None:
         write_json(self.path, with_checksum(results))

@@ -5,9 +5,10 @@ from dataclasses import fields
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_class
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 
 from evopress.config import CONFIG_FOLDER, GROUPS, build_job, suggest_keys
+from evopress.tuning.settings import Tuning
 
 OPTIONS = sorted(
     f"{path.parent.name}={path.stem}" for path in CONFIG_FOLDER.glob("*/*.yaml") if path.parent.name in GROUPS
@@ -83,3 +84,10 @@ def test_every_file_of_a_group_is_a_choice_by_its_name():
 def test_the_only_groups_are_those_of_a_job_and_whole_experiments():
     """Launchers are chosen by hydra/launcher, as Hydra documents it."""
     assert {path.name for path in CONFIG_FOLDER.iterdir() if path.is_dir()} == {*GROUPS, "experiment"}
+
+
+def test_a_run_from_before_there_was_tuning_is_built_without(tmp_path):
+    cfg = composed()
+    with open_dict(cfg):
+        del cfg.tune
+    assert build_job(cfg, tmp_path).tune == Tuning()

@@ -35,7 +35,7 @@ def test_every_page_is_linked_from_the_readme():
 
 def test_every_option_is_listed_and_every_listed_option_exists():
     options_of_group = {row[0].strip("`"): row[1] for row in table(page("options"), "group", "options")}
-    for group in ("model", "compress", "budget", "search", "data", "tracking", "experiment"):
+    for group in ("model", "compress", "budget", "search", "tune", "data", "tracking", "experiment"):
         options = {path.stem for path in CONFIG_FOLDER.glob(f"{group}/*.yaml") if not path.stem.startswith("_")}
         listed = {word.split()[0] for word in re.findall(r"`([^`]+)`", options_of_group[group])}
         assert options <= listed, f"{group}: {options - listed} is not listed"

@@ -53,6 +53,8 @@ BASE = [
     "data.validation_tokens=64",
     "data.test_tokens=128",
     "evaluator.batch_tokens=128",
+    "tune=default",
+    "tune.tokens=64",
 ]
 
 ALL = "database search scores evaluation"
@@ -72,8 +74,8 @@ RULES: dict[str, tuple[str, str]] = {
     "data.text_column": ("evaluation", "body"),
     "data.window": (ALL, "16"),
     "data.calibration_tokens": (ALL, "128"),
-    "data.search_tokens": ("search evaluation", "128"),
-    "data.validation_tokens": ("evaluation", "32"),
+    "data.search_tokens": (LATER, "128"),  # of the scores because the run tunes
+    "data.validation_tokens": (RESULTS, "32"),
     "data.test_tokens": (RESULTS, "96"),
     "data.bos": (ALL, "true"),
     "data.calibration_seed": (ALL, "1"),
@@ -96,6 +98,16 @@ RULES: dict[str, tuple[str, str]] = {
     "evaluator.top_k": ("search evaluation", "64"),
     "evaluator.batch_tokens": (ALL, "64"),
     "evaluator.head_tokens": (LATER, "32"),
+    "tune.tokens": (RESULTS, "32"),
+    "tune.windows": (RESULTS, "2"),
+    "tune.scales_lr": (RESULTS, "1e-3"),
+    "tune.norms_lr": (RESULTS, "1e-3"),
+    "tune.warmup": (RESULTS, "0.2"),
+    "tune.checks": (RESULTS, "2"),
+    "tune.patience": (RESULTS, "1"),
+    "tune.validation_tokens": (RESULTS, "32"),
+    "tune.seed": (RESULTS, "1"),
+    "tune.compare_uniform": (RESULTS, "true"),
     "eval.datasets": (RESULTS, "[{text}]"),
     "eval.test_tokens": ("evaluation", "64"),
     "eval.tasks": (RESULTS, "[piqa]"),
@@ -130,9 +142,10 @@ IRRELEVANT: dict[str, str] = {
     "model.max_perplexity": "refuses a model, and changes none",
     "evaluator.cache_gb": "weights that are decoded again are the same",
     "evaluator.states_gb": "says how many runs are held at once, not what goes through a block at once",
+    "tune.save_minutes": "a run that goes on from a saved state ends in the same bytes",
     "tracking._target_": "trackers only receive",
     "targets": "each target is a budget in a run of its own",
-    "stages": "what a stage makes does not depend on the others",
+    "stages": "what a stage makes does not depend on the others; without tune there is no tuned model",
     "outputs": "the place of the files",
     "resume": "the place of the files",
 }
@@ -143,8 +156,9 @@ CHANGED: dict[str, str] = {
     "model.max_perplexity": "1e9",
     "evaluator.cache_gb": "0.1",
     "evaluator.states_gb": "0.1",
+    "tune.save_minutes": "1",
     "targets": "[2.5,4]",
-    "stages": "[database]",
+    "stages": "[database,search,tune]",
     "outputs": "elsewhere",
 }
 """Other values of irrelevant keys that can have one here."""
@@ -238,6 +252,13 @@ def test_a_key_changes_the_identities_that_it_is_part_of_and_no_other(key, files
 def test_a_key_that_cannot_change_bytes_changes_no_identity(key, files, before, tmp_path):
     assert key in IRRELEVANT
     assert identities(files, tmp_path, f"{key}={CHANGED[key]}") == before
+
+
+def test_without_tuning_scores_do_not_depend_on_its_text_or_settings(files, before, tmp_path):
+    untuned = identities(files, tmp_path, "tune.tokens=0")
+    assert identities(files, tmp_path, "stages=[database,search,evaluate]") == untuned
+    others = identities(files, tmp_path, "tune.tokens=0; data.search_tokens=128; tune.seed=1; tune.scales_lr=1e-3")
+    assert others["scores"] == untuned["scores"] != before["scores"]
 
 
 SETTINGS = sorted(

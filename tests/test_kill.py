@@ -15,7 +15,7 @@ import pytest
 from tests.wandb_files import wandb_records
 
 PROJECT = Path(__file__).parents[1]
-STAGES = ("database", "search", "evaluate", "export")
+STAGES = ("database", "search", "tune", "evaluate", "export")
 KILLS = int(os.environ.get("EVOPRESS_KILLS", len(STAGES)))
 """Number of kills, spread evenly over the stages. `make test-faults` sets a higher number."""
 
@@ -28,6 +28,7 @@ SETTINGS = [
     "data.validation_tokens=1024",
     "data.test_tokens=4096",
     "search.generations=4",
+    "tune.tokens=4096",
     "export.formats=[hf,zeroed]",
 ]
 
@@ -56,7 +57,7 @@ def finished(folder: Path) -> str:
 
 def outcome(folder: Path) -> dict[str, bytes]:
     """The content of all files that must not depend on when a run was killed."""
-    paths = [folder / "run" / name for name in ("search.jsonl", "profile.json", "profile.txt")]
+    paths = [folder / "run" / name for name in ("search.jsonl", "profile.json", "profile.txt", "tuned.safetensors")]
     paths += sorted(path for path in folder.glob("run/checkpoints/**/*") if path.is_file())
     paths += sorted(folder.glob("databases/*/*/*.safetensors")) + sorted(folder.glob("databases/*/*/manifest.json"))
     folder_name = str(folder).encode()
@@ -67,6 +68,7 @@ def measured(folder: Path) -> dict:
     """The results without times and memory use."""
     results = json.loads((folder / "run" / "results.json").read_text())
     kept = {name: results[name] for name in ("dense", "uniform", "searched", "tokens", "notes", "done")}
+    kept |= {name: results[name] for name in ("tuned", "tuning") if name in results}
     return {**kept, "exports": {name: {**part, "folder": ""} for name, part in results["exports"].items()}}
 
 
@@ -84,8 +86,10 @@ def stage_of(folder: Path) -> str:
     results = run / "results.json"
     if results.exists():
         return "export" if "done" not in json.loads(results.read_text()) else "done"
-    if (run / "profile.json").exists():
+    if (run / "tuned.safetensors").exists():
         return "evaluate"
+    if (run / "profile.json").exists():
+        return "tune"
     if (run / "search.jsonl").exists():
         return "search"
     return "database" if list(folder.glob("databases/*/*/lock")) else "load"
@@ -114,7 +118,13 @@ def killed_in(stage: str, folder: Path, seconds: dict[str, float], rng: Random) 
     """
     process = start(folder)
     wait_until(process, lambda: stage_of(folder) == stage)
-    most_steps, longest = {"database": (7, 0.1), "search": (9, 0.1), "evaluate": (1, 0.6), "export": (1, 2.0)}[stage]
+    most_steps, longest = {
+        "database": (7, 0.1),
+        "search": (9, 0.1),
+        "tune": (1, 0.9),
+        "evaluate": (1, 0.6),
+        "export": (1, 2.0),
+    }[stage]
     steps = progress_of(folder) + rng.randrange(most_steps)
     wait_until(process, lambda: progress_of(folder) >= steps or stage_of(folder) != stage)
     time.sleep(rng.uniform(0, longest) * seconds[stage])

@@ -25,7 +25,10 @@ SETTINGS = [
     "data.test_tokens=512",
     "search.generations=2",
     "evaluator.batch_tokens=1024",
-    "stages=[database,search]",
+    "stages=[database,search,tune]",
+    "tune.tokens=1024",
+    "tune.windows=2",
+    "tune.checks=2",
 ]
 WORKER = """
 import atexit, os, sys
@@ -39,9 +42,9 @@ folder, rank = Path(sys.argv.pop(1)), os.environ["RANK"]
 (folder / f"pid-{rank}").write_text(str(os.getpid()))
 start, compress, states = Evaluator.__init__, GPTQ.compress, CalibrationStates.__init__
 
-def counted_start(self, lm, space, weights, settings):
-    start(self, lm, space, weights, settings)
-    if weights:
+def counted_start(self, lm, space, weights, settings, dense=None):
+    start(self, lm, space, weights, settings, dense=dense)
+    if weights and not dense:
         atexit.register(lambda: (folder / f"block-tokens-{rank}").write_text(str(self.block_tokens)))
 
 def counted_compress(self, group):
@@ -134,9 +137,9 @@ def test_three_processes_write_the_same_bytes_as_one_and_share_the_work(alone, t
 
 
 def assert_same_bytes(alone: Path, folder: Path) -> None:
-    names = ["run/search.jsonl", "run/profile.txt", "run/profile.json"]
+    names = ["run/search.jsonl", "run/profile.txt", "run/profile.json", "run/tuned.safetensors"]
     names += [str(path.relative_to(alone)) for path in sorted(alone.glob("databases/*/*/*.*"))]
-    assert len(names) == 3 + 8 + 1
+    assert len(names) == 4 + 8 + 1
     assert [name for name in names if (folder / name).read_bytes() != (alone / name).read_bytes()] == []
 
 

@@ -1,11 +1,19 @@
 """Decoded levels in memory, so that the search does not read the disk."""
 
 from collections import OrderedDict
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from evopress.database.store import Database
+from evopress.weights.base import CompressedWeight
+
+
+class PackedLevels(Protocol):
+    """Levels as they are stored."""
+
+    def read(self, block: int, layer: str, level: int) -> CompressedWeight:
+        """One level of one layer, given by its full name."""
 
 
 class DecodedLevels:
@@ -14,7 +22,7 @@ class DecodedLevels:
     They take up to `limit_bytes` of memory; beyond that, the least recently used one is removed.
     """
 
-    def __init__(self, database: Database, *, limit_bytes: int, dtype: torch.dtype, device: torch.device):
+    def __init__(self, database: PackedLevels, *, limit_bytes: int, dtype: torch.dtype, device: torch.device):
         self.database = database
         self.limit_bytes = limit_bytes
         self.dtype = dtype

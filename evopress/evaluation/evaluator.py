@@ -68,13 +68,25 @@ class EvaluatorSettings:
 
 
 class Evaluator:
-    """Compares profiles of `space` with the dense model. `weights` is None if the units have no layers (drops)."""
+    """Compares profiles of `space` with the dense model. `weights` is None if the units have no layers (drops).
 
-    def __init__(self, lm: LanguageModel, space: Space, weights: DecodedLevels | None, settings: EvaluatorSettings):
+    The dense model is `lm` or, where tuning has changed that, the `lm` of another evaluator, `dense`.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        space: Space,
+        weights: DecodedLevels | None,
+        settings: EvaluatorSettings,
+        *,
+        dense: "Evaluator | None" = None,
+    ):
         self.lm = lm
         self.space = space
         self.weights = weights
         self.settings = settings
+        self.dense = dense
         self.compressible = CompressibleModel(lm, space, weights)
         self.block_tokens = 0
         """Tokens × blocks that this process has run for profiles. The dense model, which may be cached, is excluded."""
@@ -149,6 +161,9 @@ class Evaluator:
         The dense model runs exactly as a student does, so that the KL contains no batching error. In bfloat16 that
         error would be 0.002.
         """
+
+        if self.dense is not None:
+            return self.dense._teacher_states(tokens)
 
         def compute() -> Tensor:
             block_tokens = self.block_tokens

@@ -41,12 +41,20 @@ class ForwardPass:
 class HeadGradients:
     """The input of the head on a chunk of tokens, and the gradients at its input and at its output.
 
-    The output is taken before the logits are scaled or softly capped.
+    The output is taken before the logits are scaled or softly capped. `p` and `q` are the probabilities of the dense and
+    of the compressed model.
     """
 
     inputs: Float[Tensor, "tokens hidden"]
     input_gradients: Float[Tensor, "gradients tokens hidden"]
     logit_gradients: Float[Tensor, "gradients tokens vocabulary"]
+    p: Float[Tensor, "tokens vocabulary"]
+    q: Float[Tensor, "tokens vocabulary"]
+
+    @property
+    def kl(self) -> float:
+        """KL(dense ‖ compressed), summed over the tokens."""
+        return float(torch.xlogy(self.p, self.p / self.q.clamp(min=torch.finfo(self.q.dtype).tiny)).sum())
 
 
 @dataclass(frozen=True)
@@ -94,9 +102,10 @@ def head_gradients(
         with torch.enable_grad():
             products = lm.head_products(inputs, head)
             logits = lm.logits_of(products)
-        q = logits.detach().float().softmax(-1)
+        precision = torch.promote_types(logits.dtype, torch.float32)
+        q = logits.detach().to(precision).softmax(-1)
         with torch.no_grad():
-            p = lm.logits(dense_chunk).float().softmax(-1)
+            p = lm.logits(dense_chunk).to(precision).softmax(-1)
         directions = [q - p, *(fisher_probe(q, generator) for _ in range(draws))]
         gradients = [
             torch.autograd.grad(logits, [inputs, products], direction.to(logits.dtype), retain_graph=True)
@@ -106,6 +115,8 @@ def head_gradients(
             inputs=inputs.detach(),
             input_gradients=torch.stack([input_gradient for input_gradient, _ in gradients]),
             logit_gradients=torch.stack([logit_gradient for _, logit_gradient in gradients]),
+            p=p,
+            q=q,
         )
 
 

@@ -88,8 +88,9 @@ def _what_was_done(facts: Facts) -> str:
     target = f" to {_amount(budget['metric'], budget['achieved'])}" if isinstance(budget, Mapping) else ""
     method = f" with {facts['compress']}" if "compress" in facts else ""
     search = f"; levels chosen by {facts['search']}" if "search" in facts else ""
+    tuned = "; scales and norms tuned" if "tuned" in facts else ""
     seed = f", seed {facts['seed']}" if "seed" in facts else ""
-    return f"Compressed{method}{target}{search}{seed}."
+    return f"Compressed{method}{target}{search}{tuned}{seed}."
 
 
 def _amount(metric: str, achieved: float) -> str:
@@ -118,7 +119,7 @@ def _levels_table(searched: SearchedModel) -> str:
 
 def _measurements(facts: Facts) -> str:
     rows = []
-    for name in ("dense", "uniform", "searched"):
+    for name in ("dense", "uniform", "searched", "tuned", "uniform_tuned"):
         candidate = facts.get(name)
         if not isinstance(candidate, Mapping):
             continue

@@ -4,15 +4,17 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.func import functional_call
-from torch.nn import Module, ModuleList
+from torch.nn import Module, ModuleList, Parameter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from evopress.models.experts import Expert
@@ -110,9 +112,21 @@ class LanguageModel(ModelStructure):
         parent = self.blocks[block].get_submodule(local.rpartition(".")[0])
         return parent.tokens if isinstance(parent, Expert) else None
 
-    def final_norm(self, hidden: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch hidden"]:
-        """The normed hidden states that enter the head, from the output of the last block."""
-        return self.model.get_submodule(self.family.norm)(hidden)
+    def final_norm(
+        self, hidden: Float[Tensor, "*batch hidden"], weight: Tensor | None = None
+    ) -> Float[Tensor, "*batch hidden"]:
+        """The normed hidden states that enter the head. `weight` replaces the weight of the last norm."""
+        norm = self.model.get_submodule(self.family.norm)
+        return norm(hidden) if weight is None else functional_call(norm, {"weight": weight}, (hidden,))
+
+    def with_parameters(self, parameters: Mapping[str, Tensor]) -> "LanguageModel":
+        """A second model that shares all tensors with this one, except `parameters` (full parameter name → value)."""
+        shared = {id(tensor): tensor for tensor in chain(self.model.parameters(), self.model.buffers())}
+        model = deepcopy(self.model, shared)
+        for name, value in parameters.items():
+            module, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(module), leaf, Parameter(value, requires_grad=False))
+        return replace(self, model=model, _device_copy=DeviceCopy())
 
     def logits(
         self, normed: Float[Tensor, "*batch hidden"], weight: Tensor | None = None

@@ -14,7 +14,7 @@ LONGEST_IN_MINUTES_S = 2 * 3600
 
 NO_REMEDY = "no setting makes it smaller, so use a machine with more memory"
 
-NOUNS = {"database": "database", "search": "search", "evaluate": "evaluation"}
+NOUNS = {"database": "database", "search": "search", "tune": "tuning", "evaluate": "evaluation"}
 
 
 def plan_text(run: PlannedRun) -> str:

@@ -150,10 +150,10 @@ def seconds_by_stage(run: Run, style: Style) -> Figure | None:
 
 
 def kl_by_position(run: Run, style: Style) -> Figure | None:
-    """Mean KL at each position of a test window, for the uniform and the searched profile."""
+    """Mean KL at each position of a test window, for the uniform, the searched and the tuned model."""
     curves = [
         (name, values)
-        for name in ("uniform", "searched")
+        for name in ("uniform", "searched", "tuned")
         if name in run.candidates
         for values in list(run.candidates[name].kl_by_position.values())[:1]
         if values

@@ -9,7 +9,10 @@ from evopress.report.choices import Choice
 from evopress.report.search_history import EvaluatedBatch, fitness_of
 from evopress.search.encoding import encode
 
-CANDIDATES = ("dense", "uniform", "searched")
+CANDIDATES = ("dense", "uniform", "searched", "tuned", "uniform_tuned")
+
+ALWAYS = frozenset({"dense", "uniform", "searched"})
+"""The candidates of every evaluated run; the others are those of a run that tunes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +113,7 @@ class Run:
         return {
             "database": has_profile or bool(self.batches),
             "search": has_profile,
-            "evaluate": set(CANDIDATES) <= self.candidates.keys(),
+            "evaluate": self.candidates.keys() >= ALWAYS,
         }
 
     @property

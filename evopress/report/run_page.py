@@ -44,16 +44,17 @@ def write_report(folder: Path) -> Path:
 def headline(run: Run) -> list[tuple[str, str, str]]:
     """The few numbers that matter most, as (what it is, value, remark)."""
     dense, uniform, searched = (run.candidates.get(name) for name in ("dense", "uniform", "searched"))
+    final = run.candidates.get("tuned", searched)
     facts = []
     if searched and dense:
         facts.append(("Size", f"{megabytes(searched.size_bytes)} MB", f"dense {megabytes(dense.size_bytes)} MB"))
     if run.achieved is not None:
         facts.append(("Budget", _amount(run, run.achieved), f"target {run.budget}"))
-    for name, kl in list(searched.kl.items())[:1] if searched else []:
+    for name, kl in list(final.kl.items())[:1] if final else []:
         uniform_kl = uniform.kl.get(name) if uniform else None
         remark = f"uniform {uniform_kl:.4g} ({kl / uniform_kl - 1:+.0%})" if uniform_kl else ""
         facts.append((f"KL on {name}", f"{kl:.4g}", remark))
-    for name, perplexity in list(searched.perplexity.items())[:1] if searched else []:
+    for name, perplexity in list(final.perplexity.items())[:1] if final else []:
         dense_perplexity = dense.perplexity.get(name) if dense else None
         remark = f"dense {dense_perplexity:.4g}" if dense_perplexity else ""
         facts.append((f"Perplexity on {name}", f"{perplexity:.4g}", remark))

@@ -29,7 +29,7 @@ LONGEST_UPLOAD_S = 300.0
 LONGEST_START_S = 20.0
 """W&B gets this long to start a run online, unless WANDB_INIT_TIMEOUT says otherwise."""
 
-STEP_METRICS = {"database": "database/block", "search": "search/question"}
+STEP_METRICS = {"database": "database/block", "search": "search/question", "tune": "tune/step"}
 """Groups of metrics, and the metric that counts the steps of each in W&B."""
 
 RUN_ID_FILE = "wandb_id.txt"

@@ -8,7 +8,7 @@ A new kind of weight takes one module: a subclass of `CompressedWeight`, and a r
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Self
 
 import torch
@@ -16,6 +16,17 @@ from torch import Tensor
 
 Spec = dict[str, str | int]
 """What the tensors alone do not say, as JSON. The key `kind` selects the reader."""
+
+
+@dataclass(frozen=True)
+class FloatPart:
+    """A floating-point part of a weight, such as its scales: the stored `value`, and the `unit` of its changes.
+
+    Both are float32 of one shape. A change of one unit in every element changes the weight about as much as its size.
+    """
+
+    value: Tensor
+    unit: Tensor
 
 
 class CompressedWeight(ABC):
@@ -37,6 +48,21 @@ class CompressedWeight(ABC):
     @abstractmethod
     def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight (rows, cols) as a new tensor, decoded in float32 and then cast."""
+
+    def float_parts(self) -> dict[str, FloatPart]:
+        """What can be tuned while the codes stay as they are, by name; empty for a kind that has no such parts."""
+        return {}
+
+    def dense_with(self, values: Mapping[str, Tensor]) -> Tensor:
+        """The weight (rows, cols) with other values of its float parts, in their type, with a graph to them.
+
+        `values` has all names of `float_parts`. A kind with float parts overrides this.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no parts to tune")
+
+    def with_float_parts(self, values: Mapping[str, Tensor]) -> Self:
+        """The weight with other values of its float parts, rounded to what the kind can store; as many bytes."""
+        raise NotImplementedError(f"{type(self).__name__} has no parts to tune")
 
     def to(self, device: torch.device) -> Self:
         """The same weight on a device. The copy may still be in flight."""

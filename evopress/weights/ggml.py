@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evopress.weights.base import CompressedWeight, Spec, register_reader
-from evopress.weights.block_grids import BLOCK, TYPES, BlockType, fit_blocks
+from evopress.weights.base import CompressedWeight, FloatPart, Spec, register_reader
+from evopress.weights.block_grids import BLOCK, TYPES, BlockType, fit_blocks, half
 from evopress.weights.kquants import K_TYPES, SUPERBLOCK, KWeight
 
 
@@ -85,6 +85,22 @@ class GgmlWeight(CompressedWeight):
         if self.kind.has_offset:
             weight += offset.unsqueeze(-1)
         return weight.flatten(1).to(dtype)
+
+    def float_parts(self) -> dict[str, FloatPart]:
+        """The scales and, where the type has them, the offsets, which change by the range of a block."""
+        scale, offset = self.scales()
+        offsets = {"offsets": FloatPart(offset, scale * self.kind.high)} if self.kind.has_offset else {}
+        return {"scales": FloatPart(scale, scale), **offsets}
+
+    def dense_with(self, values: Mapping[str, Tensor]) -> Tensor:
+        codes = self.codes().unflatten(1, (-1, BLOCK)).to(values["scales"].dtype)
+        weight = codes * values["scales"].unsqueeze(-1)
+        return (weight + values["offsets"].unsqueeze(-1) if self.kind.has_offset else weight).flatten(1)
+
+    def with_float_parts(self, values: Mapping[str, Tensor]) -> "GgmlWeight":
+        scales = half(values["scales"].float())
+        offsets = half(values["offsets"].float()) if self.kind.has_offset else scales
+        return GgmlWeight.from_codes(self.codes(), scales, offsets=offsets, type_name=self.type_name)
 
     def tensors(self) -> dict[str, Tensor]:
         return {"data": self.data}

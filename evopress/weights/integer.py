@@ -1,13 +1,14 @@
 """Weights as integer codes with a scale and a zero point per group of columns."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from evopress.weights.base import CompressedWeight, Spec, register_reader
+from evopress.weights.base import CompressedWeight, FloatPart, Spec, register_reader
 from evopress.weights.checks import FLOATS, MAX_WEIGHTS, checked_integer, checked_matrix, require
+from evopress.weights.grids import storable_scale
 from evopress.weights.packing import num_words, pack, unpack
 
 
@@ -60,9 +61,24 @@ class QuantizedWeight(CompressedWeight):
         return unpack(self.packed, self.bits, cols=self.cols)
 
     def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        groups = self.codes().unflatten(1, (-1, self.group_size)).float()  # (rows, groups, group_size)
+        return self._steps().mul_(self.scales.unsqueeze(2)).flatten(1).to(dtype)
+
+    def _steps(self) -> Tensor:
+        """The codes less their zero points, float32 (rows, groups, group_size)."""
+        groups = self.codes().unflatten(1, (-1, self.group_size)).float()
         groups -= 2 ** (self.bits - 1) if self.zeros is None else self.zeros.unsqueeze(2)
-        return groups.mul_(self.scales.unsqueeze(2)).flatten(1).to(dtype)
+        return groups
+
+    def float_parts(self) -> dict[str, FloatPart]:
+        scales = self.scales.float()
+        return {"scales": FloatPart(scales, scales)}
+
+    def dense_with(self, values: Mapping[str, Tensor]) -> Tensor:
+        return (self._steps() * values["scales"].unsqueeze(2)).flatten(1)
+
+    def with_float_parts(self, values: Mapping[str, Tensor]) -> "QuantizedWeight":
+        scales = values["scales"].float().clamp(min=torch.finfo(torch.float32).tiny)  # 0 would stand for an empty range
+        return replace(self, scales=storable_scale(scales, self.scales.dtype).to(self.scales.dtype))
 
     def tensors(self) -> dict[str, Tensor]:
         tensors = {"codes": self.packed, "scales": self.scales}

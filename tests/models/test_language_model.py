@@ -8,7 +8,7 @@ from evopress.models.loading import wrap_model
 from evopress.space.build import drop_space
 from tests import plain
 from tests.models.blockwise import CLOSE, TOKENS, assert_same_state, blockwise_logits, state
-from tests.tiny_models import FAMILIES, SLIDING_WINDOW, random_model, tiny, tokenizer
+from tests.tiny_models import ALL_FAMILIES, FAMILIES, SLIDING_WINDOW, random_model, tiny, tokenizer
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -85,3 +85,20 @@ def test_the_soft_cap_of_gemma_2_bounds_the_logits():
     cap = lm.model.config.final_logit_softcapping
     hidden = 1e6 * torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
     assert float(lm.logits(hidden).abs().max()) == pytest.approx(cap, rel=1e-3)
+
+
+@pytest.mark.parametrize("family", ALL_FAMILIES)
+def test_a_model_with_other_parameters_shares_all_else_and_leaves_the_first_as_it_is(family):
+    lm = tiny(family)
+    before = state(lm)
+    name = f"{lm.family.norm}.weight"
+    other = lm.with_parameters({name: 2 * lm.model.get_parameter(name)})
+    assert_same_state(lm, before)
+    tensors, own = dict(lm.model.named_parameters()), dict(other.model.named_parameters())
+    assert {key for key in tensors if own[key] is not tensors[key]} == {name}
+    assert own.keys() == tensors.keys()
+    with torch.no_grad():
+        changed = plain.logits(other.model, TOKENS)
+        assert torch.equal(plain.logits(lm.with_parameters({}).model, TOKENS), plain.logits(lm.model, TOKENS))
+    assert not torch.equal(changed, plain.logits(lm.model, TOKENS))
+    torch.testing.assert_close(blockwise_logits(other, TOKENS), changed, **CLOSE)

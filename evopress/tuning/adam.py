@@ -1,0 +1,49 @@
+"""Adam, its learning rate, and the order of the windows, as pure functions of the step."""
+
+from math import cos, pi
+from random import Random
+from typing import NamedTuple
+
+from torch import Tensor
+
+BETAS = (0.9, 0.95)
+
+EPSILON = 1e-12
+"""Far below the gradient of a single scale, which is about 1e-8 in a model of billions of weights."""
+
+
+class Moments(NamedTuple):
+    """The running means of the gradient and of its square."""
+
+    first: Tensor
+    second: Tensor
+
+
+def adam_update(gradient: Tensor, moments: Moments, *, step: int, learning_rate: float) -> tuple[Tensor, Moments]:
+    """What is added to a parameter at `step` = 1, 2, …, and the moments afterwards.
+
+    Source: Kingma and Ba, arXiv 1412.6980, Algorithm 1.
+    """
+    beta1, beta2 = BETAS
+    first = beta1 * moments.first + (1 - beta1) * gradient
+    second = beta2 * moments.second + (1 - beta2) * gradient.square()
+    denominator = (second / (1 - beta2**step)).sqrt() + EPSILON
+    return -learning_rate * (first / (1 - beta1**step)) / denominator, Moments(first, second)
+
+
+def rate_factor(step: int, *, steps: int, warmup: float) -> float:
+    """What the learning rate is multiplied by at `step` = 1 … `steps`: a linear rise, then a cosine that ends at 0."""
+    rising = warmup * steps
+    if step <= rising:
+        return step / rising
+    return (1 + cos(pi * (step - rising) / (steps - rising + 1))) / 2
+
+
+def windows_of_step(step: int, *, per_step: int, num_windows: int, seed: int) -> list[int]:
+    """Which windows `step` = 1, 2, … uses: all of them in a random order, then again in another one."""
+
+    def window_at(position: int) -> int:
+        epoch, place = divmod(position, num_windows)
+        return Random(f"{seed} {epoch}").sample(range(num_windows), num_windows)[place]
+
+    return [window_at((step - 1) * per_step + index) for index in range(per_step)]

@@ -1,0 +1,112 @@
+"""The state of a tuning that is under way, and the result of a finished one, in memory and in files."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from evopress.tuning.adam import Moments
+from evopress.tuning.tensor_files import Tensors, read_tensors, write_tensors
+
+
+@dataclass(frozen=True)
+class TuningState:
+    """What is known after `step` steps. The tensors are named as the parameters are.
+
+    `checks` has the steps after which KL was measured, with the KL; the first is that of the untuned model. `best` are
+    the changes of the best check, empty for the untuned model.
+    """
+
+    changes: Tensors
+    moments: dict[str, Moments]
+    best: Tensors = field(default_factory=dict)
+    checks: list[tuple[int, float]] = field(default_factory=list)
+    step: int = 0
+
+    @property
+    def best_kl(self) -> float:
+        return min(kl for _, kl in self.checks)
+
+    @property
+    def checks_since_best(self) -> int:
+        """How many checks followed the best one."""
+        kls = [kl for _, kl in self.checks]
+        return len(kls) - 1 - kls.index(min(kls))
+
+    def to(self, device: torch.device) -> "TuningState":
+        """The same state on a device."""
+        moments = {name: Moments(*(moment.to(device) for moment in moments)) for name, moments in self.moments.items()}
+        changes, best = ({name: r.to(device) for name, r in kept.items()} for kept in (self.changes, self.best))
+        return replace(self, changes=changes, best=best, moments=moments)
+
+    def checked(self, kl: float) -> "TuningState":
+        """The state with one more check, whose changes are kept if it is the best one."""
+        is_best = not self.checks or kl < self.best_kl
+        best = {name: change.clone() for name, change in self.changes.items()} if is_best and self.step else self.best
+        return replace(self, best=best, checks=[*self.checks, (self.step, kl)])
+
+
+@dataclass(frozen=True)
+class TuningResult:
+    """A finished tuning: the changes, empty where the untuned model was the best, and the checks."""
+
+    changes: Tensors
+    checks: list[tuple[int, float]]
+
+    @property
+    def kl_before(self) -> float:
+        return self.checks[0][1]
+
+    @property
+    def kl_after(self) -> float:
+        """That of the model that is kept."""
+        return min(kl for _, kl in self.checks)
+
+
+def new_state(changes: Mapping[str, Tensor]) -> TuningState:
+    """Before the first step."""
+    moments = {name: Moments(torch.zeros_like(r), torch.zeros_like(r)) for name, r in changes.items()}
+    return TuningState(dict(changes), moments)
+
+
+def save_state(path: Path, state: TuningState, identity: Mapping[str, object]) -> None:
+    """Replace the file by this state."""
+    tensors = _prefixed("changes", state.changes) | _prefixed("best", state.best)
+    for moment in Moments._fields:
+        tensors |= _prefixed(moment, {name: getattr(moments, moment) for name, moments in state.moments.items()})
+    write_tensors(path, tensors, {"identity": identity, "checks": state.checks, "step": state.step})
+
+
+def read_state(path: Path, identity: Mapping[str, object]) -> TuningState | None:
+    """The saved state; None if there is none, or one of another identity or damaged."""
+    content = read_tensors(path, identity)
+    if content is None:
+        return None
+    tensors, facts = content
+    changes, best, first, second = (_with_prefix(kind, tensors) for kind in ("changes", "best", *Moments._fields))
+    moments = {name: Moments(first[name], second[name]) for name in changes}
+    return TuningState(changes, moments, best, [(step, kl) for step, kl in facts["checks"]], facts["step"])
+
+
+def save_result(path: Path, result: TuningResult, identity: Mapping[str, object]) -> None:
+    """Write the finished tuning."""
+    write_tensors(path, _prefixed("changes", result.changes), {"identity": identity, "checks": result.checks})
+
+
+def read_result(path: Path, identity: Mapping[str, object]) -> TuningResult | None:
+    """The finished tuning; None if there is none, or one of another identity or damaged."""
+    content = read_tensors(path, identity)
+    if content is None:
+        return None
+    tensors, facts = content
+    return TuningResult(_with_prefix("changes", tensors), [(step, kl) for step, kl in facts["checks"]])
+
+
+def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
+    return {f"{prefix}/{name}": tensor for name, tensor in tensors.items()}
+
+
+def _with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
+    return {n.removeprefix(f"{prefix}/"): tensor for n, tensor in tensors.items() if n.startswith(f"{prefix}/")}

@@ -1,0 +1,78 @@
+"""A model with the scales and norms that tuning found, rounded to what a file stores, as the rest of a run sees it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from evopress.database.cache import DecodedLevels, PackedLevels
+from evopress.evaluation.context import EvaluationContext
+from evopress.evaluation.evaluator import Evaluator
+from evopress.tuning.tunable_model import (
+    Changes,
+    TunableModel,
+    changed,
+    final_norm_name,
+    norm_part,
+    norms_of_block,
+    values_of,
+)
+from evopress.weights.base import CompressedWeight
+
+
+@dataclass(frozen=True)
+class TunedLevels:
+    """The levels of a database, some of them with other scales: `tuned` by full layer name and level."""
+
+    database: PackedLevels
+    tuned: Mapping[tuple[str, int], CompressedWeight]
+
+    def read(self, block: int, layer: str, level: int) -> CompressedWeight:
+        """One level of one layer, given by its full name."""
+        weight = self.tuned.get((layer, level))
+        return self.database.read(block, layer, level) if weight is None else weight
+
+
+def tuned_context(
+    context: EvaluationContext, model: TunableModel, changes: Changes, *, cache_gb: float
+) -> EvaluationContext:
+    """The context with the changed weights, measured against the dense model of `context`.
+
+    Its model shares all other tensors with that of `context`. `cache_gb` limits the decoded weights.
+    """
+    lm = context.lm.with_parameters(_norms(model, changes))
+    weights = None
+    if context.database is not None:
+        levels = TunedLevels(context.database, _levels(model, changes))
+        weights = DecodedLevels(levels, limit_bytes=int(cache_gb * 1e9), dtype=lm.dtype, device=lm.device)
+    evaluator = Evaluator(lm, context.space, weights, context.evaluator.settings, dense=context.evaluator)
+    return replace(context, lm=lm, evaluator=evaluator)
+
+
+def _levels(model: TunableModel, changes: Changes) -> dict[tuple[str, int], CompressedWeight]:
+    """The changed layers, by full name and level."""
+    levels = {}
+    for block, choice in enumerate(model.choices(model.profile)):
+        for local, level in choice.levels:
+            name = model.lm.layer_name(block, local)
+            packed = model.packed[name]
+            if values := values_of(name, packed, changes):
+                levels[name, level] = packed.with_float_parts(values)
+    return levels
+
+
+def _norms(model: TunableModel, changes: Changes) -> dict[str, Tensor]:
+    """The changed norms by full parameter name, in the type and on the device of the model's own."""
+    lm = model.lm
+    weights: dict[str, Tensor] = (
+        {final_norm_name(lm): lm.model.get_parameter(final_norm_name(lm))} if final_norm_name(lm) in changes else {}
+    )
+    for block, choice in enumerate(model.choices(model.profile)):
+        weights |= {
+            f"{lm.layer_name(block, local)}.weight": weight for local, weight in norms_of_block(lm, block, choice)
+        }
+    return {
+        name: changed(norm_part(weight.to(lm.device)), changes[name]).to(weight)
+        for name, weight in weights.items()
+        if name in changes
+    }

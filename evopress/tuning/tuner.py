@@ -1,0 +1,109 @@
+"""Tunes the scales and norms of a model with chosen levels, towards the dense model's predictions.
+
+::
+
+    r ← 0 for every scale and norm
+    for each step:
+        windows ← the next ones of the search split
+        for the head and each block, from the last to the first:
+            g ← the gradient of the mean KL(dense ‖ compressed) at its parameters
+            r ← r + Adam(g)                       at once; see `gradients.py`
+        sometimes: measure the rounded model on validation tokens, and keep the best
+    the best model, or the untuned one
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+
+from evopress.evaluation.context import EvaluationContext
+from evopress.runtime import distributed, signals
+from evopress.runtime.progress import progress
+from evopress.tuning.adam import adam_update, rate_factor, windows_of_step
+from evopress.tuning.gradients import gradient_groups
+from evopress.tuning.state import TuningResult, TuningState, new_state, read_result, read_state, save_result, save_state
+from evopress.tuning.task import TuningTask
+from evopress.tuning.tunable_model import TunableModel
+from evopress.tuning.tuned_model import tuned_context
+
+log = logging.getLogger(__name__)
+
+Report = Callable[[Mapping[str, float], int], None]
+"""Receives `loss` or `kl_validation`, and the step."""
+
+
+def tune(task: TuningTask, report: Report) -> tuple[EvaluationContext | None, TuningResult]:
+    """The tuned model as a context, or None where the untuned one is better; and the checks. Collective.
+
+    A finished task is read from its file, and one that was stopped goes on from its last saved state.
+    """
+    result = distributed.from_first(partial(read_result, task.path, task.identity))
+    model = task.model()
+    if result is None:
+        result = _run(task, model, report)
+        if distributed.is_first():
+            save_result(task.path, result, task.identity)
+            task.state_path.unlink(missing_ok=True)
+    else:
+        log.info("the tuning is done already: %s", task.path)
+    if not result.changes:
+        log.info("%s: the untuned model stays, KL %.4f on validation tokens", task.name, result.kl_before)
+        return None, result
+    log.info("%s: KL on validation tokens %.4f before, %.4f after", task.name, result.kl_before, result.kl_after)
+    changes = {name: change.to(model.lm.device) for name, change in result.changes.items()}
+    context = tuned_context(task.context, model, changes, cache_gb=task.context.evaluator.settings.cache_gb)
+    return replace(context, identity={**context.identity, "tuned": task.identity}), result
+
+
+def _run(task: TuningTask, model: TunableModel, report: Report) -> TuningResult:
+    """All steps that are left, with their checks."""
+    settings = task.settings
+    state = distributed.from_first(partial(read_state, task.state_path, task.identity))
+    state = new_state(model.changes) if state is None else state.to(model.lm.device)
+    model.changes.update(state.changes)
+    if not state.checks:
+        state = state.checked(_kl(task, model))
+        report({"kl_validation": state.checks[-1][1]}, 0)
+    check_steps = settings.check_steps(task.context.splits.search.shape[1])
+    saved = time.monotonic()
+    for step in progress(range(state.step + 1, task.num_steps + 1), desc=task.name, unit="step"):
+        if state.checks_since_best >= settings.patience:
+            log.info("%s: stopped after %d of %d steps, as KL no longer falls", task.name, state.step, task.num_steps)
+            break
+        signals.raise_if_interrupted()
+        state, loss = _step(task, model, state, step)
+        report({"loss": loss}, step)
+        if step in check_steps:
+            state = state.checked(_kl(task, model))
+            report({"kl_validation": state.checks[-1][1]}, step)
+        is_due = step in check_steps or time.monotonic() - saved > 60 * settings.save_minutes
+        if is_due and distributed.is_first():
+            save_state(task.state_path, state, task.identity)
+            saved = time.monotonic()
+    return TuningResult(state.best, state.checks)
+
+
+def _step(task: TuningTask, model: TunableModel, state: TuningState, step: int) -> tuple[TuningState, float]:
+    """The state after one more step, and the mean KL before it. Changes those of `model` too."""
+    settings, pool = task.settings, task.context.splits.search
+    chosen = windows_of_step(step, per_step=settings.windows, num_windows=len(pool), seed=settings.seed)
+    factor = rate_factor(step, steps=task.num_steps, warmup=settings.warmup)
+    moments, loss = dict(state.moments), 0.0
+    for group in gradient_groups(model, pool[chosen]):
+        loss += group.kl
+        for name, gradient in group.of_parameters.items():
+            rate = factor * (settings.norms_lr if name.endswith(".weight") else settings.scales_lr)
+            update, moments[name] = adam_update(gradient, moments[name], step=step, learning_rate=rate)
+            model.changes[name] = model.changes[name] + update
+    return replace(state, changes=dict(model.changes), moments=moments, step=step), loss
+
+
+def _kl(task: TuningTask, model: TunableModel) -> float:
+    """KL of the model with its changes, rounded as in a file, on validation tokens."""
+    pool = task.context.splits.validation
+    tokens = pool[: max(1, task.settings.validation_tokens // pool.shape[1])]
+    context = tuned_context(task.context, model, model.changes, cache_gb=0)
+    (divergence,) = context.evaluator.measure([task.profile], tokens)
+    return divergence.mean_kl
