@@ -1,4 +1,4 @@
-"""Runs all stages of a job: load, database, search, tune, evaluate, export, report. Finished stages are not repeated."""
+"""Runs all stages of a job: load, database, search, tune, evaluate, export, report. None that is done is repeated."""
 
 import logging
 from collections.abc import Mapping

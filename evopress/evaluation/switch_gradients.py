@@ -41,8 +41,8 @@ class ForwardPass:
 class HeadGradients:
     """The input of the head on a chunk of tokens, and the gradients at its input and at its output.
 
-    The output is taken before the logits are scaled or softly capped. `p` and `q` are the probabilities of the dense and
-    of the compressed model.
+    The output is taken before the logits are scaled or softly capped. `p` and `q` are the probabilities of the dense
+    and of the compressed model.
     """
 
     inputs: Float[Tensor, "tokens hidden"]
