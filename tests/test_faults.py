@@ -314,7 +314,7 @@ def test_a_file_without_its_checksum_is_recreated(name, undisturbed, model, copi
     del content["sha256"]
     path.write_text(json.dumps(content))
     run_job(job(copied, model, stages=EVERYTHING))
-    assert f"{name} is damaged (it has no sha256) and will be made again" in caplog.text
+    assert f"{name} is damaged (it has no sha256) and will be recreated" in caplog.text
     assert outcome(copied) == outcome(undisturbed) and measured(copied) == measured(undisturbed)
     assert "sha256" in json.loads(path.read_text())
 
@@ -348,7 +348,7 @@ def test_damaged_cached_tokens_are_recreated(how, undisturbed, model, copied, ca
         )
     (copied / "run" / "profile.json").unlink()
     run_job(job(copied, model, stages=EVERYTHING))
-    assert caplog.text.count("will be made again") == len(cached)
+    assert caplog.text.count("will be recreated") == len(cached)
     assert {path: path.read_bytes() for path in cached} == before
     assert outcome(copied) == outcome(undisturbed)
 
@@ -373,7 +373,7 @@ def test_a_converted_model_with_a_flipped_bit_is_converted_again(tmp_path, monke
     content[-1000] ^= 1
     weights.write_bytes(content)
     assert load_model(source, tmp_path).identity == first
-    assert "is damaged and will be made again" in caplog.text
+    assert "is damaged and will be recreated" in caplog.text
 
 
 def test_a_second_process_in_the_same_run_directory_is_refused(model, copied, undisturbed):

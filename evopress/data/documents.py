@@ -1,4 +1,4 @@
-"""A document: a text, or the messages of a conversation, with the name that errors call it by."""
+"""A document is a text or a conversation, with a name for error messages."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +14,7 @@ Messages = Sequence[Mapping[str, str]]
 class Document:
     """One text of a source.
 
-    `content` is the text, in pieces that are read as they are needed, or the messages of a conversation.
+    `content` is either the text, in pieces that are read when they are needed, or the messages of a conversation.
     """
 
     name: str
@@ -22,20 +22,20 @@ class Document:
     is_conversation: bool = False
 
     def pieces(self, tokenizer: PreTrainedTokenizerBase) -> Iterable[str]:
-        """The text in pieces. The chat template of the tokenizer makes a text of messages.
+        """The text in pieces. The chat template of the tokenizer turns messages into text.
 
-        Raises ValueError for messages where the tokenizer has no chat template, or its template refuses them.
+        Raises ValueError for messages if the tokenizer has no chat template, or if its template refuses them.
         """
         if not self.is_conversation:
             return self.content  # type: ignore[return-value]
         if not tokenizer.chat_template:
             raise ValueError(
-                f"{self.name} contains chat messages, and the tokenizer of the model has no chat template: use a model "
+                f"{self.name} contains chat messages, but the tokenizer of the model has no chat template: use a model "
                 "with a chat template, or set data.text_column to a column that contains text"
             )
         try:
             text = tokenizer.apply_chat_template(list(self.content), tokenize=False)  # type: ignore[arg-type]
-        except Exception as error:  # a template is a small program, which can raise errors of many types
+        except Exception as error:  # a template is a program that can raise errors of many types
             raise ValueError(
                 f"the chat template of the tokenizer refuses {self.name} ({error}): correct these messages, or set "
                 "data.text_column to a column that contains text"
@@ -52,8 +52,8 @@ def document_of_value(value: object, name: str, column: str) -> Document:
     if not isinstance(value, str) and not is_conversation:
         shown = json.dumps(value, default=str)[:80]
         raise ValueError(
-            f"{name} has no text in {column!r} and no list of messages with a role and a content, but {shown}: "
-            "set data.text_column"
+            f"{name} has {shown} in {column!r}, which is neither text nor a list of messages with a role and a "
+            "content: set data.text_column"
         )
     texts = [value] if isinstance(value, str) else [message["content"] for message in value]  # type: ignore[attr-defined]
     try:

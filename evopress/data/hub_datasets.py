@@ -1,4 +1,4 @@
-"""The data sets of the hub that have a short name, and how they are read."""
+"""The data sets of the Hugging Face hub that have a short name here, and how they are read."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ class HubSplit:
 
     Attributes:
         split: The name of the split on the hub.
-        about_tokens: How many tokens the rows have, to within a fifth or so; None: more than anyone needs.
-        file: Only the rows of this file of the repository.
-        first_row: Rows before this one are left out.
-        num_rows: Only so many rows.
-        separator: Joins all rows, empty ones too, to one text. None: every row is a document.
+        about_tokens: Roughly how many tokens the rows have, within about 20 %; None: more than anyone needs.
+        file: Use only the rows of this file of the repository.
+        first_row: Leave out the rows before this one.
+        num_rows: Use only this many rows.
+        separator: Joins all rows, even empty ones, into one text. None: every row is a document.
     """
 
     split: str
@@ -44,7 +44,7 @@ class HubDataset:
 FIRST_C4_SHARD = "en/c4-validation.00000-of-00008.json.gz"
 
 NUM_C4_DOCUMENTS = 1100
-"""The documents of C4 that GPTQ, SparseGPT and many papers since measure perplexity on."""
+"""How many documents of C4 are used for perplexity in GPTQ, SparseGPT and many later papers."""
 
 HUB_DATASETS: Mapping[str, HubDataset] = {
     "wikitext2": HubDataset(
@@ -71,16 +71,16 @@ HUB_DATASETS: Mapping[str, HubDataset] = {
         "HuggingFaceFW/fineweb-edu", "sample-10BT", dict.fromkeys((TRAIN, "validation", "test"), HubSplit("train"))
     ),
 }
-"""By the name in `data.source`.
+"""The keys are the names for `data.source`.
 
 Source: for the rows of WikiText-2 and C4, `datautils.py` of GPTQ and SparseGPT.
 """
 
 
 def read_documents(dataset: HubDataset, split: HubSplit) -> Iterator[Document]:
-    """Stream the documents of a split. Raises ValueError for a hub that cannot be reached.
+    """Stream the documents of a split. Raises ValueError if the hub cannot be reached.
 
-    A row with the same text as one before it is left out, so that the same text is never in two splits.
+    A row that repeats the text of an earlier row is left out, so that the same text is never in two splits.
     """
     name = f"the {split.split} split of {dataset.repository}"
     if split.separator is not None:
@@ -109,7 +109,7 @@ def _rows(dataset: HubDataset, split: HubSplit) -> Iterator[str]:
         rows = load_dataset(dataset.repository, split=split.split, streaming=True, **source)
         for row in islice(rows, split.first_row, last_row):
             yield row[dataset.column]
-    except Exception as error:  # the libraries raise errors of many types for a hub that cannot be reached
+    except Exception as error:  # the libraries raise errors of many types if the hub cannot be reached
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
             f"{dataset.repository} cannot be read from the hub ({reason}): check the network, or use data=pydoc, or "

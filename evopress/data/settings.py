@@ -1,4 +1,4 @@
-"""The settings of the data: which text, how much of it serves for what, and the length of the windows."""
+"""The data settings: which text to use, how much of it for each purpose, and the length of the windows."""
 
 from math import ceil
 
@@ -10,21 +10,21 @@ from evopress.runtime.config_class import UserPath, config_class
 
 @config_class
 class Data:
-    """Which text to use, and how much of it for what.
+    """Which text to use, and how much of it for each purpose.
 
     Attributes:
         source: pydoc, wikitext2, c4, fineweb_edu, or a local .txt, .jsonl or .parquet file, or a folder of them.
-        validation_source: Text for validation, where it should come from another source.
-        test_source: Text for test, where it should come from another source.
+        validation_source: Another source for the validation text; None: `source`.
+        test_source: Another source for the test text; None: `source`.
         text_column: The column of .jsonl and .parquet files that contains the text, or a list of chat messages.
         window: Tokens per window.
-        calibration_tokens: For the level database. Like the other three, rounded up to whole windows.
+        calibration_tokens: For the database of levels. All four numbers of tokens are rounded up to whole windows.
         search_tokens: The pool from which the minibatches of the search are drawn.
-        validation_tokens: For the sanity check of the dense model, and for what is tuned.
-        test_tokens: For the final comparison. None takes all whole windows that the test text has.
+        validation_tokens: For checking the dense model at the start, and exported checkpoints at the end.
+        test_tokens: For the final evaluation. None takes all whole windows of the test text.
         bos: Start every window with the tokenizer's BOS token, which counts as part of the window.
-        calibration_seed: None calibrates on the first windows. A seed draws other windows, from those and three times
-            as many that follow all other splits (fewer where the text ends). The other splits stay the same.
+        calibration_seed: None calibrates on the first windows. A seed draws calibration windows at random, from the
+            first ones and up to three times as many that come after all other splits. The other splits stay the same.
     """
 
     source: UserPath
@@ -53,5 +53,5 @@ class Data:
         return self.source if other is None else other
 
     def num_windows(self, split: str) -> int:
-        """How many windows a split has; 1 for a test split that is taken whole, which has at least that."""
+        """How many windows a split has. A test split without a limit counts as 1, which it has at least."""
         return ceil((getattr(self, f"{split}_tokens") or 1) / self.window)

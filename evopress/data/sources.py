@@ -13,10 +13,10 @@ from evopress.data.hub_datasets import HUB_DATASETS, TRAIN, HubDataset, read_doc
 from evopress.data.text_files import SUFFIXES, read_file, text_files
 
 TOPICS = files("evopress") / "assets/text/python_topics.json"
-"""Topic name → text; under the licence of Python, which is in the same folder."""
+"""A JSON file that maps the name of each topic to its text. Python's licence is in the same folder."""
 
 BYTES_PER_TOKEN = 4
-"""Of English text, about."""
+"""Approximate, for English text."""
 
 AS_ONE_TEXT = "one text, tokenized as a whole"
 AS_DOCUMENTS = "documents, each tokenized by itself, joined by a blank line"
@@ -26,13 +26,13 @@ class TextSource(Protocol):
     """Documents in a fixed order, and what identifies them."""
 
     names: Sequence[str]
-    """What the source may be called in tables, the shortest name first. The last one is unique."""
+    """Names of the source for tables, the shortest one first. The last one is unique."""
 
     has_columns: bool
-    """Whether `data.text_column` says where its text is."""
+    """Whether its text is in a column, which `data.text_column` names."""
 
     def content_key(self) -> str:
-        """What identifies the text, for caching: a hash of local content, the name of a hub data set."""
+        """Identifies the text for caching: a hash of local content, or the name and rows of a hub data set."""
 
     def split_for(self, split: str) -> str:
         """The first of "train", "validation" and "test" that gives the same text as `split` does."""
@@ -41,22 +41,22 @@ class TextSource(Protocol):
         """Whether the split is one long text, to be divided by position, rather than a list of documents."""
 
     def convention(self, split: str) -> str:
-        """How the tokens of a split are made of its text, in words."""
+        """Describe in words how the text of a split is turned into tokens."""
 
     def about_tokens(self, split: str) -> int | None:
-        """Roughly how many tokens a split has; None for more than anyone needs."""
+        """Roughly how many tokens a split has; None: more than anyone needs."""
 
     def documents(self, column: str, split: str) -> Iterator[Document]:
         """The documents, always in the same order.
 
-        Raises ValueError for text that cannot be read, a missing column, or a hub that cannot be reached.
+        Raises ValueError if the text cannot be read, a column is missing, or the hub cannot be reached.
         """
 
 
 class PydocSource:
     """The topics of Python's help system, shuffled by the hash of their names.
 
-    The package contains a copy, those of Python 3.11.7, because they differ between releases of Python. Where two
+    The topics differ between releases of Python, so the package contains a copy, taken from Python 3.11.7. If two
     topics have the same text, only the first is used.
     """
 
@@ -89,7 +89,7 @@ class PydocSource:
 
 
 class HubSource:
-    """A data set of the hub."""
+    """A data set of the Hugging Face hub."""
 
     has_columns = False
 
@@ -161,7 +161,7 @@ def _sha256(text: str) -> str:
 
 
 def text_source(name: str) -> TextSource:
-    """The source with this name; any name that is not known is a path."""
+    """The source with this name. Any unknown name is taken as a path."""
     if name == "pydoc":
         return PydocSource()
     if name in HUB_DATASETS:
@@ -170,7 +170,7 @@ def text_source(name: str) -> TextSource:
 
 
 def check_source(name: str, key: str) -> None:
-    """Raises ValueError, naming the setting `key`, for a source that is not known and no file or folder of text."""
+    """Raise ValueError, naming the setting `key`, unless the source is known or is a file or folder of text."""
     if name == "pydoc" or name in HUB_DATASETS:
         return
     path = Path(name)
@@ -183,8 +183,8 @@ def check_source(name: str, key: str) -> None:
 
 
 def check_whole_test_split(name: str, key: str) -> None:
-    """Raises ValueError, naming the setting `key`, for a source whose test text has no end within reach."""
+    """Raise ValueError, naming the setting `key`, if the test text of the source is too large to use all of it."""
     if text_source(name).about_tokens("test") is None:
         raise ValueError(
-            f"{key} is null, which takes the whole test split, and {name} has none: set {key} to a number of tokens"
+            f"{key} is null, which takes the whole test split, but {name} has none: set {key} to a number of tokens"
         )

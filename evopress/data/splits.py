@@ -25,17 +25,17 @@ log = logging.getLogger(__name__)
 SPLITS = ("calibration", "search", "validation", "test")
 
 FURTHER_CALIBRATION = "further calibration"
-"""The windows that `data.calibration_seed` draws from, next to the first ones."""
+"""Additional windows that `data.calibration_seed` can draw."""
 
-FURTHER_SHARE = 3
-"""How many times as many windows those are, at most."""
+MAX_FURTHER_RATIO = 3
+"""The largest number of these windows, relative to the number of calibration windows."""
 
 
 @dataclass(frozen=True)
 class Splits:
     """Token ids of the four splits, int64 (windows, time). No text is in two of them.
 
-    `hashes` has the `hash_of_windows` of every split. `bos`: whether every window starts with the BOS token.
+    `hashes` has the `hash_of_windows` of every split. `bos` says whether every window starts with the BOS token.
     """
 
     calibration: Windows
@@ -60,12 +60,12 @@ class Extract:
 
 
 def load_splits(data: Data, tokenizer: PreTrainedTokenizerBase, cache: Path) -> Splits:
-    """All four splits.
+    """Load all four splits.
 
-    One long text is divided in the order calibration, search, validation, test. Of a list of documents, each belongs
-    to one split only. A source that gives test and validation but not the other two gives its first tokens to test.
+    One long text is divided in the order calibration, search, validation, test. In a list of documents, each document
+    belongs to one split only. If `data.test_source` is set, test comes before validation in a text that serves both.
 
-    Raises ValueError for too little text, saying how much there is, and for the same text in two splits.
+    Raises ValueError if there is too little text (and says how much there is), and for the same text in two splits.
     """
     windows: dict[str, Windows] = {}
     for extract in extracts_of(data):
@@ -90,7 +90,7 @@ def load_test_windows(
 ) -> Windows:
     """The first `num_tokens` of the test text of another source, rounded up to whole windows; None: all whole windows.
 
-    The windows have the length and BOS of `data`. Raises ValueError for too little text.
+    The windows have the length and BOS of `data`. Raises ValueError if there is too little text.
     """
     check_source(name, "eval.datasets")
     split = text_source(name).split_for("test")
@@ -100,7 +100,7 @@ def load_test_windows(
 
 
 def check_test_windows(splits: Splits, test_sets: Mapping[str, Windows]) -> None:
-    """Raises ValueError for text of a test set that is also in the calibration, search or validation split."""
+    """Raise ValueError if text of a test set is also in the calibration, search or validation split."""
     for name, windows in test_sets.items():
         for split in SPLITS[:3]:
             both = {f"the {split} split": getattr(splits, split), f"the test text {name} (eval.datasets)": windows}
@@ -108,7 +108,7 @@ def check_test_windows(splits: Splits, test_sets: Mapping[str, Windows]) -> None
 
 
 def extracts_of(data: Data) -> list[Extract]:
-    """Which splits come from which split of which source, in the order in which they are cut."""
+    """List which splits are cut from which split of which source, in the order in which they are cut."""
     order = SPLITS if data.test_source is None else ("calibration", "search", "test", "validation")
     splits_of: dict[tuple[str, str], list[str]] = {}
     for split in order:
@@ -128,7 +128,7 @@ def _amounts(splits: list[str], data: Data) -> dict[str, Amount]:
         takes_all = split == "test" and data.test_tokens is None
         amounts[split] = Amount(count, None if takes_all else count, f"data.{split}_tokens")
     if data.calibration_seed is not None and "calibration" in splits:
-        most = FURTHER_SHARE * amounts["calibration"].least
+        most = MAX_FURTHER_RATIO * amounts["calibration"].least
         amounts[FURTHER_CALIBRATION] = Amount(1, most, "more for data.calibration_seed")
     return amounts
 
@@ -144,7 +144,7 @@ def _description(split: str, data: Data) -> str:
 
 
 def _windows_of(extract: Extract, data: Data, tokenizer: PreTrainedTokenizerBase, cache: Path) -> dict[str, Windows]:
-    """Windows by split, from the cache if the same text was tokenized with the same settings before."""
+    """Windows by split. They come from the cache if the same text was tokenized with the same settings before."""
     source = text_source(extract.source)
     is_one_text = source.is_one_text(extract.source_split)
     depends_on = [

@@ -11,12 +11,13 @@ from evopress.data.sources import check_source, check_whole_test_split, text_sou
 
 @dataclass(frozen=True)
 class TestSet:
-    """A source whose test text is measured. `num_tokens`: that many, rounded up to whole windows; None: all.
+    """A source whose test text is measured.
 
-    `name` is what tables call it; no other test set of a run has the same name. `setting` is the key for `num_tokens`.
+    `num_tokens` is how many tokens are used, rounded up to whole windows; None: all. `name` is its name in tables,
+    which no other test set of the run has. `setting` is the key that sets `num_tokens`.
     """
 
-    __test__ = False  # not a class of pytest
+    __test__ = False  # tells pytest that this is not a test class
 
     name: str
     source: str
@@ -28,7 +29,7 @@ class TestSet:
         return self.num_tokens or text_source(self.source).about_tokens("test") or 0
 
     def convention(self) -> str:
-        """How its tokens are made of its text, in words."""
+        """Describe in words how its text is turned into tokens."""
         source = text_source(self.source)
         return source.convention(source.split_for("test"))
 
@@ -36,14 +37,12 @@ class TestSet:
 def list_test_sets(data: Data, sources: Sequence[str], num_tokens: int | None) -> list[TestSet]:
     """The test split of `data`, then the `sources` with `num_tokens` each.
 
-    Raises ValueError for a source that does not exist, that is named twice, or that has no end where all is asked for.
+    Raises ValueError for a source that does not exist, that is named twice, or that is too large to use all of it.
     """
     for index, source in enumerate(sources):
         check_source(source, "eval.datasets")
         if _place(source) in [_place(other) for other in (data.source_of("test"), *sources[:index])]:
-            raise ValueError(
-                f"eval.datasets names {source!r}, which is a test text of this run without that: leave it out"
-            )
+            raise ValueError(f"eval.datasets names {source!r}, which is already a test text of this run: leave it out")
         if num_tokens is None:
             check_whole_test_split(source, "eval.test_tokens")
     all_sources = [data.source_of("test"), *sources]
@@ -53,17 +52,17 @@ def list_test_sets(data: Data, sources: Sequence[str], num_tokens: int | None) -
 
 
 def check_text_column(data: Data, sources: Sequence[str]) -> None:
-    """Raises ValueError where `data.text_column` is set and none of the texts of a run has columns."""
+    """Raise ValueError if `data.text_column` is set but none of the texts of a run has columns."""
     all_sources = [*(data.source_of(split) for split in ("calibration", "validation", "test")), *sources]
     if data.text_column != "text" and not any(text_source(source).has_columns for source in all_sources):
         raise ValueError(
-            f"data.text_column is {data.text_column!r}, but it is for .jsonl and .parquet files, and "
-            f"{' and '.join(dict.fromkeys(all_sources))} has its own: leave data.text_column=text"
+            f"data.text_column is {data.text_column!r}, but it is only for .jsonl and .parquet files, not for "
+            f"{' and '.join(dict.fromkeys(all_sources))}: leave data.text_column=text"
         )
 
 
 def unique_names(sources: Sequence[str]) -> list[str]:
-    """What tables call the sources: their names, with the folder in front for files that have the same name."""
+    """Names of the sources for tables. Files that have the same name get their folder in front."""
     candidates = [text_source(source).names for source in sources]
     names = [shortest for shortest, *_ in candidates]
     for length in range(1, max(map(len, candidates))):
@@ -76,5 +75,5 @@ def unique_names(sources: Sequence[str]) -> list[str]:
 
 
 def _place(source: str) -> str:
-    """The same for two spellings of one path."""
+    """The full path of a local source, which is the same for two spellings of one path."""
     return str(Path(source).resolve()) if Path(source).exists() else source

@@ -1,4 +1,4 @@
-"""Readers of local text files, one per file type. A file is read no further than its text is needed."""
+"""Readers of local text files, one per file type. A file is read only as far as its text is needed."""
 
 import json
 from codecs import getincrementaldecoder
@@ -19,9 +19,9 @@ BATCH_ROWS = 256
 
 
 def read_file(file: Path, column: str) -> Iterator[Document]:
-    """The documents of a file. `column` contains the text, where the file type has columns.
+    """The documents of a file. `column` is the column with the text, if the file type has columns.
 
-    Raises ValueError for a file that is damaged, is not UTF-8 or has no such column.
+    Raises ValueError if the file is damaged, is not UTF-8 or has no such column.
     """
     return READERS[file.suffix](file, column)
 
@@ -50,7 +50,7 @@ def _pieces(file: Path) -> Iterator[str]:
     with open(file, "rb") as opened:
         while True:
             content = opened.read(PIECE_BYTES)
-            waiting = len(decoder.getstate()[0])  # the first bytes of a character that the last piece ended in
+            waiting = len(decoder.getstate()[0])  # bytes of a character that the end of the last piece cut
             try:
                 yield decoder.decode(content, final=not content)
             except UnicodeDecodeError as error:
@@ -80,8 +80,8 @@ def _document_of_line(line: str, name: str, column: str) -> Document:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{name} is not JSON ({error})") from error
     if not isinstance(entry, dict) or column not in entry:
-        content = ", ".join(map(str, entry)) if isinstance(entry, dict) else type(entry).__name__
-        raise ValueError(f"{name} has no text in {column!r} but {content}: set data.text_column")
+        content = f"its keys are {', '.join(map(str, entry))}" if isinstance(entry, dict) else "it is not an object"
+        raise ValueError(f"{name} has no text in {column!r} ({content}): set data.text_column")
     return document_of_value(entry[column], name, column)
 
 
@@ -91,7 +91,8 @@ def read_parquet(file: Path, column: str) -> Iterator[Document]:
         table = pyarrow.parquet.ParquetFile(file)
     if column not in table.schema_arrow.names:
         raise ValueError(
-            f"{file} has no column {column!r} but {', '.join(table.schema_arrow.names)}: set data.text_column"
+            f"{file} has no column {column!r} (its columns are {', '.join(table.schema_arrow.names)}): set "
+            "data.text_column"
         )
     values = (value for batch in _batches(file, table, column) for value in batch)
     for number, value in enumerate(values, start=1):
@@ -112,7 +113,7 @@ def _batches(file: Path, table: pyarrow.parquet.ParquetFile, column: str) -> Ite
 
 @contextmanager
 def _explain_damage(file: Path) -> Iterator[None]:
-    """Name the file in pyarrow's errors."""
+    """While open, turn pyarrow's errors into errors that name the file."""
     try:
         yield
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -129,6 +130,6 @@ READERS: Mapping[str, Callable[[Path, str], Iterator[Document]]] = {
     ".jsonl": read_jsonl,
     ".parquet": read_parquet,
 }
-"""By the suffix of the file."""
+"""The reader for each file suffix."""
 
 SUFFIXES = tuple(READERS)

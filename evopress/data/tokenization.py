@@ -15,18 +15,18 @@ from evopress.data.duplicates import DocumentsOfSplits
 from evopress.data.windows import Windows
 
 MARGIN_TOKENS = 512
-"""How far from a cut in a text the tokens are certain to be those of the whole text."""
+"""At this distance from a cut in a text, tokens are certain to be the same as in the whole text."""
 
 CHARACTERS_PER_TOKEN = 6
-"""A first guess at how much text has the tokens that are asked for."""
+"""A first guess at how much text is needed for a number of tokens."""
 
 
 @dataclass(frozen=True)
 class WindowFormat:
     """How windows are cut.
 
-    `length` is in tokens and includes the `bos` tokens at the start of each window (none or one). What a split leaves
-    of a document is dropped, unless `divides_documents`: then the next split starts with it.
+    `length` is in tokens and includes the `bos` tokens at the start of each window (none or one). If a split does not
+    use all of a document, the rest is dropped. With `divides_documents`, the next split starts with the rest instead.
     """
 
     length: int
@@ -40,9 +40,9 @@ class WindowFormat:
 
 
 class Amount(NamedTuple):
-    """How many windows a split gets: as many as there are, from `least` to `most`; None: without a limit.
+    """How many windows a split gets: as many as there are, from `least` to `most`. None means no upper limit.
 
-    `setting` is the key that says so, for errors.
+    `setting` is the key that sets these numbers, for errors.
     """
 
     least: int
@@ -51,7 +51,7 @@ class Amount(NamedTuple):
 
 
 class Start(NamedTuple):
-    """The first tokens of a text, and what was read of it for them; `is_whole` if that is all of it."""
+    """The first tokens of a text, and the text that was read to get them. `is_whole` if that is the whole text."""
 
     ids: list[int]
     text: str
@@ -66,9 +66,9 @@ def cut_windows(
     window_format: WindowFormat,
     source: str,
 ) -> dict[str, Windows]:
-    """Windows int64 (count, length) of each split in turn. No more text is read than that takes.
+    """Cut windows, int64 (count, length), for one split after the other. Reads no more text than they need.
 
-    Raises ValueError, naming `source` and the settings, for too few tokens, and for one document in two splits.
+    Raises ValueError, naming `source` and the settings, if there are too few tokens or a document is in two splits.
     """
     windows: dict[str, Windows] = {}
     length = window_format.text_length
@@ -92,7 +92,7 @@ def cut_windows(
             available = len(ids) + length * sum(len(part) for part in windows.values())
             missing = amount.least * length - len(ids)
             shortage = _shortage(source, amounts, length, split=split, missing=missing, available=available)
-            raise ValueError(shortage if is_divided else f"{shortage}. Each document serves one split only")
+            raise ValueError(shortage if is_divided else f"{shortage}. Each document is used in one split only")
         windows[split] = _as_windows(ids[: count * length], count, window_format)
         ids = ids[count * length :] if is_divided else []
     return windows
@@ -105,11 +105,11 @@ def _as_windows(ids: list[int], count: int, window_format: WindowFormat) -> Wind
 
 
 def first_ids(pieces: Iterable[str], tokenizer: PreTrainedTokenizerBase, num_tokens: int | None) -> Start:
-    """The first `num_tokens` tokens of a text, or fewer where it is shorter; None: all of them.
+    """The first `num_tokens` tokens of a text, or fewer if it is shorter; None: all of them.
 
-    They are those that tokenizing the whole text would start with, but only the start of the text is read. Where a text
-    is cut changes only the tokens close to the cut, so the start that is tokenized has `MARGIN_TOKENS` more tokens than
-    are used of it.
+    The result is the same as if the whole text were tokenized, but only the start of the text is read. A cut in a text
+    changes only the tokens close to the cut. So the start that is tokenized has `MARGIN_TOKENS` more tokens than are
+    used.
     """
     rest = iter(pieces)
     text = ""
@@ -127,7 +127,7 @@ def first_ids(pieces: Iterable[str], tokenizer: PreTrainedTokenizerBase, num_tok
 
 
 def _extended(text: str, rest: Iterator[str], size: int | None) -> tuple[str, bool]:
-    """The text with further pieces, at least `size` characters, and whether nothing is left of it."""
+    """The text with more pieces, more than `size` characters if there are as many, and whether it is complete."""
     pieces = [text]
     num_characters = len(text)
     while size is None or num_characters <= size:
@@ -140,7 +140,7 @@ def _extended(text: str, rest: Iterator[str], size: int | None) -> tuple[str, bo
 
 
 def _num_tokens(amounts: list[Amount], length: int) -> int | None:
-    """The tokens of text that several splits can use, None for all there are."""
+    """How many tokens of text several splits can use; None: all there are."""
     limits = [amount.most for amount in amounts]
     return None if None in limits else length * sum(limit for limit in limits if limit is not None)
 
@@ -157,7 +157,7 @@ def _shortage(
 
 
 def bos_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The BOS token. Raises ValueError for a tokenizer without one."""
+    """The BOS token. Raises ValueError if the tokenizer has none."""
     if tokenizer.bos_token_id is None:
         raise ValueError("data.bos is true but the tokenizer has no BOS token: set data.bos=false")
     return (tokenizer.bos_token_id,)

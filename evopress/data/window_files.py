@@ -15,13 +15,13 @@ log = logging.getLogger(__name__)
 
 
 def read_windows(path: Path) -> dict[str, Windows] | None:
-    """The windows by split; None where there is no such file or, with a warning, where it is damaged."""
+    """The windows by split. None if there is no such file or, with a warning, if it is damaged."""
     if not path.exists():
         return None
     try:
         return _read(path)
     except (SafetensorError, ValueError) as error:
-        log.warning("%s is damaged (%s) and will be made again", path, error)
+        log.warning("%s is damaged (%s) and will be recreated", path, error)
         return None
 
 
@@ -29,7 +29,7 @@ def _read(path: Path) -> dict[str, Windows]:
     with safe_open(path, "pt") as file:
         windows = {split: file.get_tensor(split) for split in file.keys()}  # noqa: SIM118 - not a dict
         if (file.metadata() or {}).get("sha256") != _checksum(windows):
-            raise ValueError("its content is not that of its sha256")
+            raise ValueError("its content does not match its sha256")
     return windows
 
 

@@ -27,11 +27,12 @@ def minibatch(
 ) -> Windows:
     """Random windows without repetition, `num_tokens` in total, rounded up to whole windows.
 
-    Fewer tokens than a window are the start of one window. More tokens than there are give all windows.
+    If fewer tokens than a window are asked for, they are the start of one window. If more tokens are asked for than
+    there are, the result is all windows.
 
     Args:
-        excerpt: Take only this many consecutive tokens of each window, from one random position that is the same in
-            all windows. The same number of tokens then comes from more texts.
+        excerpt: Take only this many consecutive tokens of each window. They start at one random position, which is the
+            same in all windows. The same number of tokens then comes from more texts.
         bos: Whether windows start with the BOS token. An excerpt then starts with it as well.
     """
     count, length = minibatch_shape(len(windows), windows.shape[1], num_tokens, excerpt)
@@ -48,12 +49,12 @@ def minibatch_shape(num_windows: int, window: int, num_tokens: int, excerpt: int
 
 
 def warn_if_small(tokens: Windows, num_tokens: int) -> bool:
-    """Log a warning where a minibatch has fewer tokens than were asked for. Returns whether it did."""
+    """Log a warning if a minibatch has fewer tokens than were asked for. Returns whether it has."""
     is_small = tokens.numel() < num_tokens
     if is_small:
         log.warning(
-            "a minibatch of %d tokens is asked for but data.search_tokens gives only %d windows, %d tokens of each: "
-            "raise data.search_tokens, or the excerpt of the search",
+            "the search asks for a minibatch of %d tokens, but data.search_tokens gives only %d windows, %d tokens of "
+            "each: raise data.search_tokens, or the excerpt of the search",
             num_tokens,
             *tokens.shape,
         )

@@ -34,7 +34,7 @@ def converted_folder(source: ModelSource, gguf: Path, cache: Path) -> Path:
     with FileLock(folder.parent / f".{folder.name}.lock"):
         if not _is_intact(folder):  # another process may have made it meanwhile
             if folder.is_dir():
-                log.warning("%s is damaged and will be made again", folder)
+                log.warning("%s is damaged and will be recreated", folder)
             log.info("converting %s to safetensors, once", gguf.name)
             remove_leftovers(folder.parent, f".{folder.name}-*")
             _convert(source, gguf, folder)

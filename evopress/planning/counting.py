@@ -1,12 +1,12 @@
 """Counts the work and the memory of the evaluator and of tables, as they would arise with a model."""
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import groupby
 
 from evopress.evaluation.evaluator import EvaluatorSettings
 from evopress.evaluation.shared_prefixes import shared_runs
 from evopress.evaluation.switch_effects import PART_TOKENS, token_equivalents
+from evopress.planning.decoded_count import DecodedCount
 from evopress.planning.planned_run import PlannedRun
 from evopress.planning.work import Operation, Work
 from evopress.space.apply import choices_by_block, embedding_and_head_levels
@@ -96,47 +96,6 @@ class EvaluatorCount:
     def _runs_at_once(self, part_tokens: int) -> int:
         """For how many runs half of `states_gb` can hold the states before and after a block, as in `Evaluator`."""
         return max(1, self.run.limit_of_states // 2 // (2 * part_tokens * self.run.state_bytes))
-
-
-class DecodedCount:
-    """Counts what `DecodedLevels` would read: a level leaves its memory when all exceed `evaluator.cache_gb`."""
-
-    def __init__(self, run: PlannedRun):
-        self.run = run
-        self.limit_bytes = int(run.job.evaluator.cache_gb * 1e9)
-        self.most_bytes = 0
-        """The most that decoded levels took in memory."""
-        self._held: OrderedDict[tuple[int, int], int] = OrderedDict()
-        self._held_bytes = 0
-
-    def use(self, profiles: Sequence[Profile]) -> int:
-        """The levels of all profiles, one unit after the other. Returns the packed bytes that were read."""
-        read_bytes = 0
-        for index, unit in enumerate(self.run.space.units):
-            if unit.layers:
-                kept = [profile for profile in profiles if not self.run.space.is_inside_dropped(index, profile)]
-                read_bytes += sum(self._get(index, level) for level in sorted({profile[index] for profile in kept}))
-        return read_bytes
-
-    def use_all(self, profile: Profile) -> int:
-        """All levels of what `profile` keeps, from the last unit to the first, as in a table. Returns the same."""
-        space = self.run.space
-        kept = [index for index in range(len(space)) if not space.is_inside_dropped(index, profile)]
-        units = [(index, space.units[index]) for index in reversed(kept) if space.units[index].layers]
-        return sum(self._get(index, level) for index, unit in units for level in range(len(unit.levels)))
-
-    def _get(self, index: int, level: int) -> int:
-        """The packed bytes that are read for one level: none if it is in memory."""
-        key, unit = (index, level), self.run.space.units[index]
-        if key in self._held:
-            self._held.move_to_end(key)
-            return 0
-        self._held[key] = unit.num_weights * self.run.dtype.itemsize
-        self._held_bytes += self._held[key]
-        while self._held_bytes > self.limit_bytes and len(self._held) > 1:
-            self._held_bytes -= self._held.popitem(last=False)[1]
-        self.most_bytes = max(self.most_bytes, self._held_bytes)
-        return unit.levels[level].size_bytes
 
 
 def parts_of(windows: int, windows_per_part: int) -> list[int]:

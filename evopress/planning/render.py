@@ -6,6 +6,7 @@ from evopress.job import Job
 from evopress.planning.estimate import ResourceEstimate, StageEstimate
 from evopress.planning.machine import free_disk_bytes, free_memory_bytes
 from evopress.planning.planned_run import PlannedRun
+from evopress.planning.sample import sample_bytes
 from evopress.planning.speed import Seconds, measure_seconds
 from evopress.planning.stages import estimate_resources
 from evopress.runtime import distributed
@@ -14,6 +15,8 @@ LONGEST_IN_MINUTES_S = 2 * 3600
 
 NO_REMEDY = "no setting makes it smaller, so use a machine with more memory"
 
+TOO_LARGE_TO_TIME = "time: not measured, because one block and its Hessians do not fit into half of the free memory"
+
 NOUNS = {"database": "database", "search": "search", "tune": "tuning", "evaluate": "evaluation"}
 
 
@@ -21,11 +24,11 @@ def plan_text(run: PlannedRun) -> str:
     """What a run will take on this machine: time, disk and memory, and the settings to change where it lacks them."""
     job = run.job
     estimate = estimate_resources(run)
-    seconds = measure_seconds(run, {operation for stage in estimate.stages for operation in stage.work})
     free_memory, free_disk = free_memory_bytes(run.device), free_disk_bytes(job.outputs)
+    seconds = stage_seconds(run, estimate, free_memory=free_memory)
     lines = [
         f"{job.model.name}: {estimate.num_weights:,} weights, {estimate.num_units} units",
-        total_line({stage.name: seconds_of(stage, seconds) for stage in estimate.stages}, job),
+        total_line(seconds, job) if seconds else TOO_LARGE_TO_TIME,
         f"disk: {_size(estimate.database_bytes)} for the database of levels, {_size(estimate.states_bytes)} for hidden "
         f"states while it is built; {_size(free_disk)} are free at {job.outputs}",
         f"memory of {run.device}: {_size(free_memory)} are free for each of {distributed.world_size()} processes",
@@ -36,6 +39,14 @@ def plan_text(run: PlannedRun) -> str:
         *(advice(estimate, free_memory=free_memory, free_disk=free_disk) or ["Everything fits."]),
     ]
     return "\n".join(lines)
+
+
+def stage_seconds(run: PlannedRun, estimate: ResourceEstimate, *, free_memory: int) -> dict[str, float]:
+    """The seconds of every stage; empty if half of the free memory is too small for what is timed."""
+    if sample_bytes(run) > free_memory / 2:
+        return {}
+    seconds = measure_seconds(run, {operation for stage in estimate.stages for operation in stage.work})
+    return {stage.name: seconds_of(stage, seconds) for stage in estimate.stages}
 
 
 def total_line(seconds: Mapping[str, float], job: Job) -> str:
@@ -66,15 +77,14 @@ def seconds_of(stage: StageEstimate, seconds: Seconds) -> float:
     return shared[True] / distributed.world_size() + shared[False]
 
 
-def _stage_table(estimate: ResourceEstimate, seconds: Seconds) -> list[str]:
+def _stage_table(estimate: ResourceEstimate, seconds: Mapping[str, float]) -> list[str]:
     lines = [f"{'stage':10}{'tokens':>16}{'tokens/s':>12}{'minutes':>10}{'peak memory':>14}", "-" * 62]
     for stage in estimate.stages:
-        stage_s = seconds_of(stage, seconds)
-        tokens_per_s = stage.tokens / stage_s if stage_s else 0.0
-        lines.append(
-            f"{stage.name:10}{stage.tokens:16,.0f}{tokens_per_s:12,.0f}{stage_s / 60:10.1f}"
-            f"{_size(stage.memory_bytes):>14}"
-        )
+        stage_s = seconds.get(stage.name)
+        times = f"{'–':>12}{'–':>10}"
+        if stage_s is not None:
+            times = f"{stage.tokens / stage_s if stage_s else 0.0:12,.0f}{stage_s / 60:10.1f}"
+        lines.append(f"{stage.name:10}{stage.tokens:16,.0f}{times}{_size(stage.memory_bytes):>14}")
     return lines
 
 

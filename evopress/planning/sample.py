@@ -18,6 +18,7 @@ from evopress.compressors.base import Compressor
 from evopress.evaluation.compressible_model import CompressibleModel
 from evopress.models.language_model import BlockKwargs, LanguageModel
 from evopress.models.structure import ModelStructure
+from evopress.planning.model_size import group_shapes, resident_weights
 from evopress.planning.planned_run import PlannedRun
 from evopress.planning.work import Operation
 from evopress.space.build import layer_space
@@ -76,6 +77,14 @@ def sample_of(run: PlannedRun) -> Sample:
         return Sample(run, run.job.model)
     attention = run.job.model.attention if run.job.model.attention in ATTENTIONS else ATTENTIONS[0]
     return Sample(run, random_block(run.model, dtype=run.dtype, device=run.device, attention=attention))
+
+
+def sample_bytes(run: PlannedRun) -> int:
+    """What the sample of a planned run takes in memory, with the Hessians of its block."""
+    hessians = 4 * sum(cols**2 for _, cols in group_shapes(run.model)) * run.needs_hessians
+    if isinstance(run.job.model, LanguageModel):
+        return hessians
+    return hessians + resident_weights(run.model, offload=True) * run.dtype.itemsize
 
 
 def random_block(

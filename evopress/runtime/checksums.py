@@ -37,13 +37,13 @@ def _sha256_of_content(content: Mapping[str, object]) -> str:
 
 
 def read_json_if_intact(path: Path) -> dict[str, Any]:
-    """The object in a JSON file that can be made again: empty if the file is missing or, with a warning, damaged."""
+    """The object in a JSON file that can be recreated. Empty if the file is missing or, with a warning, damaged."""
     if not path.exists():
         return {}
     try:
         return verify_checksum(read_json(path))
     except ValueError as error:
-        log.warning("%s is damaged (%s) and will be made again", path, error)
+        log.warning("%s is damaged (%s) and will be recreated", path, error)
         return {}
 
 

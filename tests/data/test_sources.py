@@ -58,9 +58,9 @@ def test_another_text_column_is_read(tmp_path):
         ("a.txt", b"caf\xe9", r"data\.source.*a\.txt is not UTF-8 text \(byte 3\)"),
         ("a.jsonl", b'{"text": "\xe9"}', r"data\.source.*not UTF-8"),
         ("a.jsonl", b'{"text": "x"}\n{"text": ', r"data\.source: line 2 of .*a\.jsonl is not JSON"),
-        ("a.jsonl", b'{"story": "x", "n": 1}', r"line 1 .*no text in 'text' but story, n: set data\.text_column"),
-        ("a.jsonl", b'{"text": 5}', r"line 1 .*no text in 'text'.*set data\.text_column"),
-        ("a.jsonl", b'["text"]', r"line 1 .*no text in 'text' but list: set data\.text_column"),
+        ("a.jsonl", b'{"story": "x", "n": 1}', r"no text in 'text' \(its keys are story, n\): set data\.text_column"),
+        ("a.jsonl", b'{"text": 5}', r"line 1 .* 5 in 'text', which is neither text nor.*set data\.text_column"),
+        ("a.jsonl", b'["text"]', r"line 1 .*no text in 'text' \(it is not an object\): set data\.text_column"),
         ("a.jsonl", b"[" * 100_000, r"data\.source: line 1 of .*a\.jsonl is not JSON"),
         ("a.parquet", b"junk", r"data\.source.*a\.parquet is not a parquet file"),
         ("a.parquet", b"", r"data\.source.*a\.parquet is not a parquet file"),
@@ -74,7 +74,7 @@ def test_the_error_for_unreadable_text_names_the_file_and_the_key(name, content,
 
 def test_the_error_for_a_missing_parquet_column_lists_the_existing_ones(tmp_path):
     write_parquet(tmp_path / "a.parquet", "story", ["once"])
-    with pytest.raises(ValueError, match=r"no column 'text' but story, number: set data\.text_column"):
+    with pytest.raises(ValueError, match=r"no column 'text' \(its columns are story, number\): set data\.text_column"):
         load_splits(settings(tmp_path / "a.parquet"), tokenizer(), tmp_path)
 
 

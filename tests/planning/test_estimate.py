@@ -18,7 +18,8 @@ from evopress.pipeline import Job, run_job
 from evopress.planning import speed
 from evopress.planning.estimate import MemoryItem, ResourceEstimate, StageEstimate
 from evopress.planning.planned_run import plan_run
-from evopress.planning.render import NO_REMEDY, advice, plan_text
+from evopress.planning.render import NO_REMEDY, TOO_LARGE_TO_TIME, advice, plan_text
+from evopress.planning.sample import sample_bytes
 from evopress.planning.stages import estimate_resources
 from evopress.runtime.json_files import read_json
 from evopress.runtime.tracking import Tracker
@@ -245,3 +246,13 @@ def test_the_plan_stage_logs_time_memory_and_disk_and_loads_nothing(tmp_path, ca
     assert not (tmp_path / "run").exists()
     estimate = estimate_of(settings)
     assert f"{estimate.num_weights:,} weights" in plan_text(plan_run(settings))
+
+
+def test_a_model_whose_blocks_do_not_fit_is_planned_without_times(tmp_path, monkeypatch):
+    config("llama").save_pretrained(tmp_path)
+    run = plan_run(job(tmp_path, tmp_path))
+    monkeypatch.setattr("evopress.planning.render.free_memory_bytes", lambda device: 2 * sample_bytes(run) - 1)
+    monkeypatch.setattr("evopress.planning.render.measure_seconds", None)
+    text = plan_text(run)
+    assert TOO_LARGE_TO_TIME in text.splitlines()
+    assert "The database stage takes" in text and "tokens/s" in text

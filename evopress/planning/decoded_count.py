@@ -1,0 +1,48 @@
+"""Counts the levels that would be read from the database and decoded."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from evopress.planning.planned_run import PlannedRun
+from evopress.space.units import Profile
+
+
+class DecodedCount:
+    """Counts what `DecodedLevels` would read: a level leaves its memory when all exceed `evaluator.cache_gb`."""
+
+    def __init__(self, run: PlannedRun):
+        self.run = run
+        self.limit_bytes = int(run.job.evaluator.cache_gb * 1e9)
+        self.most_bytes = 0
+        """The most that decoded levels took in memory."""
+        self._held: OrderedDict[tuple[int, int], int] = OrderedDict()
+        self._held_bytes = 0
+
+    def use(self, profiles: Sequence[Profile]) -> int:
+        """The levels of all profiles, one unit after the other. Returns the packed bytes that were read."""
+        read_bytes = 0
+        for index, unit in enumerate(self.run.space.units):
+            if unit.layers:
+                kept = [profile for profile in profiles if not self.run.space.is_inside_dropped(index, profile)]
+                read_bytes += sum(self._get(index, level) for level in sorted({profile[index] for profile in kept}))
+        return read_bytes
+
+    def use_all(self, profile: Profile) -> int:
+        """All levels of what `profile` keeps, from the last unit to the first, as in a table. Returns the same."""
+        space = self.run.space
+        kept = [index for index in range(len(space)) if not space.is_inside_dropped(index, profile)]
+        units = [(index, space.units[index]) for index in reversed(kept) if space.units[index].layers]
+        return sum(self._get(index, level) for index, unit in units for level in range(len(unit.levels)))
+
+    def _get(self, index: int, level: int) -> int:
+        """The packed bytes that are read for one level: none if it is in memory."""
+        key, unit = (index, level), self.run.space.units[index]
+        if key in self._held:
+            self._held.move_to_end(key)
+            return 0
+        self._held[key] = unit.num_weights * self.run.dtype.itemsize
+        self._held_bytes += self._held[key]
+        while self._held_bytes > self.limit_bytes and len(self._held) > 1:
+            self._held_bytes -= self._held.popitem(last=False)[1]
+        self.most_bytes = max(self.most_bytes, self._held_bytes)
+        return unit.levels[level].size_bytes
