@@ -1,1 +1,4 @@
-"""What a run would take: memory, disk and time of each stage. May import everything except pareto and the pipeline."""
+"""Estimates the memory, disk space and time that each stage of a run will take.
+
+May import every room except `report`, `inspection` and `pareto`, and the top modules `job` and `targets`.
+"""

@@ -1,4 +1,4 @@
-"""Counts the work and the memory of the evaluator and of tables, as they would arise with a model."""
+"""Counts the work and the memory that the evaluator and tables would need with a model."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -13,18 +13,18 @@ from evopress.space.apply import choices_by_block, embedding_and_head_levels
 from evopress.space.units import Profile
 
 Shape = tuple[int, int]
-"""Numbers of windows, and of tokens in each."""
+"""The number of windows, and the number of tokens in each."""
 
 
 class EvaluatorCount:
-    """What the questions so far would have cost, and how much memory they would have taken at most.
+    """Adds up the work of the questions so far, and keeps the peak of the memory that they would have taken.
 
-    `student_tokens` are those whose hidden states exist at once, `teacher_tokens` those that the dense model has seen,
-    `has_tables` whether any question was a table of switches.
+    `student_tokens` is the largest number of tokens whose hidden states exist at once. `teacher_tokens` is the number
+    of tokens that the dense model has run on. `has_tables` is whether any question was a table of switch effects.
     """
 
     def __init__(self, run: PlannedRun, before: "EvaluatorCount | None" = None):
-        """`before` is what the same evaluator has done in an earlier stage: it keeps levels and states of that."""
+        """`before` counts an earlier stage of the same evaluator, which keeps the levels and states from that stage."""
         self.run = run
         self.work = Work()
         self.token_equivalents = 0.0
@@ -38,7 +38,7 @@ class EvaluatorCount:
         return self.run.job.evaluator
 
     def measure(self, profiles: Sequence[Profile | None], shape: Shape) -> None:
-        """`Evaluator.measure`: the dense model and every profile on a minibatch; None is the dense model again."""
+        """Count `Evaluator.measure` of these profiles, and the dense model's own pass as the teacher."""
         windows, length = shape
         num_blocks = self.run.model.num_blocks
         distinct = sorted(dict.fromkeys(profiles), key=lambda profile: profile or ())
@@ -57,7 +57,7 @@ class EvaluatorCount:
         self._read(self.decoded.use(students))
 
     def _run_batch(self, batch: Sequence[tuple[int, Profile | None]], parts: Sequence[int], length: int) -> None:
-        """Runs of profiles on parts of the windows that go through the blocks together."""
+        """Count runs, of profiles on parts of the windows, that go through the blocks together."""
         students = [(part, profile) for part, profile in batch if profile is not None]
         for part, group in groupby(students, key=lambda run: run[0]):
             block_runs = self.num_block_runs([profile for _, profile in group])
@@ -65,7 +65,7 @@ class EvaluatorCount:
         self.student_tokens = max(self.student_tokens, sum(parts[part] * length for part, _ in students))
 
     def table(self, profile: Profile, shape: Shape, draws: int) -> None:
-        """`switch_effects` at a profile."""
+        """Count `switch_effects` at a profile."""
         windows, length = shape
         self.has_tables = True
         self.token_equivalents += token_equivalents(self.run.space, windows * length, draws)
@@ -76,13 +76,13 @@ class EvaluatorCount:
             self._read(self.decoded.use([profile]) + self.decoded.use_all(profile))
 
     def passes(self, shape: Shape) -> None:
-        """Another table: one pass of the dense model, window by window."""
+        """Count any other table: one pass of the dense model, window by window."""
         windows, length = shape
         self.token_equivalents += windows * length
         self.work[Operation("block", 1, length)] += windows * self.run.model.num_blocks
 
     def num_block_runs(self, profiles: Sequence[Profile]) -> int:
-        """How often a block runs for these profiles: once for each common prefix, and not where it is dropped."""
+        """How many times blocks run for these profiles: once for each common prefix, and never if they are dropped."""
         model, space = self.run.model, self.run.space
         choices = [choices_by_block(space, model, profile) for profile in profiles]
         inputs = [embedding_and_head_levels(space, profile)[:1] for profile in profiles]
@@ -94,11 +94,11 @@ class EvaluatorCount:
             self.work[Operation("decode")] += num_bytes
 
     def _runs_at_once(self, part_tokens: int) -> int:
-        """For how many runs half of `states_gb` can hold the states before and after a block, as in `Evaluator`."""
+        """How many runs can go through the model together, as in `Evaluator`."""
         return max(1, self.run.limit_of_states // 2 // (2 * part_tokens * self.run.state_bytes))
 
 
 def parts_of(windows: int, windows_per_part: int) -> list[int]:
-    """The numbers of windows of the parts that go through a block one after the other."""
+    """The number of windows in each of the parts that go through a block one after the other."""
     whole, rest = divmod(windows, windows_per_part)
     return [windows_per_part] * whole + [rest] * bool(rest)

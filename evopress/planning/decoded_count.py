@@ -8,18 +8,18 @@ from evopress.space.units import Profile
 
 
 class DecodedCount:
-    """Counts what `DecodedLevels` would read: a level leaves its memory when all exceed `evaluator.cache_gb`."""
+    """Counts what `DecodedLevels` would read. If its levels exceed `evaluator.cache_gb`, the least recently used go."""
 
     def __init__(self, run: PlannedRun):
         self.run = run
         self.limit_bytes = int(run.job.evaluator.cache_gb * 1e9)
         self.most_bytes = 0
-        """The most that decoded levels took in memory."""
+        """The largest memory that decoded levels took."""
         self._held: OrderedDict[tuple[int, int], int] = OrderedDict()
         self._held_bytes = 0
 
     def use(self, profiles: Sequence[Profile]) -> int:
-        """The levels of all profiles, one unit after the other. Returns the packed bytes that were read."""
+        """Use the levels of all profiles, one unit after the other. Returns how many packed bytes are read."""
         read_bytes = 0
         for index, unit in enumerate(self.run.space.units):
             if unit.layers:
@@ -28,14 +28,14 @@ class DecodedCount:
         return read_bytes
 
     def use_all(self, profile: Profile) -> int:
-        """All levels of what `profile` keeps, from the last unit to the first, as in a table. Returns the same."""
+        """Use all levels of the units that `profile` keeps, from last to first, as a table does. Returns the same."""
         space = self.run.space
         kept = [index for index in range(len(space)) if not space.is_inside_dropped(index, profile)]
         units = [(index, space.units[index]) for index in reversed(kept) if space.units[index].layers]
         return sum(self._get(index, level) for index, unit in units for level in range(len(unit.levels)))
 
     def _get(self, index: int, level: int) -> int:
-        """The packed bytes that are read for one level: none if it is in memory."""
+        """How many packed bytes are read for one level: none if it is in memory."""
         key, unit = (index, level), self.run.space.units[index]
         if key in self._held:
             self._held.move_to_end(key)

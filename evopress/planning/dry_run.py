@@ -1,4 +1,4 @@
-"""Runs a search on random fitness, without a model, to find out what it will ask for."""
+"""Runs a search without a model, on random fitness, to find out which questions it will ask."""
 
 from random import Random
 
@@ -12,17 +12,17 @@ from evopress.targets import jobs_by_target
 
 
 def dry_run_targets(run: PlannedRun, count: EvaluatorCount) -> list[tuple[Job, Profile]]:
-    """A dry run of the search for every target of the job, or for its one budget; each job with its profile.
+    """Run the search dry for every target of the job, or for its one budget. Returns each job with its profile.
 
-    `count` receives the questions of all searches.
+    The questions of all searches are added to `count`.
     """
     profiles: list[Profile] = []
     jobs = jobs_by_target(run.job, run.space, lambda: profiles[-1:]) if run.job.targets else [run.job]
-    found = []
+    searched = []
     for job in jobs:
         profiles.append(dry_run_search(job, run, count))
-        found.append((job, profiles[-1]))
-    return found
+        searched.append((job, profiles[-1]))
+    return searched
 
 
 def dry_run_search(job: Job, run: PlannedRun, count: EvaluatorCount) -> Profile:

@@ -1,4 +1,4 @@
-"""The memory, the disk space and the work of a run, as estimated from its configuration alone."""
+"""The memory, disk space and work of a run, estimated from its configuration alone."""
 
 from dataclasses import dataclass
 
@@ -7,9 +7,9 @@ from evopress.planning.work import Work
 
 @dataclass(frozen=True)
 class MemoryItem:
-    """A part of the memory of a stage: what it holds, its size, and the settings that make it smaller.
+    """A part of the memory of a stage: its content, its size, and the settings that make it smaller.
 
-    `remedy` is empty where no setting would.
+    `remedy` is empty if no setting makes it smaller.
     """
 
     content: str
@@ -19,9 +19,9 @@ class MemoryItem:
 
 @dataclass(frozen=True)
 class StageEstimate:
-    """One stage. `tokens` (token equivalents) and `work` are those of all processes together.
+    """One stage. `tokens` (token equivalents) and `work` are totals over all processes.
 
-    `memory` is what a process holds at the peak.
+    `memory` is the content of one process's memory at its peak.
     """
 
     name: str
@@ -36,10 +36,10 @@ class StageEstimate:
 
 @dataclass(frozen=True)
 class ResourceEstimate:
-    """A whole run. The disk space is that of all processes together.
+    """A whole run. Disk space is a total over all processes.
 
     `database_bytes` is the size of all levels, without the headers of the files. `states_bytes` is the size of the
-    files that keep hidden states while the database is built. `disk_remedies` are settings that make them smaller.
+    files that hold hidden states while the database is built. `disk_remedies` are settings that make these smaller.
     """
 
     num_weights: int

@@ -1,4 +1,4 @@
-"""The operations of a run on levels and files, with the code that the run will use."""
+"""The operations of a run on levels and files. They call the same code as the run."""
 
 import os
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ FILE_BYTES = 2**26
 
 @dataclass(frozen=True)
 class LevelOperations:
-    """`folder` is on the disk of the database. `levels` are those of all layers that were solved so far."""
+    """`folder` is on the disk of the database. `levels` holds the levels of all layers that were solved so far."""
 
     sample: Sample
     folder: Path
@@ -32,7 +32,7 @@ class LevelOperations:
         return compressor.for_hidden_size(self.sample.lm.hidden_size)
 
     def solve(self, operation: Operation) -> Timeable:
-        """A group at all levels."""
+        """Solves all levels of a group of layers."""
         device, cols = self.sample.lm.device, operation.cols
         weights = tuple(torch.randn(rows, cols, device=device) for rows in operation.rows)
         hessian = torch.eye(cols, device=device) + 0.5 if self.compressor.needs_hessian else None
@@ -45,7 +45,7 @@ class LevelOperations:
         return Timeable(call)
 
     def decode(self, operation: Operation) -> Timeable:
-        """Reads every byte of the levels so far from a database, and decodes them."""
+        """Reads the levels that were solved so far from a database, every byte of them, and decodes them."""
         database = Database.open(self.folder, "sample", {})
         database.put(0, BlockLevels(self.levels, {name: [0.0] * len(levels) for name, levels in self.levels.items()}))
         lm = self.sample.lm
@@ -59,7 +59,7 @@ class LevelOperations:
         return Timeable(call, sum(weight.size_bytes for levels in self.levels.values() for weight in levels))
 
     def states(self, operation: Operation) -> Timeable:
-        """Writes a file and reads it."""
+        """Writes a file and reads it again."""
         path = self.folder / "states"
 
         def call() -> None:

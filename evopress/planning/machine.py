@@ -1,4 +1,4 @@
-"""How much memory and disk space this machine has free."""
+"""Measures how much memory and disk space are free on this machine."""
 
 import os
 import shutil
@@ -22,11 +22,11 @@ def free_memory_bytes(device: torch.device) -> int:
 
 
 def free_disk_bytes(folder: Path) -> int:
-    """Free space of the disk that `folder` is on, or will be on."""
+    """Free space on the disk of `folder`, which does not have to exist yet."""
     return shutil.disk_usage(nearest_existing(folder)).free
 
 
 def nearest_existing(folder: Path) -> Path:
-    """The folder, or the first above it that exists."""
+    """The folder, or its nearest parent that exists."""
     path = folder.absolute()
     return next(parent for parent in (path, *path.parents) if parent.exists())

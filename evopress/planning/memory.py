@@ -1,4 +1,4 @@
-"""What a process holds in memory during each stage, and the settings that make it smaller."""
+"""Estimates what a process holds in memory during each stage, and names settings that make it smaller."""
 
 from evopress.compressors.sweep import MAX_ELEMENTS
 from evopress.evaluation.switch_gradients import HEAD_TOKENS
@@ -9,10 +9,10 @@ from evopress.planning.model_size import group_shapes, resident_weights
 from evopress.planning.planned_run import PlannedRun
 
 LIBRARIES_BYTES = 500_000_000
-"""What the libraries take in the memory of a process, measured with torch 2.13 for the CPU."""
+"""Memory that the libraries take in a process, measured with torch 2.13 for the CPU."""
 
 LEVEL_SETTINGS = ("bits", "types", "num_levels")
-"""Settings of compressors that say how many levels there are."""
+"""Settings of compressors that determine the number of levels."""
 
 
 def memory_of_every_stage(run: PlannedRun) -> tuple[MemoryItem, ...]:
@@ -32,7 +32,7 @@ def memory_of_every_stage(run: PlannedRun) -> tuple[MemoryItem, ...]:
 
 
 def _smaller_model(run: PlannedRun) -> str:
-    """Only the settings that are not in use. A model that is in memory already has none."""
+    """The settings that make the model smaller and are not in use yet. A model in memory has no settings."""
     source = run.job.model
     if not isinstance(source, ModelSource):
         return ""
@@ -41,42 +41,43 @@ def _smaller_model(run: PlannedRun) -> str:
 
 
 def memory_of_database(run: PlannedRun) -> tuple[MemoryItem, ...]:
-    """What the compressor needs in addition."""
+    """What the database stage holds in addition."""
     if not run.num_levels:
         return ()
     shapes = [(sum(rows), cols) for rows, cols in group_shapes(run.model)]
-    hessians = 8 * sum(cols**2 for _, cols in shapes)  # those of the tokens at hand, and their running mean
+    hessians = 8 * sum(cols**2 for _, cols in shapes)  # one of the current tokens, and the running mean
     factors = 12 * max(cols**2 for _, cols in shapes)
     solved = max(rows * cols * max(1, min(run.num_levels, MAX_ELEMENTS // (rows * cols))) for rows, cols in shapes)
     states = min(run.calibration_state_bytes, run.limit_of_states)
     remedy = fewer_levels(run)
-    of_calibration = (
+    for_calibration = (
         MemoryItem("hidden states of the calibration tokens", states, "lower evaluator.states_gb"),
         MemoryItem("Hessians and factors", hessians + factors),
     )
     return (
-        *(of_calibration if run.needs_hessians else ()),
+        *(for_calibration if run.needs_hessians else ()),
         MemoryItem("levels being solved", 9 * solved, remedy),
         MemoryItem("levels being written", 2 * run.level_bytes // run.model.num_blocks, remedy),
     )
 
 
 def fewer_levels(run: PlannedRun) -> str:
-    """The advice to take fewer levels, where the compressor has several and says by a known setting how many."""
+    """The advice to take fewer levels, if the compressor has several and a known setting for their number."""
     settings = [name for name in LEVEL_SETTINGS if hasattr(run.job.compress, name) and run.num_levels > 1]
     return f"take fewer levels in compress.{settings[0]}" if settings else ""
 
 
 def memory_of_evaluator(count: EvaluatorCount) -> tuple[MemoryItem, ...]:
-    """What the evaluator needs in addition for what was counted."""
+    """What the stages of the evaluator hold in addition, for the work that was counted."""
     run = count.run
-    of_teacher = min(run.limit_of_states // 2, count.teacher_tokens * run.state_bytes)
-    of_students = 2 * count.student_tokens * run.state_bytes  # before a block and after it
+    teacher_states = min(run.limit_of_states // 2, count.teacher_tokens * run.state_bytes)
+    student_states = 2 * count.student_tokens * run.state_bytes  # before a block and after it
     head_tokens = run.job.evaluator.head_tokens
-    of_batches = 6 * 4 * head_tokens * run.model.vocab_size
-    of_tables = 8 * 4 * HEAD_TOKENS * run.model.vocab_size * count.has_tables
+    batch_logits = 6 * 4 * head_tokens * run.model.vocab_size
+    table_logits = 8 * 4 * HEAD_TOKENS * run.model.vocab_size * count.has_tables
+    states, logits = teacher_states + student_states, max(batch_logits, table_logits)
     return (
         MemoryItem("decoded levels", count.decoded.most_bytes, "lower evaluator.cache_gb"),
-        MemoryItem("hidden states of teacher and candidates", of_teacher + of_students, "lower evaluator.states_gb"),
-        MemoryItem("logits", max(of_batches, of_tables), "lower evaluator.head_tokens" * (of_batches > of_tables)),
+        MemoryItem("hidden states of teacher and candidates", states, "lower evaluator.states_gb"),
+        MemoryItem("logits", logits, "lower evaluator.head_tokens" * (batch_logits > table_logits)),
     )

@@ -1,4 +1,4 @@
-"""The operations of a run that tokens go through, on a sample of its model, with the code that the run will use."""
+"""The operations of a run on tokens, for a sample of its model. They call the same code as the run."""
 
 import torch
 
@@ -11,18 +11,18 @@ from evopress.planning.sample import Sample, Timeable
 from evopress.planning.work import Operation
 
 HEADS = 5
-"""Models whose logits are compared at once."""
+"""How many models have their logits compared at once."""
 
 
 def block(sample: Sample, operation: Operation) -> Timeable:
-    """The block with other weights, as the evaluator runs it."""
+    """Runs the block with replaced weights, as the evaluator does."""
     lm, states, kwargs = sample.lm, sample.states(operation), sample.kwargs(operation.length)
     weights = {local: lm.linear(0, local).weight for group in lm.layer_groups for local in group}
     return Timeable(lambda: lm.run_block(0, states, kwargs, weights=weights))
 
 
 def calibrate(sample: Sample, operation: Operation) -> Timeable:
-    """The block with the sums of its Hessians, and once more to advance to the next block."""
+    """Runs the block and adds up its Hessians, then runs it again to advance to the next block."""
     lm, batch = sample.lm, [sample.states(operation)]
     kwargs = [sample.kwargs(operation.length)]
     states = CalibrationStates(lm=lm, batches={0: batch}, kwargs=kwargs, num_chunks=1, num_tokens=operation.tokens)
@@ -36,7 +36,7 @@ def calibrate(sample: Sample, operation: Operation) -> Timeable:
 
 
 def head(sample: Sample, operation: Operation) -> Timeable:
-    """The logits of a teacher and of students, and how far each student is from the teacher."""
+    """Computes the logits of a teacher and of students, and compares each student with the teacher."""
     teacher, student = (FinalStates(sample.states(operation), sample.lm.logits) for _ in range(2))
     tokens = torch.zeros(operation.windows, operation.length, dtype=torch.long, device=sample.lm.device)
     students, chunk_tokens = [student] * (HEADS - 1), sample.run.job.evaluator.head_tokens
@@ -44,7 +44,7 @@ def head(sample: Sample, operation: Operation) -> Timeable:
 
 
 def table(sample: Sample, operation: Operation) -> Timeable:
-    """The block's part of a table: two passes forward, gradients backward, and products with all levels."""
+    """The block's part of a table: two forward passes, the gradients, and the products with all levels."""
     lm, model, profile = sample.lm, sample.compressible, sample.compressible.space.uniform(0)
     states, kwargs = sample.states(operation), sample.kwargs(operation.length)
     choices = model.choices(profile)

@@ -1,23 +1,23 @@
-"""Sizes of a model that its memory and its operations depend on. Reads shapes only, so no weights are needed."""
+"""The sizes of a model that determine its memory and operations. Reads only shapes, so no weights are needed."""
 
 from evopress.models.family_match import expert_of
 from evopress.models.structure import ModelStructure
 
 
 def group_shapes(model: ModelStructure) -> list[tuple[tuple[int, ...], int]]:
-    """The rows of each layer and the columns, for each group of layers in a block."""
+    """For each group of layers in a block, the rows of each layer, and the columns, which are the same for all."""
     weights = [[model.linear(0, local).weight for local in group] for group in model.layer_groups]
     return [(tuple(len(weight) for weight in group), group[0].shape[1]) for group in weights]
 
 
 def active_weights(model: ModelStructure) -> float:
-    """How many weights of a block a token is multiplied with, on average."""
+    """How many weights of a block multiply each token, on average."""
     layers = [local for group in model.layer_groups for local in group]
     return sum(share_of_tokens(model, local) * model.linear(0, local).weight.numel() for local in layers)
 
 
 def share_of_tokens(model: ModelStructure, local: str) -> float:
-    """The share of all tokens that enter a layer: 1, or less for a layer of an expert."""
+    """The share of tokens that go through a layer: 1, or less for a layer of an expert."""
     expert = expert_of(local)
     if expert is None:
         return 1.0
@@ -26,7 +26,7 @@ def share_of_tokens(model: ModelStructure, local: str) -> float:
 
 
 def resident_weights(model: ModelStructure, *, offload: bool) -> int:
-    """Weights that are in memory at once: all, or with `offload` all but the blocks, and one block."""
+    """How many weights are in memory at once: all, or with `offload` one block and everything outside the blocks."""
     num_weights = sum(parameter.numel() for parameter in model.model.parameters())
     if not offload:
         return num_weights

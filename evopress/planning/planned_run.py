@@ -1,4 +1,4 @@
-"""A job with the shapes of its model and its space, but without any weights."""
+"""A job together with its model and its space, but without any weights."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,7 +19,7 @@ from evopress.space.units import Space
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """What all estimates of a job are made from. `dtype` is the type that the model will have in memory."""
+    """The input of all estimates of a job. `dtype` is the type that the model will have in memory."""
 
     job: Job
     model: ModelStructure
@@ -61,17 +61,17 @@ class PlannedRun:
 
     @property
     def has_states_in_file(self) -> bool:
-        """Whether the hidden states of the calibration tokens exceed that limit, so that they are kept in a file."""
+        """Whether the hidden states of the calibration tokens exceed `limit_of_states`, so they are kept in a file."""
         return self.needs_hessians and self.calibration_state_bytes > self.limit_of_states
 
     @property
     def num_levels(self) -> int:
-        """The most levels that a layer of a block has; 0 for drops alone."""
+        """The largest number of levels of a layer in a block; 0 if the job only drops parts."""
         return max((len(unit.levels) for unit in self.space.units if unit.layers and unit.blocks), default=0)
 
     @property
     def num_head_levels(self) -> int:
-        """Levels of the unit of the head; 0 where it is not compressed."""
+        """The number of levels of the head; 0 if it is not compressed."""
         head = self.model.embedding_and_head[-1]
         return max((len(unit.levels) for unit in self.space.units if head in unit.layers), default=0)
 
@@ -82,10 +82,10 @@ class PlannedRun:
 
 
 def plan_run(job: Job) -> PlannedRun:
-    """Read the model's configuration and build its space. Raises ValueError where the model cannot be found."""
+    """Read the model's configuration and build its space. Raises ValueError if the model cannot be found."""
     model = load_structure(job.model, job.outputs / "cache") if isinstance(job.model, ModelSource) else job.model
-    in_bytes = job.budget.metric == "size"
-    return PlannedRun(job, model, space_of(job, _with_tokenizer(job, model) if in_bytes else model), model.dtype)
+    needs_tokenizer = job.budget.metric == "size"
+    return PlannedRun(job, model, space_of(job, _with_tokenizer(job, model) if needs_tokenizer else model), model.dtype)
 
 
 def _with_tokenizer(job: Job, model: ModelStructure) -> LanguageModel:
@@ -107,7 +107,8 @@ def device_and_dtype(job: Job) -> tuple[torch.device, torch.dtype]:
 def space_of(job: Job, model: ModelStructure) -> Space:
     """The space that the job searches on a model.
 
-    Costs in bytes include the rest of the files to write where the model has its tokenizer, which some of them contain.
+    If the budget is in bytes and the model has its tokenizer, the fixed bytes are those of the files to write, some of
+    which contain the tokenizer.
     """
     if isinstance(job.compress, Drop):
         return drop_space(model, job.compress, job.space)

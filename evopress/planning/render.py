@@ -1,4 +1,4 @@
-"""The estimate of a run as text: tables, and a line of advice for each resource that this machine lacks."""
+"""Shows the estimate of a run as text: tables, and a line of advice for each resource that is too small."""
 
 from collections.abc import Mapping
 
@@ -15,13 +15,13 @@ LONGEST_IN_MINUTES_S = 2 * 3600
 
 NO_REMEDY = "no setting makes it smaller, so use a machine with more memory"
 
-TOO_LARGE_TO_TIME = "time: not measured, because one block and its Hessians do not fit into half of the free memory"
+TOO_LARGE_TO_TIME = "time: not measured, because one block and its Hessians need more than half of the free memory"
 
 NOUNS = {"database": "database", "search": "search", "evaluate": "evaluation"}
 
 
 def plan_text(run: PlannedRun) -> str:
-    """What a run will take on this machine: time, disk and memory, and the settings to change where it lacks them."""
+    """The time, disk space and memory that a run takes on this machine, and the settings to change if it lacks any."""
     job = run.job
     estimate = estimate_resources(run)
     free_memory, free_disk = free_memory_bytes(run.device), free_disk_bytes(job.outputs)
@@ -42,7 +42,7 @@ def plan_text(run: PlannedRun) -> str:
 
 
 def stage_seconds(run: PlannedRun, estimate: ResourceEstimate, *, free_memory: int) -> dict[str, float]:
-    """The seconds of every stage; empty if half of the free memory is too small for what is timed."""
+    """The seconds of every stage. Empty if the sample that is timed needs more than half of the free memory."""
     if sample_bytes(run) > free_memory / 2:
         return {}
     seconds = measure_seconds(run, {operation for stage in estimate.stages for operation in stage.work})
@@ -50,7 +50,7 @@ def stage_seconds(run: PlannedRun, estimate: ResourceEstimate, *, free_memory: i
 
 
 def total_line(seconds: Mapping[str, float], job: Job) -> str:
-    """The time of all stages that the job runs, and of each; of every stage where it only plans."""
+    """The time of each stage that the job runs, and their total. If the job only plans, all stages are included."""
     counted = [name for name in seconds if name in job.stages] or list(seconds)
     total = sum(seconds[name] for name in counted)
     unit, unit_s, exact_up_to = ("min", 60, 2) if total < LONGEST_IN_MINUTES_S else ("hours", 3600, 10)
@@ -59,18 +59,15 @@ def total_line(seconds: Mapping[str, float], job: Job) -> str:
         number = stage_s / unit_s
         return (f"{number:.1f}" if number < exact_up_to else f"{number:.0f}").removesuffix(".0")
 
-    of_stages = ", ".join(f"{NOUNS[name]} {rounded(seconds[name])}" for name in counted)
-    not_counted = ["the model is loaded"]
+    stages = ", ".join(f"{NOUNS[name]} {rounded(seconds[name])}" for name in counted)
+    excluded = ["loading the model"]
     if "evaluate" in counted:
-        not_counted += ["tasks are run"] * bool(job.eval.tasks) + ["checkpoints are written"] * bool(job.export.formats)
-    return (
-        f"about {rounded(total)} {unit} in all on this machine: {of_stages}; "
-        f"not counted is the time in which {' and '.join(not_counted)}"
-    )
+        excluded += ["running tasks"] * bool(job.eval.tasks) + ["writing checkpoints"] * bool(job.export.formats)
+    return f"about {rounded(total)} {unit} in all on this machine: {stages}; not included: {', '.join(excluded)}"
 
 
 def seconds_of(stage: StageEstimate, seconds: Seconds) -> float:
-    """The seconds of a stage. Processes share the work, but each reads the levels that it needs."""
+    """The seconds of a stage. Processes share its work, but each process reads all levels that it needs."""
     shared = {True: 0.0, False: 0.0}
     for operation, count in stage.work.items():
         shared[operation.kind != "decode"] += count * seconds[operation]
@@ -99,7 +96,7 @@ def _memory_table(estimate: ResourceEstimate) -> list[str]:
 
 
 def advice(estimate: ResourceEstimate, *, free_memory: int, free_disk: int) -> list[str]:
-    """A line for each resource that is too small, with the settings to change. `free_memory` is that of one process."""
+    """A line for each resource that is too small, with the settings to change. `free_memory` is for one process."""
     lines = []
     if estimate.database_bytes + estimate.states_bytes > free_disk:
         remedies = ["set outputs to a larger disk", *estimate.disk_remedies]

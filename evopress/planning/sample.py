@@ -26,11 +26,11 @@ from evopress.space.build import layer_space
 LARGEST_WEIGHT = 0.05
 
 ATTENTIONS = ("sdpa", "eager")
-"""Implementations of attention that come with torch. The first one stands for all others too."""
+"""Attention implementations that need only torch. Any other one is timed as if it were the first."""
 
 
 class Timeable(NamedTuple):
-    """A function that does an operation so many times in one call."""
+    """A function to be timed. One call does an operation `times` times."""
 
     call: Callable[[], object]
     times: float = 1
@@ -48,10 +48,10 @@ class Sample:
         compress = self.run.job.compress
         assert isinstance(compress, Compressor)
         space = layer_space(self.lm, compress.for_hidden_size(self.lm.hidden_size), self.run.job.space)
-        return CompressibleModel(self.lm, space, AnyLevel(self.lm))
+        return CompressibleModel(self.lm, space, DenseAtEveryLevel(self.lm))
 
     def kwargs(self, length: int) -> BlockKwargs:
-        """What the model passes to its first block for windows of this length."""
+        """The arguments that the model passes to its first block for windows of this length."""
         tokens = torch.zeros(1, length, dtype=torch.long, device=self.lm.device)
         return self.lm.embed(tokens)[1][0]
 
@@ -61,8 +61,8 @@ class Sample:
         return torch.randn(shape, device=self.lm.device, dtype=self.lm.dtype)
 
 
-class AnyLevel:
-    """Gives the dense weight of a layer for each of its levels. Products take the same time with it."""
+class DenseAtEveryLevel:
+    """Returns the dense weight of a layer for each of its levels. Products with it take the same time."""
 
     def __init__(self, lm: LanguageModel):
         self.lm = lm
@@ -72,7 +72,7 @@ class AnyLevel:
 
 
 def sample_of(run: PlannedRun) -> Sample:
-    """The sample of a planned run; the model itself if it is in memory already."""
+    """The sample of a planned run, or the model itself if it is already in memory."""
     if isinstance(run.job.model, LanguageModel):
         return Sample(run, run.job.model)
     attention = run.job.model.attention if run.job.model.attention in ATTENTIONS else ATTENTIONS[0]
@@ -80,7 +80,7 @@ def sample_of(run: PlannedRun) -> Sample:
 
 
 def sample_bytes(run: PlannedRun) -> int:
-    """What the sample of a planned run takes in memory, with the Hessians of its block."""
+    """Bytes of memory for the sample of a planned run and the Hessians of its block."""
     hessians = 4 * sum(cols**2 for _, cols in group_shapes(run.model)) * run.needs_hessians
     if isinstance(run.job.model, LanguageModel):
         return hessians
@@ -90,15 +90,15 @@ def sample_bytes(run: PlannedRun) -> int:
 def random_block(
     structure: ModelStructure, *, dtype: torch.dtype, device: torch.device, attention: str = ATTENTIONS[0]
 ) -> LanguageModel:
-    """The model with its first block only, in the given type and on the given device.
+    """The model with only its first block, in the given type and on the given device.
 
-    The block, the last norm and the head have random weights. The embeddings are allocated but have no values, and
-    buffers are zero: both decide what a block computes, but not how long it takes.
+    The block, the last norm and the head have random weights. The embeddings are uninitialised and buffers are zero,
+    which changes the results of a block but not its speed.
     """
     model = deepcopy(structure.model).to(dtype)  # type: ignore[arg-type]
     first_block = next(model.get_submodule(structure.family.blocks).children())
     model.set_submodule(structure.family.blocks, ModuleList([first_block]))
-    with suppress(ValueError):  # some models have no other than the one that the structure has
+    with suppress(ValueError):  # some models support only the implementation that they already have
         model.set_attn_implementation(attention)
     model.to_empty(device=device)
     head, norm = (model.get_submodule(path) for path in (structure.family.head, structure.family.norm))
@@ -108,5 +108,5 @@ def random_block(
         for buffer in model.buffers():
             buffer.zero_()
     model.eval().requires_grad_(False)
-    no_words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
-    return LanguageModel(model=model, tokenizer=no_words, family=structure.family, name=structure.name)
+    empty_tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
+    return LanguageModel(model=model, tokenizer=empty_tokenizer, family=structure.family, name=structure.name)

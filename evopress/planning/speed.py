@@ -1,6 +1,6 @@
-"""How long each operation of a run takes on this machine, measured in the shapes of the model after a warm-up.
+"""Measures how long each operation of a run takes on this machine, in the shapes of the model and after a warm-up.
 
-Operations that would take long are timed in smaller shapes, and their seconds scaled by the cost of the whole.
+Long operations are timed in smaller shapes, and their seconds are scaled up in proportion to the cost.
 """
 
 import os
@@ -20,26 +20,26 @@ from evopress.planning.sample import Sample, Timeable, sample_of
 from evopress.planning.work import Kind, Operation, cost_of
 
 MIN_SECONDS = 0.3
-"""An operation is repeated for at least so long."""
+"""An operation is repeated for at least this long."""
 
 LONG_SECONDS = 2.0
-"""A first call that takes longer is the measurement itself."""
+"""If the first call takes longer, it is the measurement, without a warm-up."""
 
 MAX_OPERATIONS = {"cpu": 2e10, "cuda": 5e12}
 """Floating-point operations that are timed at once, by the type of the device."""
 
 MIN_TOKENS, MIN_CALIBRATION_TOKENS = 64, 256
-"""With fewer tokens at once, the time would be that of reading the weights, or of writing the Hessians."""
+"""With fewer tokens at once, most of the time would go into reading weights or writing Hessians."""
 
 COLS_MULTIPLE = 256
-"""Smaller groups have a multiple of so many columns, which all compressors accept."""
+"""Groups are shrunk to a multiple of this many columns, which all compressors accept."""
 
 Seconds = Mapping[Operation, float]
-"""The seconds that each operation takes once."""
+"""The seconds of a single run of each operation."""
 
 
 def measure_seconds(run: PlannedRun, operations: Iterable[Operation]) -> Seconds:
-    """Time every operation on one block with random weights, or on the model itself if it is in memory already."""
+    """Time every operation on one block with random weights, or on the model itself if it is already in memory."""
     disk = nearest_existing(run.job.outputs)
     seconds: dict[Operation, float] = {}
     measured: dict[Operation, float] = {}
@@ -54,7 +54,7 @@ def measure_seconds(run: PlannedRun, operations: Iterable[Operation]) -> Seconds
 
 
 def _makers(sample: Sample, folder: Path) -> Mapping[Kind, Callable[[Operation], Timeable]]:
-    """What makes operations of each kind. Levels can be decoded once some are solved."""
+    """The function that makes operations of each kind. Levels can be decoded only after some are solved."""
     levels = LevelOperations(sample, folder)
     return {
         "block": partial(model_operations.block, sample),
@@ -91,7 +91,7 @@ def _num_operations(operation: Operation, run: PlannedRun) -> float:
 
 
 def _mean_seconds(timeable: Timeable, device: torch.device) -> float:
-    """The seconds of one operation. A first call does not count, except where it takes long."""
+    """The mean seconds of one operation. The first call does not count, unless it takes long."""
     seconds = _seconds(timeable, device)
     if seconds < LONG_SECONDS:
         started, seconds, calls = perf_counter(), 0.0, 0

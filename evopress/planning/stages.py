@@ -3,9 +3,9 @@
 ::
 
     database    every block is calibrated on all calibration tokens, and all its groups are solved
-    search      a dry run of the search for every target counts what the evaluator would do
-    evaluate    the dense, the uniform and the searched model on every test set
-    memory      the weights, and what each stage needs in addition (`memory.py`)
+    search      a dry run of the search for every target counts the work of the evaluator
+    evaluate    the dense, the uniform and the searched model run on every test set
+    memory      the weights, and what each stage holds in addition (`memory.py`)
 """
 
 from math import ceil

@@ -1,17 +1,17 @@
-"""The work of a run, counted in operations that can be timed one by one, and what each of them costs.
+"""The work of a run, counted in operations that can be timed one by one, and the cost of each operation.
 
-With P weights in a block, V tokens in the vocabulary, d hidden values, D draws of a table, and rows × cols weights in
-each group of layers that share an input, the floating-point operations of each kind are::
+Let P be the number of weights in a block, V the size of the vocabulary, d the hidden size, D the draws of a table, and
+rows × cols the weights in a group of layers that share an input. Then the floating-point operations of each kind are::
 
     block        2 P per token: a block runs
     calibrate    4 P per token, and cols² for each group: the dense block with its Hessians, and the compressed block
     solve        ⅔ cols³, rows cols² for each level, and 2 rows cols² for the errors: a group at all levels
-    head         2 V d per token: the logits of a model, and their divergence from those of another
+    head         2 V d per token: the logits of a model, and their divergence from another model's logits
     table        2 P (2 + 2 (1 + D) + levels) per token: a block's part of a table of switches
     table_head   2 V d (2 + 2 (1 + D)) per token: the head's part, and 2 V d for each level of the head
 
-`decode` is a byte of packed weights that is read from the database and decoded, `states` a byte of hidden states that
-is read from a file or written to it.
+`decode` stands for a byte of packed weights that is read from the database and decoded. `states` stands for a byte of
+hidden states that is read from a file or written to it.
 """
 
 from collections import defaultdict
@@ -25,7 +25,10 @@ Kind = Literal["block", "calibrate", "solve", "head", "table", "table_head", "de
 
 
 class Operation(NamedTuple):
-    """`windows` of `length` tokens run together. `rows` and `cols` are those of a group, `draws` those of a table."""
+    """One operation on `windows` windows of `length` tokens, run together.
+
+    `rows` and `cols` are the shape of a group of layers. `draws` is a setting of a table.
+    """
 
     kind: Kind
     windows: int = 0
@@ -40,7 +43,7 @@ class Operation(NamedTuple):
 
 
 class Work(defaultdict[Operation, float]):
-    """How often each operation happens."""
+    """How many times each operation happens."""
 
     def __init__(self) -> None:
         super().__init__(float)
@@ -80,7 +83,7 @@ def cost_of(operation: Operation, run: PlannedRun) -> Cost:
 
 
 def _hessian_operations(run: PlannedRun) -> float:
-    """For the Hessians of a block, per token."""
+    """Floating-point operations per token for the Hessians of a block."""
     groups = zip(group_shapes(run.model), run.model.layer_groups, strict=True)
     return sum(share_of_tokens(run.model, first_layer) * cols**2 for (_, cols), (first_layer, *_) in groups)
 
