@@ -31,7 +31,7 @@ ALLOWED: dict[str, str] = {
     "saved_profile": "runtime space",
     "results": "runtime data space evaluation identity job",
     "tune_stage": "space evaluation identity job tuning",
-    "planning": "runtime weights data models space compressors database search evaluation export job targets",
+    "planning": "runtime weights data models space compressors database search evaluation export tuning job targets",
     "pareto": "runtime space search evaluation report job targets",
     "pipeline": "runtime data space search evaluation export report identity job start_checks preparation "
     "saved_profile results planning pareto tune_stage",

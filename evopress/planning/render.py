@@ -17,7 +17,7 @@ NO_REMEDY = "no setting makes it smaller, so use a machine with more memory"
 
 TOO_LARGE_TO_TIME = "time: not measured, because one block and its Hessians need more than half of the free memory"
 
-NOUNS = {"database": "database", "search": "search", "evaluate": "evaluation"}
+NOUNS = {"database": "database", "search": "search", "tune": "tuning", "evaluate": "evaluation"}
 
 
 def plan_text(run: PlannedRun) -> str:

@@ -4,10 +4,12 @@
 
     database    every block is calibrated on all calibration tokens, and all its groups are solved
     search      a dry run of the search for every target counts the work of the evaluator
-    evaluate    the dense, the uniform and the searched model run on every test set
+    tune        every target takes all its steps, each of which is five passes, and all its checks
+    evaluate    the dense, the uniform, the searched and the tuned models run on every test set
     memory      the weights, and what each stage holds in addition (`memory.py`)
 """
 
+from collections.abc import Iterator
 from math import ceil
 
 from evopress.compressors.drop import Drop
@@ -20,6 +22,8 @@ from evopress.planning.model_size import group_shapes
 from evopress.planning.planned_run import PlannedRun
 from evopress.planning.work import Operation, Work
 from evopress.runtime import distributed
+from evopress.space.units import Profile
+from evopress.tuning.settings import STEP_COST, token_equivalents
 
 
 def estimate_resources(run: PlannedRun) -> ResourceEstimate:
@@ -59,10 +63,19 @@ def _database_stage(run: PlannedRun) -> StageEstimate:
     )
 
 
-def _search_and_evaluate_stages(run: PlannedRun) -> tuple[StageEstimate, StageEstimate]:
+def _search_and_evaluate_stages(run: PlannedRun) -> Iterator[StageEstimate]:
+    """With the stage between the two, where the job tunes."""
     search = EvaluatorCount(run)
     searched = dry_run_targets(run, search)
-    search_stage = _evaluator_stage("search", search)
+    yield _evaluator_stage("search", search)
+    tuned = ["searched", *(["uniform"] if run.job.tune.compare_uniform else [])] if run.job.tunes else []
+    if tuned:
+        tuning = EvaluatorCount(run, before=search)
+        for job, profile in searched:
+            profiles = compared_profiles(run.space, profile, job.budget)
+            for name in tuned:
+                _count_tuning(tuning, profiles[name])
+        yield _evaluator_stage("tune", tuning)
     evaluation = EvaluatorCount(run, before=search)
     window = run.job.data.window
     for job, profile in searched:
@@ -70,7 +83,25 @@ def _search_and_evaluate_stages(run: PlannedRun) -> tuple[StageEstimate, StageEs
         for test_set in job.test_sets:
             for windows in parts_of(ceil(test_set.about_tokens() / window), PROGRESS_WINDOWS):
                 evaluation.measure(candidates, (windows, window))
-    return search_stage, _evaluator_stage("evaluate", evaluation)
+                for _ in tuned:
+                    evaluation.measure([profile], (windows, window))
+    yield _evaluator_stage("evaluate", evaluation)
+
+
+def _count_tuning(count: EvaluatorCount, profile: Profile | None) -> None:
+    """All steps and checks of one tuning. A step is counted as five forward passes: a backward pass costs two."""
+    settings, run, data = count.run.job.tune, count.run, count.run.job.data
+    steps, checks = settings.num_steps(data.window), 1 + len(settings.check_steps(data.window))
+    passes = STEP_COST * steps * settings.windows
+    head_tokens = run.job.evaluator.head_tokens
+    count.work[Operation("block", 1, data.window)] += passes * run.model.num_blocks
+    count.work[Operation("head", 1, head_tokens)] += passes * data.window / head_tokens
+    windows = min(data.num_windows("validation"), max(1, settings.validation_tokens // data.window))
+    before = count.token_equivalents
+    for _ in range(checks):
+        count.measure([profile], (windows, data.window))
+    cost = token_equivalents(settings, steps, checks, windows=(data.num_windows("validation"), data.window))
+    count.token_equivalents = before + cost
 
 
 def _evaluator_stage(name: str, count: EvaluatorCount) -> StageEstimate:

@@ -21,6 +21,7 @@ from evopress.planning.planned_run import plan_run
 from evopress.planning.render import NO_REMEDY, TOO_LARGE_TO_TIME, advice, plan_text
 from evopress.planning.sample import sample_bytes
 from evopress.planning.stages import estimate_resources
+from evopress.runtime.json_files import read_json
 from evopress.runtime.tracking import Tracker
 from evopress.search.baselines.uniform import Uniform
 from evopress.search.evolution import Evolution
@@ -29,6 +30,7 @@ from evopress.search.refinement import Refinement
 from evopress.search.selection import Stage
 from evopress.space.budget import Budget
 from evopress.space.settings import SpaceSettings
+from evopress.tuning.settings import Tuning
 from tests.tiny_models import FAMILIES, config, save_tiny, tokenizer
 
 COMPRESSORS = [
@@ -117,6 +119,21 @@ def test_the_search_takes_the_estimated_tokens(search, tmp_path):
 
     run_job(replace(settings, tracker=Recorder(), stages=("database", "search")))
     assert estimated.tokens == pytest.approx(logged[-1], rel=0.2)  # random fitness leads to other mutants
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compare_uniform", [False, True])
+def test_tuning_takes_the_estimated_tokens(compare_uniform, tmp_path, monkeypatch):
+    monkeypatch.setattr("evopress.pipeline.write_report", lambda folder: folder / "results.json")  # it takes longest
+    save_tiny("llama", tmp_path / "model")
+    tune = Tuning(tokens=128, checks=2, patience=2, compare_uniform=compare_uniform)
+    settings = job(tmp_path, tmp_path / "model", tune=tune)
+    run_job(settings)
+    tuning = read_json(tmp_path / "run" / "results.json")["tuning"]
+    assert len(tuning) == 1 + compare_uniform
+    counted = sum(tuned["token_equivalents"] for tuned in tuning.values())
+    assert stage_of(settings, "tune").tokens == counted
+    assert all(stage.name != "tune" for stage in estimate_of(replace(settings, tune=Tuning())).stages)
 
 
 def test_the_searches_of_all_targets_are_estimated(tmp_path, monkeypatch):
