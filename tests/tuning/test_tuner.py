@@ -38,9 +38,13 @@ def context(tmp_path_factory) -> EvaluationContext:
     return replace(made, splits=replace(made.splits, validation=made.splits.search))  # random text has nothing to learn
 
 
-@pytest.mark.parametrize("compressor", [RTN3, GGUF(types=["Q5_0", "Q4_1", "Q4_0"])])
-def test_tuning_lowers_the_kl_of_what_is_stored(compressor, tmp_path):
-    context = tunable_context(compressor, tmp_path)
+@pytest.mark.parametrize(
+    ("compressor", "dtype"),
+    [(RTN3, torch.float32), (RTN3, torch.bfloat16), (GGUF(types=["Q5_0", "Q4_1", "Q4_0"]), torch.float32)],
+    ids=["integers", "integers in bfloat16", "blocks"],
+)
+def test_tuning_lowers_the_kl_of_what_is_stored(compressor, dtype, tmp_path):
+    context = tunable_context(compressor, tmp_path, dtype=dtype)
     context = replace(context, splits=replace(context.splits, validation=context.splits.search))
     seen: list[tuple[int, dict[str, float]]] = []
     task = task_in(tmp_path / "run", context)
