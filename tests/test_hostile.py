@@ -105,7 +105,7 @@ def test_an_index_must_not_point_outside_the_folder(where, model, tmp_path):
     shutil.move(model / "model.safetensors", tmp_path / "outside.safetensors")
     name = str(tmp_path / "outside.safetensors") if where == "absolute" else where
     (model / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": {"lm_head.weight": name}}))
-    with pytest.raises(ValueError, match=r"outside\.safetensors, which is not a safetensors file of its folder"):
+    with pytest.raises(ValueError, match=r"outside\.safetensors, which is not a safetensors file in its folder"):
         loaded(model)
 
 

@@ -201,7 +201,7 @@ def test_weights_outside_of_the_folder_are_not_read(index, where, loader, copy, 
         save_index(folder, name, index=index)
     if index != INDEX:
         edit(folder / "config.json", transformers_weights=index or name)
-    with pytest.raises(ValueError, match=r"outside\.safetensors'?, which is n.*safetensors file of its folder"):
+    with pytest.raises(ValueError, match=r"outside\.safetensors'?, which is n.*safetensors file in its folder"):
         LOADERS[loader](folder)
 
 
@@ -219,7 +219,7 @@ def test_missing_weights_are_not_filled_with_random_numbers(copy):
     tensors = load_file(folder / "model.safetensors")
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"1 weights are missing, one is model\.layers\.1\.mlp\.up_proj\.weight"):
+    with pytest.raises(ValueError, match=r"1 weights are missing, for example model\.layers\.1\.mlp\.up_proj\.weight"):
         evopress.load(folder)
 
 
@@ -227,7 +227,7 @@ def test_missing_weights_are_not_filled_with_random_numbers(copy):
 def test_the_type_of_a_checkpoint_is_one_of_weights(dtype, copy):
     folder = copy("dense")
     edit(folder / "config.json", dtype=dtype)
-    with pytest.raises(ValueError, match=r"names the type .*, which is none of weights"):
+    with pytest.raises(ValueError, match=r"names the type .*, which is no type of weights"):
         evopress.load(folder)
 
 

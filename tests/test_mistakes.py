@@ -91,7 +91,7 @@ MISTAKES = [
     ("export.formats=[hf] export.push_to_hub=small", "export.push_to_hub is 'small': give the user or organization"),
     ("export.push_to_hub=lab/small", "export.push_to_hub uploads what export.formats names, and that is empty"),
     ("model.device=tpu9", "model.device is 'tpu9': use auto, cpu, cuda"),
-    ("model.device=mps", "was never tried on mps: use auto, cpu, cuda"),
+    ("model.device=mps", "has never been tested on mps: use auto, cpu, cuda"),
     ("model.name=a/b", "model.name is 'a/b': it names a folder"),
     ("model.dtype=int4", "model.dtype is 'int4'"),
     ("model.max_perplexity=0", "model.max_perplexity is 0"),

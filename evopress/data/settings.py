@@ -20,7 +20,7 @@ class Data:
         window: Tokens per window.
         calibration_tokens: For the database of levels. All four numbers of tokens are rounded up to whole windows.
         search_tokens: The pool from which the minibatches of the search are drawn.
-        validation_tokens: For checking the dense model at the start, and exported checkpoints at the end.
+        validation_tokens: For checking the dense model and exported checkpoints, and for measuring KL during tuning.
         test_tokens: For the final evaluation. None takes all whole windows of the test text.
         bos: Start every window with the tokenizer's BOS token, which counts as part of the window.
         calibration_seed: None calibrates on the first windows. A seed draws calibration windows at random, from the

@@ -1,4 +1,4 @@
-"""Which devices can compute: the CPU, and GPUs that torch calls cuda."""
+"""The devices that evopress can compute on: the CPU, and GPUs that torch calls cuda."""
 
 import logging
 from functools import cache
@@ -8,27 +8,27 @@ import torch
 log = logging.getLogger(__name__)
 
 SUPPORTED = ("cpu", "cuda")
-"""Types of devices. On any other, the first operation that it lacks would end a run, perhaps after hours."""
+"""Types of devices. Any other type may lack an operation, which would end a run, perhaps after hours."""
 
 
 def check_device(name: str, setting: str = "model.device") -> None:
-    """Raises ValueError for a device that torch does not know, or that evopress has never run on."""
+    """Raise ValueError for a device that torch does not know, or that evopress has never been tested on."""
     try:
         device_type = torch.device(name).type
     except RuntimeError as error:
         raise ValueError(f"{setting} is {name!r}: use auto, cpu, cuda or cuda:0") from error
     if device_type not in SUPPORTED:
         raise ValueError(
-            f"{setting} is {name!r}, but evopress computes on cpu and cuda only and was never tried on {device_type}: "
-            "use auto, cpu, cuda or cuda:0"
+            f"{setting} is {name!r}, but evopress computes only on cpu and cuda, and has never been tested on "
+            f"{device_type}: use auto, cpu, cuda or cuda:0"
         )
 
 
 def find_device(name: str) -> torch.device:
-    """The device of that name; `auto` is the GPU where there is one. Raises ValueError for a GPU that does not exist.
+    """The device of that name; `auto` is the GPU if there is one. Raises ValueError for a GPU that does not exist.
 
-    A GPU of AMD is called cuda too, by a build of torch for ROCm. It gets a warning: torch has the same operations
-    there, so it is likely to work, but nobody has tried.
+    Builds of torch for ROCm call an AMD GPU cuda as well. It gets a warning: torch has the same operations there, so it
+    is likely to work, but nobody has tested it.
     """
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     device = torch.device(("cuda" if num_gpus else "cpu") if name == "auto" else name)
@@ -44,7 +44,7 @@ def find_device(name: str) -> torch.device:
 @cache
 def _warn_of_rocm(version: str) -> None:
     log.warning(
-        "this build of torch is for AMD GPUs (ROCm, HIP %s), which evopress was never tried on: compare the dense "
-        "perplexity with that of a run with model.device=cpu before you rely on results",
+        "this build of torch is for AMD GPUs (ROCm, HIP %s), on which evopress has never been tested: before you rely "
+        "on results, compare the dense perplexity with that of a run with model.device=cpu",
         version,
     )

@@ -1,4 +1,4 @@
-"""Mixtures of experts, unpacked so that every matrix of every expert is a linear layer like any other.
+"""Unpacks mixtures of experts, so that every matrix of every expert is a linear layer like any other.
 
 transformers stores the experts of a block as two parameters, `gate_up_proj` (experts, 2·inner, hidden) and `down_proj`
 (experts, hidden, inner). Checkpoints and inference engines name one matrix per expert. `unpack_experts` gives the
@@ -15,11 +15,11 @@ from torch.nn import Linear, Module, ModuleList, Parameter
 from evopress.models.families import FAMILIES
 
 DEFAULT_NAMES = ("gate_proj", "up_proj", "down_proj")
-"""What checkpoints call the matrices of an expert where the family says nothing else."""
+"""The names of an expert's matrices in checkpoints, unless the family says otherwise."""
 
 
 class Expert(Module):
-    """down(act(gate x) · up x). `tokens` are the positions of the tokens that were last routed to this expert."""
+    """down(act(gate x) · up x). `tokens` has the positions of the tokens that were last routed to this expert."""
 
     def __init__(self, layers: Mapping[str, Linear], act: Callable[[Tensor], Tensor]):
         super().__init__()
@@ -61,7 +61,7 @@ def unpack_experts(model: Module, model_type: str) -> None:
 
 
 def matrix_names(model_type: str) -> tuple[str, str, str]:
-    """What checkpoints call the gate, up and down matrix of an expert."""
+    """The names of the gate, up and down matrix of an expert in checkpoints."""
     family = FAMILIES.get(model_type)
     paths = [path for group in family.layers for path in group if ".*." in path] if family else []
     if not paths:
@@ -71,7 +71,7 @@ def matrix_names(model_type: str) -> tuple[str, str, str]:
 
 
 def _is_packed(module: Module) -> bool:
-    """Whether the module holds gated experts without biases in the one packed layout that is supported."""
+    """Whether the module holds gated experts without biases, in the only packed layout that is supported."""
     parameters = dict(module.named_parameters(recurse=False))
     if parameters.keys() != {"gate_up_proj", "down_proj"} or any(tensor.ndim != 3 for tensor in parameters.values()):
         return False

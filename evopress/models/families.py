@@ -1,4 +1,4 @@
-"""The model families: where the parts of a decoder are, one entry per `config.model_type`."""
+"""The model families. Each entry says where the parts of a decoder are, for one `config.model_type`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -11,12 +11,12 @@ Groups = tuple[tuple[str, ...], ...]
 class Family:
     """Module paths of a decoder-only model.
 
-    `blocks`, `norm` and `head` are paths from the model. The others are paths within a block: `layers` are the linear
-    layers in groups that read the same input, in the order in which they run; `attention` and `mlp` are the modules
-    whose output is added to the residual stream. A group with `*` in its paths stands for one group per expert. `kept`
-    are the parts of a block that stay uncompressed, with the reason. A vector (norm, bias) stays without being named;
-    every other weight of a block must be in `layers` or in `kept`. `stored` has the parts of names that are others in
-    the files of a checkpoint, by the part that stands in memory.
+    `blocks`, `norm` and `head` are paths from the model. All other paths are within a block. `layers` are the linear
+    layers, in groups that read the same input and in the order in which they run. A group with `*` in its paths stands
+    for one group per expert. `attention` and `mlp` are the modules whose output is added to the residual stream. `kept`
+    maps the parts of a block that stay uncompressed to the reason why. Vectors (norms, biases) always stay
+    uncompressed; every other weight of a block must be in `layers` or in `kept`. Some parts of tensor names are
+    different in the files of a checkpoint: `stored` maps the part of the name in memory to the part in the file.
     """
 
     layers: Groups
@@ -121,7 +121,7 @@ FAMILIES: Mapping[str, Family] = {
     "qwen3": LLAMA,
     "qwen3_moe": QWEN_MOE,
 }
-"""By `config.model_type`. A new family needs an entry here and nothing else."""
+"""The family of every `config.model_type`. A new family needs only an entry here."""
 
 LAYOUTS: tuple[Family, ...] = (LLAMA, PHI3, OPT, QWEN_MOE, QWEN2_MOE, DOTS1, DEEPSEEK, DEEPSEEK_LITE)
-"""What a model is compared with, in this order, if its type is unknown or the layout of its type does not fit."""
+"""Layouts to try, in this order, for a model whose type is unknown or whose family does not fit."""

@@ -1,4 +1,4 @@
-"""Matches a model with its family: all parts of the family exist, and it names every weight matrix of the blocks."""
+"""Matches a model with its family, which must exist in the model and name every weight matrix of the blocks."""
 
 import re
 from collections.abc import Container
@@ -13,9 +13,10 @@ NUM_SHOWN = 4
 
 
 def resolve_family(model: Module, model_type: str, family: Family | None = None) -> Family:
-    """The given family, or that of the model's type, or the first layout that fits; one group of layers per expert.
+    """The given family, or the family of the model's type, or the first layout that fits.
 
-    Raises ValueError for a given family that does not fit the model, and where no known one does.
+    The result has one group of layers per expert. Raises ValueError if the given family, or every known one, does not
+    fit the model.
     """
     if family is None:
         return detect_family(model, model_type)
@@ -24,7 +25,7 @@ def resolve_family(model: Module, model_type: str, family: Family | None = None)
         raise ValueError(f"model.family names {missing[0]!r}, which the model does not have")
     _check_blocks_are_alike(model, family, model_type)
     if both := [path for group in family.layers for path in group if _is_within(path, family.kept)]:
-        raise ValueError(f"model.family names {both[0]!r} in layers and in kept: take it out of one of them")
+        raise ValueError(f"model.family names {both[0]!r} in layers and in kept: remove it from one of them")
     if unnamed := unnamed_weights(model, family):
         raise ValueError(
             f"model.family leaves out {_share(model, family, unnamed)}: add them to model.family.layers to compress "
@@ -36,7 +37,7 @@ def resolve_family(model: Module, model_type: str, family: Family | None = None)
 def detect_family(model: Module, model_type: str) -> Family:
     """The family of a model's type or, if it is unknown or does not fit, the first layout that fits the model.
 
-    Raises ValueError, saying in what the closest one differs, when there is none.
+    Raises ValueError if there is none. The error says how the closest one differs.
     """
     known = (FAMILIES[model_type],) if model_type in FAMILIES else ()
     candidates = [expand_experts(family, model) for family in (*known, *LAYOUTS)]
@@ -62,7 +63,7 @@ def detect_family(model: Module, model_type: str) -> Family:
 
 
 def _distance(model: Module, family: Family) -> tuple[bool, int]:
-    """Larger for a family that fits the model less well."""
+    """A distance, which is larger for a family that fits the model less well."""
     missing = missing_parts(model, family)
     return family.blocks in missing, len(missing)
 
@@ -80,7 +81,7 @@ def expand_experts(family: Family, model: Module) -> Family:
 
 
 def expert_of(local: str) -> tuple[str, str, str] | None:
-    """Splits the local name of an expert's layer into the path of all experts, the expert's index and the rest.
+    """Split the local name of an expert's layer into the path of all experts, the expert's index and the rest.
 
     None for a layer that is not part of an expert.
     """
@@ -89,7 +90,7 @@ def expert_of(local: str) -> tuple[str, str, str] | None:
 
 
 def missing_parts(model: Module, family: Family) -> list[str]:
-    """Paths of `family` that do not exist in `model`, or lead to a module of the wrong kind; each path once."""
+    """Paths of `family` that do not exist in `model`, or that lead to a module of the wrong kind; each path once."""
     missing = [path for path in (family.norm, family.head) if submodule(model, path) is None]
     blocks = submodule(model, family.blocks)
     if not isinstance(blocks, ModuleList) or not len(blocks):
@@ -101,8 +102,9 @@ def missing_parts(model: Module, family: Family) -> list[str]:
 
 
 def unnamed_weights(model: Module, family: Family) -> dict[str, int]:
-    """Weights of the first block, by local name with their sizes, that are neither layers nor kept. Vectors are not
-    counted. The blocks of `family` must exist in `model`.
+    """Sizes, by local name, of the weights of the first block that are neither in `layers` nor in `kept`.
+
+    Vectors are not included. The blocks of `family` must exist in `model`.
     """
     named = {path for group in family.layers for path in group} | family.kept.keys()
     sizes = _matrix_sizes(_blocks(model, family)[0])
@@ -110,7 +112,7 @@ def unnamed_weights(model: Module, family: Family) -> dict[str, int]:
 
 
 def submodule(module: Module, path: str) -> Module | None:
-    """The module at a dotted path, None where there is none."""
+    """The module at a dotted path; None if there is none."""
     for part in path.split("."):
         child = module._modules.get(part)
         if child is None:
@@ -124,7 +126,7 @@ def _blocks(model: Module, family: Family) -> list[Module]:
 
 
 def _matrix_sizes(block: Module) -> dict[str, int]:
-    """Sizes of the weights of a block with two dimensions or more, by local name."""
+    """Sizes, by local name, of the weights of a block that have at least two dimensions."""
     return {name: parameter.numel() for name, parameter in block.named_parameters() if parameter.ndim > 1}
 
 
@@ -135,15 +137,15 @@ def _is_within(name: str, paths: Container[str]) -> bool:
 
 
 def _check_blocks_are_alike(model: Module, family: Family, model_type: str) -> None:
-    """Raises ValueError for blocks that do not all have the same layers. Says nothing where there are no blocks."""
+    """Raise ValueError if the blocks do not all have the same layers. Accepts a model without blocks."""
     blocks = submodule(model, family.blocks)
-    names = [set(_matrix_sizes(block)) for block in blocks.children()] if isinstance(blocks, ModuleList) else []
-    for index, of_block in enumerate(names):
-        if of_block != names[0]:
+    all_names = [set(_matrix_sizes(block)) for block in blocks.children()] if isinstance(blocks, ModuleList) else []
+    for index, names in enumerate(all_names):
+        if names != all_names[0]:
             raise ValueError(
                 f"blocks 0 and {index} of the model, of type {model_type!r}, have different layers "
-                f"({_listed(sorted(names[0] - of_block))} only in block 0, {_listed(sorted(of_block - names[0]))} only "
-                f"in block {index}): models whose blocks differ are not supported, choose another with model.path"
+                f"({_listed(sorted(all_names[0] - names))} only in block 0, {_listed(sorted(names - all_names[0]))} "
+                f"only in block {index}): models whose blocks differ are not supported, choose another with model.path"
             )
 
 

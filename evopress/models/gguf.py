@@ -23,26 +23,26 @@ log = logging.getLogger(__name__)
 
 
 def converted_folder(source: ModelSource, gguf: Path, cache: Path) -> Path:
-    """The folder below `cache` with the safetensors form of a GGUF file, verified, or made if it is not there yet.
+    """The folder in `cache` with the safetensors form of a GGUF file. It is verified, or made if it does not exist.
 
-    Raises ValueError for a file that does not exist or cannot be read.
+    Raises ValueError if the GGUF file does not exist or cannot be read.
     """
     folder = _folder_of(source, gguf, cache)
     if _is_intact(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f".{folder.name}.lock"):
-        if not _is_intact(folder):  # another process may have made it meanwhile
+        if not _is_intact(folder):  # another process may have made it in the meantime
             if folder.is_dir():
                 log.warning("%s is damaged and will be recreated", folder)
-            log.info("converting %s to safetensors, once", gguf.name)
+            log.info("converting %s to safetensors; later runs will reuse the result", gguf.name)
             remove_leftovers(folder.parent, f".{folder.name}-*")
             _convert(source, gguf, folder)
     return folder
 
 
 def existing_conversion(source: ModelSource, gguf: Path, cache: Path) -> Path | None:
-    """The folder that `converted_folder` made earlier, verified; None if there is none. Converts nothing."""
+    """The folder that `converted_folder` made earlier, verified; None if there is none. Does not convert."""
     folder = _folder_of(source, gguf, cache)
     return folder if _is_intact(folder) else None
 
@@ -61,7 +61,7 @@ def _is_intact(folder: Path) -> bool:
 
 
 def _version_of(path: Path) -> tuple[str, int, int]:
-    """What changes when a file is written: the large files of a model are read for their checksums only once."""
+    """Values that change when a file is written. They allow large files to be read for their checksums only once."""
     state = path.stat()
     return path.name, state.st_size, state.st_mtime_ns
 
@@ -95,9 +95,9 @@ def _convert(source: ModelSource, gguf: Path, folder: Path) -> None:
 
 
 def without_quantization(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of a model read from GGUF that can be saved: transformers refuses the original, as it counts as quantized.
+    """A copy, with the same weights, of a model that was read from GGUF.
 
-    The weights are the same.
+    The copy can be saved. transformers refuses to save the original, because it counts as quantized.
     """
     settings = {key: value for key, value in model.config.to_dict().items() if key != "quantization_config"}
     config = AutoConfig.for_model(**settings)

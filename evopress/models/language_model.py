@@ -26,10 +26,10 @@ from evopress.models.structure import ModelStructure
 from evopress.models.subblocks import SUBBLOCKS, no_op
 
 BlockKwargs = dict[str, object]
-"""What the model passes to a block besides the hidden states: mask, position embeddings, …"""
+"""The arguments that the model passes to a block besides the hidden states: mask, position embeddings, …"""
 
 WeightsOfBlock = Callable[[int], Mapping[str, Tensor]]
-"""From the index of a block to the weights of its layers, local layer name → dense."""
+"""Maps the index of a block to the dense weights of its layers, by local layer name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class LanguageModel(ModelStructure):
     @cached_property
     def identity(self) -> str:
         """SHA-256 of the class of the model, its configuration, the paths of its parts and all weights."""
-        model_class = type(self.model)  # of code that comes with a model, the name of the module has the revision
+        model_class = type(self.model)  # if its code came with the model, its module name contains the revision
         digest = hashlib.sha256(f"{model_class.__module__}.{model_class.__qualname__}".encode())
         digest.update(self.model.config.to_json_string(use_diff=True).encode())
         digest.update(json.dumps(asdict(self.family), sort_keys=True).encode())
@@ -55,7 +55,7 @@ class LanguageModel(ModelStructure):
     def embed(
         self, tokens: Int[Tensor, "batch time"], weight: Tensor | None = None
     ) -> tuple[Float[Tensor, "batch time hidden"], list[BlockKwargs]]:
-        """Hidden states that enter the first block, and the other arguments of each block.
+        """The hidden states that enter the first block, and the other arguments of each block.
 
         Those arguments are for a single window and broadcast over any batch. They differ between blocks where the
         model mixes sliding and full attention. `weight` replaces the weight of the embeddings.
@@ -65,7 +65,7 @@ class LanguageModel(ModelStructure):
             return hidden, self._block_inputs(tokens[:1])[1]
 
     def _block_inputs(self, tokens: Int[Tensor, "batch time"]) -> tuple[Tensor, list[BlockKwargs]]:
-        """What enters the first block, and the other arguments of each block, none of which runs."""
+        """The input of the first block, and the other arguments of each block. No block runs."""
         calls: list[tuple[Tensor, BlockKwargs]] = []
 
         def record(hidden: Tensor, **kwargs: object) -> Tensor:
@@ -73,7 +73,7 @@ class LanguageModel(ModelStructure):
             return hidden
 
         with self._replaced_blocks([StandIn(block, record) for block in self.blocks]), torch.no_grad():
-            self.model.base_model(input_ids=tokens, use_cache=False)  # without the head, whose logits are large
+            self.model.base_model(input_ids=tokens, use_cache=False)  # without the head, because logits are large
         return calls[0][0], [kwargs for _, kwargs in calls]
 
     def run_block(
@@ -85,7 +85,7 @@ class LanguageModel(ModelStructure):
         weights: Mapping[str, Tensor] | None = None,
         dropped: frozenset[str] = frozenset(),
     ) -> Float[Tensor, "batch time hidden"]:
-        """Run one block, with other `weights` (local layer name → dense) and without the `dropped` sub-blocks.
+        """Run one block, with replaced `weights` (local layer name → dense) and without the `dropped` sub-blocks.
 
         A dropped sub-block ("attention", "mlp") adds nothing to the residual stream and is not computed.
         """
@@ -97,7 +97,7 @@ class LanguageModel(ModelStructure):
         return output[0] if isinstance(output, tuple) else output
 
     def _call_block(self, index: int, hidden: Tensor, kwargs: BlockKwargs, parameters: Mapping[str, Tensor]) -> Any:
-        """The return value of a block, with `parameters` replaced and offloaded tensors copied to the device."""
+        """Call a block, with `parameters` replaced and offloaded tensors copied to the device."""
         block = self.blocks[index]
         copies = self._device_copy.tensors_of(index, block, device=hidden.device, excluded=parameters)
         if not parameters and not copies:
@@ -105,9 +105,9 @@ class LanguageModel(ModelStructure):
         return functional_call(block, {**copies, **parameters}, (hidden,), kwargs)
 
     def routed_tokens(self, block: int, local: str) -> Tensor | None:
-        """Positions of the tokens that were last routed to a layer of an expert; None for a layer that sees them all.
+        """Positions of the tokens that were last routed to a layer of an expert; None for a layer that sees all tokens.
 
-        Positions count through all tokens of the batch, window by window.
+        Positions are numbered through the whole batch, window by window.
         """
         parent = self.blocks[block].get_submodule(local.rpartition(".")[0])
         return parent.tokens if isinstance(parent, Expert) else None
@@ -137,7 +137,7 @@ class LanguageModel(ModelStructure):
     def head_products(
         self, normed: Float[Tensor, "*batch hidden"], weight: Tensor | None = None
     ) -> Float[Tensor, "*batch vocabulary"]:
-        """The product with the head, which some models then scale or cap."""
+        """The product with the head, before it is scaled or capped, as some models do."""
         head = self.model.get_submodule(self.family.head)
         return head(normed) if weight is None else functional_call(head, {"weight": weight}, (normed,))
 
@@ -155,10 +155,10 @@ class LanguageModel(ModelStructure):
 
     @contextmanager
     def full_model(self, weights_of_block: WeightsOfBlock | None = None) -> Iterator[PreTrainedModel]:
-        """While open, the model itself can be called, even where its blocks are offloaded.
+        """While open, the model itself can be called, even if its blocks are offloaded.
 
-        `weights_of_block` gives the weights (local layer name → dense) that a block runs with in place of its own. It
-        is called whenever the block runs, so the weights of one block at a time have to be in memory.
+        `weights_of_block` returns the weights (local layer name → dense) that a block uses instead of its own. It is
+        called whenever a block runs, so only the weights of one block have to be in memory at a time.
         """
 
         def stand_in(index: int) -> StandIn:
@@ -183,9 +183,10 @@ class LanguageModel(ModelStructure):
     ) -> Iterator[PreTrainedModel]:
         """While open, the model itself has `weights` (full layer name → dense) and lacks the `dropped` sub-blocks.
 
-        For tools that need the full model, such as an evaluation harness. Afterwards it is bit for bit what it was.
-        With `weights_of_block`, blocks run with its weights, as in `full_model`, and show their own. Where embeddings
-        and head share a weight, a replacement of the embeddings is also one of the head.
+        This is for tools that need the full model, such as an evaluation harness. Afterwards the model is unchanged, to
+        the last bit. With `weights_of_block`, blocks run with the weights that it returns, as in `full_model`, but
+        their attributes keep the original weights. If embeddings and head share a weight, replacing the embeddings also
+        replaces the head.
         """
         if self.embeddings_name in weights and len(self.embedding_and_head) == 1:
             weights = {**weights, self.family.head: weights[self.embeddings_name]}

@@ -20,11 +20,11 @@ from evopress.models.verification import verify
 
 
 def load_model(source: ModelSource, cache: Path) -> LanguageModel:
-    """The dense model, frozen, in evaluation mode and verified.
+    """Load the dense model: frozen, in evaluation mode and verified.
 
-    A local GGUF file is converted once, to safetensors below `cache`. Raises ValueError for a model that cannot be
-    found, that is quantized already, that has only pickled weights, or whose parts are not known; the last before its
-    weights are read.
+    A local GGUF file is converted once, to safetensors in `cache`. Raises ValueError for a model that cannot be found,
+    that is already quantized, that has only pickled weights, or whose parts are unknown. Unknown parts are noticed
+    before the weights are read.
     """
     published = location = locate(source)
     if location.gguf_file and location.is_local:
@@ -53,10 +53,10 @@ def load_model(source: ModelSource, cache: Path) -> LanguageModel:
 
 
 def load_structure(source: ModelSource, cache: Path) -> ModelStructure:
-    """The model on the `meta` device, from its configuration alone: it has names, shapes and types but no weights.
+    """The model on the `meta` device, from its configuration alone. It has names, shapes and types, but no weights.
 
-    A local GGUF file is not converted. Raises ValueError for a model that cannot be found, that would run code or is
-    quantized already, or whose parts are not known.
+    A local GGUF file is not converted. Raises ValueError for a model that cannot be found, that would run code, that is
+    already quantized, or whose parts are unknown.
     """
     location = _location_to_read(source, cache)
     with explain_errors(source):
@@ -71,7 +71,7 @@ def load_tokenizer(source: ModelSource, cache: Path) -> PreTrainedTokenizerBase:
 
 
 def _location_to_read(source: ModelSource, cache: Path) -> ModelLocation:
-    """Where the model is; the converted form of a GGUF file if there is one, which is read in less time."""
+    """Where the model is. If a GGUF file is already converted, this is its converted form, which is faster to read."""
     location = locate(source)
     if not (location.gguf_file and location.is_local):
         return location
@@ -87,9 +87,9 @@ def _check_files(source: ModelSource, location: ModelLocation, config: Pretraine
 
 
 def structure_of(source: ModelSource, config: PretrainedConfig) -> ModelStructure:
-    """The same from a configuration that was read already.
+    """The model on the `meta` device, from a configuration that was already read.
 
-    Raises ValueError for a model that is quantized already, or whose parts are not known.
+    Raises ValueError for a model that is already quantized, or whose parts are unknown.
     """
     check_is_dense(config, f"model.path {source.path!r}")
     with explain_errors(source), torch.device("meta"):
@@ -97,7 +97,7 @@ def structure_of(source: ModelSource, config: PretrainedConfig) -> ModelStructur
             config,
             dtype=dtype_of(source, device_of(source)),
             trust_remote_code=source.trust_remote_code,
-            attn_implementation="eager",  # it never runs, and a kernel that the configuration names must not be loaded
+            attn_implementation="eager",  # it never runs, and must not load a kernel that the configuration names
         )
     family = _unpacked_family(model, source.family)
     return ModelStructure(model=model, family=family, name=source.name)
@@ -106,9 +106,9 @@ def structure_of(source: ModelSource, config: PretrainedConfig) -> ModelStructur
 def wrap_model(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, family: Family | None = None
 ) -> LanguageModel:
-    """Make a loaded transformers model a `LanguageModel`. This freezes it and unpacks its experts in place.
+    """Turn a loaded transformers model into a `LanguageModel`. This freezes it and unpacks its experts in place.
 
-    Raises ValueError for a model that is quantized, whose parts are not known, or that fails verification.
+    Raises ValueError for a model that is quantized, whose parts are unknown, or that fails verification.
     """
     check_is_dense(model.config, name)
     lm = _language_model(model, tokenizer, name=name, family=family, origin=origin_in_memory(model))
@@ -125,6 +125,6 @@ def _language_model(
 
 
 def _unpacked_family(model: PreTrainedModel, family: Family | None) -> Family:
-    """Unpack the model's experts in place; the family whose paths then exist in it."""
+    """Unpack the model's experts in place, and return the family whose paths then exist in it."""
     unpack_experts(model, model.config.model_type)
     return resolve_family(model, model.config.model_type, family)

@@ -9,7 +9,7 @@ from evopress.models.source import ModelSource
 
 @dataclass(frozen=True)
 class ModelLocation:
-    """A hub id or a folder, as transformers takes it, and maybe a GGUF file inside."""
+    """A hub id or a folder, as transformers expects it, and optionally a GGUF file inside."""
 
     path: str
     gguf_file: str | None = None
@@ -20,7 +20,7 @@ class ModelLocation:
 
 
 def locate(source: ModelSource) -> ModelLocation:
-    """Where the model is. Raises ValueError for a path or a package that does not exist; a hub id is not looked up."""
+    """Find the model. Raises ValueError if a path or a package does not exist. A hub id is not looked up."""
     path = _package_folder(source) / source.path if source.package else Path(source.path)
     if source.package and not path.exists():
         raise ValueError(f"model.path is {source.path!r}, which does not exist in the package {source.package}")

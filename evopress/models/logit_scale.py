@@ -1,4 +1,4 @@
-"""The number that a model multiplies the product with its head by."""
+"""The factor by which a model scales its logits."""
 
 from transformers import PretrainedConfig
 

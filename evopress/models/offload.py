@@ -1,4 +1,4 @@
-"""Offloading: blocks that are stored on another device and copied to the one that computes, one at a time."""
+"""Offloading: blocks are stored on another device, and copied one at a time to the device that computes."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ class DeviceCopy:
     def tensors_of(
         self, index: int, block: Module, *, device: torch.device, excluded: Collection[str]
     ) -> dict[str, Tensor]:
-        """Copies of the block's offloaded parameters and buffers by name, except those with an `excluded` name."""
+        """Copies of the block's offloaded parameters and buffers by name, except those in `excluded`."""
         if index != self.block:
             self.block, self.tensors = index, {}
         offloaded = [
@@ -35,7 +35,7 @@ class DeviceCopy:
 
 
 def is_offloaded(tensor: Tensor, device: torch.device) -> bool:
-    """Whether a tensor is stored on another device than the one that computes."""
+    """Whether a tensor is stored on a different device from the one that computes."""
     return tensor.device != device
 
 

@@ -26,7 +26,7 @@ MODEL_FILES = (
     "video_preprocessor_config.json",
     "chat_template.json",
 )
-"""Licences, and the files of a processor of images; `chat_template.json` is an old name for its template."""
+"""Licences, and the files of an image processor. `chat_template.json` is an old name of its chat template."""
 
 TOKENIZER_FILES = (
     "tokenizer*.json",
@@ -47,8 +47,8 @@ TOKENIZER_FILES = (
 class Origin:
     """Where a model came from.
 
-    `hub_id` is None for a model that is not from the hub. The folders contain what was published with the model and
-    with its tokenizer; None where that is not known, as for a tokenizer that was made in memory.
+    `hub_id` is None for a model that is not from the hub. The folders contain the files that were published with the
+    model and with its tokenizer. They are None if these files are unknown, as for a tokenizer that was made in memory.
     """
 
     hub_id: str | None = None
@@ -89,9 +89,9 @@ def find_origin(source: ModelSource, location: ModelLocation) -> Origin:
 
 
 def origin_in_memory(model: PreTrainedModel) -> Origin:
-    """The origin of a model that something else loaded: known if transformers took it from the hub, downloads nothing.
+    """The origin of a model in memory. It is known if transformers loaded it from the hub. Downloads nothing.
 
-    The tokenizer may have been changed since it was loaded.
+    Files of the tokenizer are not included, because the tokenizer may have been changed since it was loaded.
     """
     path = str(model.config.name_or_path)
     try:
@@ -104,7 +104,7 @@ def origin_in_memory(model: PreTrainedModel) -> Origin:
 
 
 def _folder_of(path: str, revision: str | None) -> Path | None:
-    """A local folder itself, or the folder in the hub's cache with as many of the small files as can be had."""
+    """A local folder itself, or the folder in the hub's cache, with as many of the small files as are available."""
     if Path(path).is_dir():
         return Path(path)
     try:
@@ -116,9 +116,9 @@ def _folder_of(path: str, revision: str | None) -> Path | None:
 
 
 def _files_in(folder: Path | None, patterns: Iterable[str]) -> dict[str, Path]:
-    """Files by their path in the folder. Links that lead out of it, other than those of the hub's cache, are left out.
+    """Files by their path in the folder. Links to outside the folder are left out, except those of the hub's cache.
 
-    Otherwise a folder from a stranger could have any file of this machine published.
+    Otherwise an untrusted folder could get any file of this machine published.
     """
     if folder is None:
         return {}

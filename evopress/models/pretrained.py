@@ -19,7 +19,7 @@ from evopress.models.source import ModelSource
 
 
 def options_of(source: ModelSource, location: ModelLocation) -> dict[str, object]:
-    """The arguments of `from_pretrained` that configuration, weights and tokenizer have in common."""
+    """The common arguments of `from_pretrained` for the configuration, the weights and the tokenizer."""
     options: dict[str, object] = {"revision": source.revision, "trust_remote_code": source.trust_remote_code}
     return options | ({"gguf_file": location.gguf_file} if location.gguf_file else {})
 
@@ -29,7 +29,7 @@ def read_config(source: ModelSource, location: ModelLocation) -> PretrainedConfi
 
 
 def read_tokenizer(source: ModelSource, location: ModelLocation) -> PreTrainedTokenizerBase:
-    """The tokenizer of `model.tokenizer`, or that of the model. Raises ValueError, naming the key, if there is none."""
+    """The tokenizer of `model.tokenizer`, or else of the model. Raises ValueError, naming the key, if there is none."""
     if source.tokenizer is None:
         path, options = location.path, options_of(source, location)
     else:
@@ -48,22 +48,22 @@ def read_tokenizer(source: ModelSource, location: ModelLocation) -> PreTrainedTo
 
 
 def read_model(path: str, **options: object) -> PreTrainedModel:
-    """The model with all its weights. Raises ValueError for missing ones, which transformers would fill randomly."""
-    return read_model_and_rest(path, **options)[0]
+    """The model with all its weights. Raises ValueError if weights are missing; transformers would make them random."""
+    return read_model_and_unknown(path, **options)[0]
 
 
-def read_model_and_rest(path: str, **options: object) -> tuple[PreTrainedModel, list[str]]:
-    """The same, and the names of weights that the model does not have."""
+def read_model_and_unknown(path: str, **options: object) -> tuple[PreTrainedModel, list[str]]:
+    """The model as in `read_model`, and the names of weights in its files that it does not have."""
     result = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
     model, loading_info = cast(tuple[PreTrainedModel, dict[str, set[str]]], result)
     if missing_keys := loading_info["missing_keys"]:
-        raise ValueError(f"{len(missing_keys)} weights are missing, one is {min(missing_keys)}")
+        raise ValueError(f"{len(missing_keys)} weights are missing, for example {min(missing_keys)}")
     return model, sorted(loading_info["unexpected_keys"])
 
 
 @contextmanager
 def explain_errors(source: ModelSource) -> Iterator[None]:
-    """Turn any error raised inside into a ValueError that names the key to change. Silences transformers meanwhile."""
+    """While open, turn any error into a ValueError that names the key to change, and keep transformers quiet."""
     try:
         with quiet_transformers():
             yield
@@ -77,7 +77,7 @@ def explain_errors(source: ModelSource) -> Iterator[None]:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """While open, transformers shows errors only, and no progress bars."""
+    """While open, transformers shows only errors, and no progress bars."""
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""Replaces weights and modules of a model temporarily. Afterwards the model is exactly what it was."""
+"""Temporarily replaces weights and modules of a model. Afterwards the model is exactly as it was before."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""The settings of a model: where it comes from, and in what type and on which device it is held."""
+"""The settings of a model: where it comes from, its type in memory, and its device."""
 
 from pathlib import Path
 from typing import Literal
@@ -15,22 +15,22 @@ FamilySettings = config_class(Family)
 
 @config_class
 class ModelSource:
-    """Which model to load, and how to hold it.
+    """Which model to load, in which type and on which device.
 
     Attributes:
         name: Names the folders of the model's databases and runs.
         path: A hub id, a local folder or a .gguf file; with `package`, a path relative to that package's folder.
         package: An installed Python package that contains the model.
         tokenizer: A hub id or local folder with the model's tokenizer; None: it is with the model.
-        revision: A commit, branch or tag on the hub; not that of `tokenizer`.
+        revision: A commit, branch or tag on the hub. Does not apply to `tokenizer`.
         gguf_file: A GGUF file inside the hub repository or the folder.
-        dtype: `auto` is bfloat16 where the device computes in it natively, else float32.
-        device: `auto` is the GPU where there is one.
+        dtype: `auto` is bfloat16 if the device supports it natively, otherwise float32.
+        device: `auto` is the GPU if there is one.
         attention: An attention implementation of transformers; `auto` is what transformers prefers for the model.
         offload: Keep the blocks in the machine's memory, mapped from their files, and copy them to the device one by
             one.
         trust_remote_code: Run Python code that comes with the model.
-        family: The paths of the parts of a model that belongs to none of the known families.
+        family: The paths of the model's parts, if it belongs to none of the known families.
         max_perplexity: A dense model with this perplexity or more is refused. None is the perplexity of a uniform
             guess over the vocabulary.
     """

@@ -1,4 +1,4 @@
-"""Memory for hidden states: on the device or, where they do not fit, in a file that is mapped into memory."""
+"""Memory for hidden states: on the device or, if they do not fit, in a file that is mapped into memory."""
 
 import logging
 import os
@@ -17,11 +17,11 @@ log = logging.getLogger(__name__)
 def allocate_states(
     shape: tuple[int, ...], dtype: torch.dtype, *, device: torch.device, limit_bytes: float, folder: Path
 ) -> Tensor:
-    """An uninitialised tensor: on the device, or in a memory-mapped file of `folder` where it exceeds `limit_bytes`.
+    """An uninitialised tensor: on the device, or in a memory-mapped file in `folder` if it exceeds `limit_bytes`.
 
     The operating system keeps as much of the file in memory as there is room for. The file has no name, so it
-    disappears with the process. Its space is reserved at once: a full disk raises OSError here, while a failed write
-    to mapped memory would later kill the process.
+    disappears with the process. Its space is reserved immediately, so a full disk raises OSError here. Otherwise a
+    later write to mapped memory would fail and kill the process.
     """
     size_bytes = prod(shape) * dtype.itemsize
     if size_bytes <= limit_bytes:

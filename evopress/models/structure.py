@@ -41,7 +41,7 @@ class ModelStructure:
 
     @property
     def text_config(self) -> PretrainedConfig:
-        """The part of the configuration that is about the blocks; all of it for a model of text alone."""
+        """The part of the configuration that describes the blocks. This is all of it for a text-only model."""
         return self.model.config.get_text_config()
 
     @property
@@ -78,7 +78,7 @@ class ModelStructure:
         return f"{self.block_names[block]}.{local}"
 
     def stored_name(self, name: str) -> str:
-        """The name that the files of a checkpoint give to a tensor."""
+        """The name of a tensor in the files of a checkpoint."""
         renamed = (name.replace(part, stored, 1) for part, stored in self.family.stored.items() if part in name)
         return next(renamed, name)
 
@@ -89,7 +89,7 @@ class ModelStructure:
         return tuple(local for local in all_layers if (local in in_attention) == (subblock == "attention"))
 
     def subblock_outputs(self, subblock: str) -> tuple[str, ...]:
-        """Local names of the last layers of the attention or the MLP; several where it has experts."""
+        """Local names of the last layers of the attention or the MLP. There are several if it has experts."""
         layers = self.subblock_layers(subblock)
         return tuple(local for local in layers if local.rpartition(".")[2] == layers[-1].rpartition(".")[2])
 
@@ -101,6 +101,6 @@ class ModelStructure:
 
     @cached_property
     def embedding_and_head(self) -> tuple[str, ...]:
-        """Full module names of the embeddings and the head; the embeddings alone where the two share a weight."""
+        """Full module names of the embeddings and the head, or only of the embeddings if the two share a weight."""
         is_tied = self.model.get_submodule(self.family.head).weight is self._embeddings
         return (self.embeddings_name,) if is_tied else (self.embeddings_name, self.family.head)

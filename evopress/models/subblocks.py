@@ -36,7 +36,7 @@ class NoOpAttention(Module):
 class NoOpMLP(Module):
     """Returns a single zero, which the residual addition broadcasts.
 
-    The shape cannot be that of the input: where the MLP is only its last layer (OPT), the input is wider.
+    The shape cannot be that of the input: if the MLP consists only of its last layer (OPT), the input is wider.
     """
 
     def forward(self, hidden_states: Tensor) -> Tensor:

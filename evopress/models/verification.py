@@ -1,4 +1,4 @@
-"""Verifies that a model was loaded correctly: finite weights, no shared layers, blocks that add up to the model."""
+"""Verifies a loaded model: its weights are finite, it shares no layers, and its blocks reproduce its logits."""
 
 import torch
 from torch import Tensor
@@ -6,20 +6,20 @@ from torch import Tensor
 from evopress.models.language_model import LanguageModel
 
 TOLERANCE = {torch.float32: 1e-3}
-"""How far apart logits may be, as a share of the largest one, by the model's dtype."""
+"""The largest accepted difference between logits, relative to the largest logit, by the model's dtype."""
 
 LOW_PRECISION_TOLERANCE = 5e-2
 
 
 def verify(lm: LanguageModel) -> None:
-    """All the checks of this module. Raises ValueError for the first one that fails."""
+    """Run all checks of this module. Raises ValueError for the first one that fails."""
     check_weights_are_finite(lm)
     check_layers_are_not_shared(lm)
     check_blocks_make_up_model(lm)
 
 
 def check_weights_are_finite(lm: LanguageModel) -> None:
-    """Raises ValueError for a weight that is NaN or infinite."""
+    """Raise ValueError if a weight is NaN or infinite."""
     for name, weight in lm.model.named_parameters():
         if not bool(weight.isfinite().all()):
             raise ValueError(
@@ -28,7 +28,7 @@ def check_weights_are_finite(lm: LanguageModel) -> None:
 
 
 def check_layers_are_not_shared(lm: LanguageModel) -> None:
-    """Raises ValueError for a layer that shares its weight with another part, which would be compressed by accident."""
+    """Raise ValueError if a layer shares its weight with another part, which would be compressed by accident."""
     owners: dict[int, str] = {}
     for name, parameter in lm.model.named_parameters(remove_duplicate=False):
         owners.setdefault(parameter.data_ptr(), name)
@@ -37,14 +37,14 @@ def check_layers_are_not_shared(lm: LanguageModel) -> None:
             name = f"{lm.layer_name(block, local)}.weight"
             owner = owners[lm.linear(block, local).weight.data_ptr()]
             if owner != name:
-                raise ValueError(f"{name} is the same tensor as {owner}: take it out of model.family.layers")
+                raise ValueError(f"{name} is the same tensor as {owner}: remove it from model.family.layers")
 
 
 @torch.no_grad()
 def check_blocks_make_up_model(lm: LanguageModel) -> None:
     """Verify that running the blocks one by one reproduces the model's logits.
 
-    Raises ValueError when the logits are not finite, or when they differ because the family is wrong.
+    Raises ValueError if the logits are not finite, or if they differ because the family is wrong.
     """
     tokens = torch.arange(17, device=lm.device).remainder(lm.vocab_size).repeat(2, 1)
     blockwise = _blockwise_logits(lm, tokens)
@@ -58,7 +58,7 @@ def check_blocks_make_up_model(lm: LanguageModel) -> None:
     difference = float((blockwise - expected).abs().max()) if blockwise.shape == expected.shape else float("inf")
     if not difference <= tolerance * float(expected.abs().max()):
         raise ValueError(
-            f"{lm.name} gives other logits when its blocks run one by one (largest difference {difference:.3g}): "
+            f"{lm.name} has different logits when its blocks run one by one (largest difference {difference:.3g}): "
             f"set model.family to the paths of its parts"
         )
 

@@ -1,4 +1,4 @@
-"""Tokens of the tokenizer for which the model has no embedding."""
+"""Finds tokens of the tokenizer that have no embedding in the model."""
 
 from collections.abc import Mapping
 
@@ -10,13 +10,13 @@ NUM_SHOWN = 4
 """How many tokens an error names."""
 
 
-def check_tokens(lm: LanguageModel, tokens_of: Mapping[str, Tensor]) -> None:
-    """Raises ValueError, naming the tokens, for text with token ids that have no row in the model's embeddings.
+def check_tokens(lm: LanguageModel, texts: Mapping[str, Tensor]) -> None:
+    """Raise ValueError, naming the tokens, if a text has token ids that have no row in the model's embeddings.
 
-    `tokens_of` has token ids (windows, time) by the name of their text. Such ids are those of tokens that were added
-    to the tokenizer only. A text without them is fine.
+    `texts` has the token ids (windows, time) of every text by its name. Such ids exist if tokens were added to the
+    tokenizer but not to the model. Texts without them are accepted.
     """
-    for name, tokens in tokens_of.items():
+    for name, tokens in texts.items():
         ids = tokens[tokens >= lm.vocab_size].unique().tolist()
         if ids:
             shown = ", ".join(
@@ -24,7 +24,7 @@ def check_tokens(lm: LanguageModel, tokens_of: Mapping[str, Tensor]) -> None:
             )
             more = f" and {len(ids) - NUM_SHOWN} more" if len(ids) > NUM_SHOWN else ""
             raise ValueError(
-                f"the {name} text contains {shown}{more}, and the model has embeddings for the ids 0 to "
-                f"{lm.vocab_size - 1} only: set model.tokenizer to the tokenizer that the model was trained with, give "
-                f"the model these embeddings (resize_token_embeddings of transformers), or take them out of the text"
+                f"the {name} text contains {shown}{more}, but the model has embeddings only for the ids 0 to "
+                f"{lm.vocab_size - 1}: set model.tokenizer to the tokenizer that the model was trained with, add these "
+                f"embeddings to the model (resize_token_embeddings of transformers), or remove the tokens from the text"
             )
