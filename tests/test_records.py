@@ -7,6 +7,7 @@ import pytest
 
 from experiments.compare import collect as compare
 from experiments.known import collect as known
+from experiments.levels import collect as levels
 from experiments.search import front, show
 from tests.documents import README, listings, page, study, table, tables
 from tests.records import (
@@ -49,6 +50,10 @@ def test_the_gains_in_the_readme_are_those_of_the_search_study(row):
 
 def test_the_table_of_the_search_study_is_that_of_its_records():
     assert show.table(record("search/results.json")) in study("search").read_text()
+
+
+def test_the_table_of_the_study_of_levels_is_that_of_its_record():
+    assert levels.table(record("levels/results.json")["figures"]) in study("levels").read_text()
 
 
 def test_the_table_of_six_budgets_is_that_of_its_records():
@@ -254,7 +259,7 @@ def test_sizes_of_databases_are_those_of_the_records():
 
 def test_the_count_of_survived_faults_is_that_of_its_record():
     counts = record("faults/results.json")
-    kinds = ("kills survived", "faults", "bad inputs", "numerics", "hostile files")
+    kinds = [kind for kind in counts if kind not in ("date", "lost")]
     for path, pattern in ((page("reliability"), r"The last count.*?lost\."), (study("faults"), r"The count of.*?lost")):
         sentence = re.search(pattern, path.read_text(), re.DOTALL)[0]
         assert_printed(re.sub(r"\d{4}-\d\d-\d\d", "", sentence), *(counts[kind] for kind in kinds))
