@@ -245,7 +245,7 @@ def test_only_the_packing_of_compressed_tensors_is_read(method, copy):
     folder = copy("compressed_tensors")
     quantization = json.loads((folder / "config.json").read_text())["quantization_config"]
     edit(folder / "config.json", quantization_config={**quantization, "quant_method": method})
-    with pytest.raises(ValueError, match="only those of compressed-tensors are read"):
+    with pytest.raises(ValueError, match="only compressed-tensors can be read"):
         evopress.load(folder)
 
 

@@ -115,7 +115,7 @@ LATE_ERRORS: dict[str, Late] = {
     "gguf, architecture": export("gguf", "this model is phi3", family="phi3", compress=BLOCK_TYPES, budget="bits"),
     "gguf, activation": export("gguf", "has gelu", config={"hidden_act": "gelu"}, compress=BLOCK_TYPES, budget="bits"),
     "gguf, rope": export(
-        "gguf", "knows no yarn", config={"rope_parameters": YARN}, compress=BLOCK_TYPES, budget="bits"
+        "gguf", "does not support yarn", config={"rope_parameters": YARN}, compress=BLOCK_TYPES, budget="bits"
     ),
     "gguf, sliding window": export(
         "gguf",
@@ -139,14 +139,14 @@ LATE_ERRORS: dict[str, Late] = {
     ),
     "gguf, width of a layer": export(
         "gguf",
-        r"blocks of 32 weights, and model\.layers\.0\.mlp\.down_proj has 112 inputs",
+        r"blocks of 32 weights, but model\.layers\.0\.mlp\.down_proj has 112 inputs",
         config={"intermediate_size": 112},
         compress=EQUAL_TO_BLOCK_TYPES,
         budget=FOUR_BITS,
     ),
     "gguf, width of the embeddings": export(
         "gguf",
-        r"needs a hidden size that is a multiple of 32, and this is 48: set export\.embeddings=null",
+        r"needs a hidden size that is a multiple of 32, but it is 48: set export\.embeddings=null",
         config={"hidden_size": 48},
         settings={"embeddings": "Q8_0"},
         compress=EQUAL_TO_BLOCK_TYPES,
@@ -163,7 +163,7 @@ LATE_ERRORS: dict[str, Late] = {
     "nemotron_nas, sliding window": drops(
         "nemotron_nas", "with a sliding window", family="mistral", config={**WIDE, "sliding_window": 8}
     ),
-    "nemotron_nas, width": drops("nemotron_nas", "a multiple of 256, and this one is 128 wide"),
+    "nemotron_nas, width": drops("nemotron_nas", "a multiple of 256, but this one is 128 wide"),
     "nemotron_nas, first attention": drops("nemotron_nas", r"set space\.tie=engine", config=WIDE),
     "nemotron_nas, first attention with levels": export(
         "nemotron_nas", r"set space\.tie=engine", config=WIDE, compress=SYMMETRIC, space=SpaceSettings(**HALVES)

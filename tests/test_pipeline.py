@@ -74,7 +74,7 @@ def test_every_budget_is_met_as_closely_as_the_levels_allow(compress, budget, tm
     [
         (GPTQ(bits=[2, 3, 4], group_size=32), Budget(metric="bits", target=2.5), "subblock"),
         (GPTQ(bits=[2, 3, 4], group_size=32), Budget(metric="bits", target=1.5), "block"),
-        (RTN(bits=(2, 3, 4), group_size=32), Budget(metric="size", target="125KB"), "subblock"),
+        (RTN(bits=(2, 3, 4), group_size=32, range="minmax"), Budget(metric="size", target="125KB"), "subblock"),
         (GGUF(types=["Q4_0", "Q8_0"]), Budget(metric="size", target="100KB"), "subblock"),
         (SparseGPT(base=0.5, num_levels=2), Budget(metric="sparsity", target=0.5), "subblock"),
     ],

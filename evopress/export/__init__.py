@@ -1,6 +1,6 @@
-"""Checkpoints that inference engines load. Each one is read back and compared with the searched model.
+"""Writes checkpoints that inference engines load. Each one is read back and compared with the searched model.
 
-Imports `runtime`, `weights`, `models`, `space`, `compressors` and `database`.
+May import `runtime`, `weights`, `models`, `space`, `compressors` and `database`.
 """
 
 from evopress.export import formats

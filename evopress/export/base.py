@@ -22,17 +22,17 @@ from evopress.space.settings import SpaceSettings
 
 
 class UnsupportedExportError(ValueError):
-    """No engine could run the checkpoint, so nothing is written. The message says why, and what to change."""
+    """A format cannot hold the model, so nothing is written. The message says why, and what to change."""
 
 
 class Format(ABC):
     """Writes a checkpoint for some engine, and reads it back.
 
-    The methods are called in this order: `check_settings` at start-up; `check_model` once the model's configuration and
-    tokenizer are read, before its weights are; `check_profile` after the search, before anything is written; `write`;
-    `load`, whose model is compared with the searched one.
+    The methods are called in this order: `check_settings` at start-up; `check_model` when the model's configuration and
+    tokenizer are read, but not yet its weights; `check_profile` after the search, before anything is written; `write`;
+    and `load`, whose model is compared with the searched one.
 
-    An example, a file of another package, chosen by `export.formats=[my_format.MyFormat]`::
+    An example in a package of your own, chosen by `export.formats=[my_format.MyFormat]`::
 
         @register_format
         class MyFormat(DenseSafetensors):
@@ -45,26 +45,26 @@ class Format(ABC):
     """
 
     name: ClassVar[str]
-    """What `export.formats` and the folder of the checkpoint call it."""
+    """Its name in `export.formats`, and the name of the checkpoint's folder."""
 
     title: ClassVar[str]
     """A description for the model card."""
 
     packs_levels: ClassVar[bool] = False
-    """Whether a level takes as many bytes in the file as the space says. Dense formats store decoded weights."""
+    """Whether levels are stored in packed form, with the sizes that the space gives. Dense formats decode them."""
 
     commands: tuple[str, ...]
     """Shell commands that load the checkpoint, with a placeholder `{folder}`."""
 
     library: str = "transformers"
-    """The library that the hub offers for loading the checkpoint."""
+    """The library that the hub suggests for loading the checkpoint."""
 
     tags: ClassVar[tuple[str, ...]] = ()
-    """Tags by which the hub finds the format."""
+    """Tags under which the hub finds the format."""
 
     @classmethod
     def from_settings(cls, settings: Export) -> Self:
-        """The format with the settings that concern it."""
+        """Create the format with the settings that concern it."""
         return cls()
 
     @classmethod
@@ -77,9 +77,9 @@ class Format(ABC):
         """Raise UnsupportedExportError for settings with which no profile can be exported. No model is loaded yet."""
 
     def check_model(self, planned: PlannedModel) -> None:
-        """Raise UnsupportedExportError for a model of which some profile cannot be exported. It has no weights yet.
+        """Raise UnsupportedExportError if some profile of the model cannot be exported. The model has no weights yet.
 
-        A database takes hours, so whatever can be refused must be refused here and not by `check_profile`.
+        Building a database takes hours, so everything that can be refused here must not be left to `check_profile`.
         """
         return None
 
@@ -88,7 +88,7 @@ class Format(ABC):
         """Raise UnsupportedExportError if the engine cannot run the searched model."""
 
     def hub_commands(self, repository: str) -> list[str]:
-        """Shell commands that load the checkpoint from a repository of the hub: the same, where engines take its id."""
+        """Shell commands that load the checkpoint from a repository of the hub, by its id in place of a folder."""
         return [command.format(folder=repository) for command in self.commands]
 
     def default_dtype(self, searched: SearchedModel) -> torch.dtype:
@@ -96,23 +96,23 @@ class Format(ABC):
         return searched.lm.dtype if searched.lm.dtype.itemsize == 2 else torch.bfloat16
 
     def as_stored(self, name: str, tensor: Tensor, *, searched: SearchedModel, dtype: torch.dtype) -> Tensor:
-        """The values that the checkpoint holds for a tensor of the searched model. Packed layers are not rounded."""
+        """The values that the checkpoint stores for a tensor of the searched model. Packed layers are not rounded."""
         return tensor.to(dtype)
 
     @abstractmethod
     def predicted_bytes(self, searched: SearchedModel, dtype: torch.dtype) -> int:
-        """Bytes of all tensors that `write` will write, without headers, from the sizes in the space."""
+        """Bytes of all tensors that `write` will write, without headers, computed from the sizes in the space."""
 
     def original_names(self, searched: SearchedModel) -> dict[str, str]:
-        """The name in the searched model of every tensor in the checkpoint, by its name in the model that is loaded."""
+        """Maps the name of every tensor in the loaded model to its name in the searched model."""
         return searched.renumbered({name: name for name in untied_tensors(searched.lm.model)})
 
     def predicted_names(self, searched: SearchedModel) -> list[str]:
-        """Names of the tensors that `write` will write, or others of the same length."""
+        """Names of the tensors that `write` will write, or other names of the same length."""
         return list(untied_tensors(searched.lm.model))
 
     def predicted_header_bytes(self, searched: SearchedModel) -> int:
-        """An estimate of the bytes in the files that are not tensors."""
+        """An estimate of the bytes of the weight files that are not tensors."""
         return sum(len(name) + SAFETENSORS_ENTRY_BYTES for name in self.predicted_names(searched))
 
     @abstractmethod
@@ -121,13 +121,13 @@ class Format(ABC):
 
     @abstractmethod
     def load(self, folder: Path, dtype: torch.dtype, *, attention: str | None = None) -> PreTrainedModel:
-        """Load a written checkpoint to compute in `dtype`, through the engine's own loader if it is installed."""
+        """Load a written checkpoint to compute in `dtype`, with the engine's own loader if it is installed."""
 
     def check_files(self, searched: SearchedModel, folder: Path, *, dtype: torch.dtype) -> dict[str, object]:
         """Compare the contents of the files with the searched model.
 
         Returns:
-            What was compared, for `results.json`.
+            A summary of the comparison, for `results.json`.
 
         Raises:
             ValueError: They differ.
@@ -136,12 +136,12 @@ class Format(ABC):
 
 
 def check_halves(checkpoint_format: Format, compressor: Compressor | Drop, space: SpaceSettings) -> None:
-    """Raise UnsupportedExportError if the search may drop half blocks, which the format cannot leave out."""
+    """Raise UnsupportedExportError if the search may drop half of a block, which the format cannot leave out."""
     key = "compress.granularity" if isinstance(compressor, Drop) else "space.drops"
     dropped = compressor.granularity if isinstance(compressor, Drop) else space.drops
     if dropped == "subblock":
         raise UnsupportedExportError(
-            f"export.formats=[{checkpoint_format.name}] leaves out whole blocks only, and {key}=subblock drops "
+            f"export.formats=[{checkpoint_format.name}] leaves out whole blocks only, but {key}=subblock drops "
             f"halves: set {key}=block, or use export.formats=[nemotron_nas] or [zeroed], which hold dense weights"
         )
 
@@ -153,10 +153,10 @@ def check_some_block_is_kept(searched: SearchedModel) -> None:
 
 
 def check_code(checkpoint_format: Format, lm: ModelStructure) -> None:
-    """Raise UnsupportedExportError for a model with code of its own, which the checkpoint would not contain."""
+    """Raise UnsupportedExportError for a model with its own code, which the checkpoint would not contain."""
     if type(lm.model).__module__.startswith("transformers_modules."):
         raise UnsupportedExportError(
-            f"export.formats=[{checkpoint_format.name}] holds models that transformers supports, and this one runs "
+            f"export.formats=[{checkpoint_format.name}] holds models that transformers supports, but this one runs "
             "code that came with it: set export.formats=[]"
         )
 

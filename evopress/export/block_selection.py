@@ -1,4 +1,4 @@
-"""The tensors and the configuration of a model that has only some of its blocks."""
+"""Selects the tensors and the configuration of a model with only some of its blocks."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -11,11 +11,11 @@ from evopress.models.structure import ModelStructure
 T = TypeVar("T")
 
 NOT_PER_BLOCK = ("architectures", "eos_token_id", "bos_token_id", "pad_token_id")
-"""Lists of a configuration that have no entry per block, even if they happen to be as long as the model is deep."""
+"""Lists of a configuration that do not have an entry per block, even if their length is the number of blocks."""
 
 
 def tensors_of_blocks(by_name: Mapping[str, T], lm: ModelStructure, *, blocks: Sequence[int]) -> dict[str, T]:
-    """Entries outside all blocks and in `blocks`, where the names count the blocks from 0 again."""
+    """The entries outside all blocks, and those in `blocks`, whose names number these blocks from 0 again."""
     new_prefixes = {f"{lm.block_names[old]}.": f"{lm.family.blocks}.{new}." for new, old in enumerate(blocks)}
     all_blocks = f"{lm.family.blocks}."
     selected: dict[str, T] = {}
@@ -30,10 +30,10 @@ def tensors_of_blocks(by_name: Mapping[str, T], lm: ModelStructure, *, blocks: S
 
 
 def config_of_blocks(config: PretrainedConfig, num_blocks: int, *, blocks: Sequence[int]) -> PretrainedConfig:
-    """The configuration of the model with only these of its `num_blocks` blocks.
+    """The configuration of a model that keeps only these of its `num_blocks` blocks.
 
-    Lists with an entry per block lose those of the other blocks. If the blocks belong to a text model inside the model,
-    that part of the configuration is changed.
+    Lists with an entry per block keep only the entries of these blocks. If the blocks belong to a text model inside the
+    model, its part of the configuration is changed.
     """
     text = config.get_text_config()
     if text is not config:

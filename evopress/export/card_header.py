@@ -16,10 +16,10 @@ from evopress.models.origin import Origin
 log = logging.getLogger(__name__)
 
 INHERITED = ("license", "license_name", "license_link", "language")
-"""Keys of the card of the base model that hold for a compressed model too."""
+"""Keys of the base model's card that are also true of a compressed model."""
 
 UNKNOWN_BASE = "# base_model: ORG/NAME    the hub id of the model that this one was made from\n"
-"""A line in place of the base model, where its hub id is not known."""
+"""A line in place of the base model, if its hub id is not known."""
 
 
 def card_header(checkpoint_format: Format, searched: SearchedModel, *, compressor: str | None) -> str:
@@ -28,7 +28,7 @@ def card_header(checkpoint_format: Format, searched: SearchedModel, *, compresso
     is_quantized = any(kind.is_quantized for kind in searched.weight_kinds)
     base = {
         "base_model": origin.hub_id,
-        # the hub knows adapter, merge, quantized and finetune; its default, finetune, is the closest to a pruned model
+        # the hub knows adapter, merge, quantized and finetune; finetune, its default, is the closest to pruning
         "base_model_relation": "quantized" if is_quantized else "finetune",
     }
     has_images = searched.lm.text_config is not searched.lm.model.config
@@ -44,7 +44,7 @@ def card_header(checkpoint_format: Format, searched: SearchedModel, *, compresso
 
 
 def _inherited(origin: Origin) -> Mapping[str, object]:
-    """What the card of the base model says that holds for this one too."""
+    """The values in the base model's card that are also true of the compressed model."""
     if origin.card is None:
         return {}
     try:

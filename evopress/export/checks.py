@@ -1,4 +1,4 @@
-"""What is known of an export before the search: whether its formats fit the settings, and how large the files get."""
+"""Checks before the search whether the export formats fit the settings and the model, and predicts file sizes."""
 
 import torch
 
@@ -15,10 +15,10 @@ from evopress.space.units import Space
 
 
 def check_export(settings: Export, compressor: Compressor | Drop, *, space: SpaceSettings) -> None:
-    """Check that every format can hold what the compressor makes. Reads nothing; the model is not known yet.
+    """Check that every format can hold the levels of the compressor. Reads nothing; the model is not known yet.
 
     Raises:
-        UnsupportedExportError: A format cannot, or does not exist.
+        UnsupportedExportError: A format cannot hold them, or does not exist.
         ValueError: There is nothing to upload, or the hub does not allow its name.
     """
     check_upload(settings)
@@ -30,16 +30,16 @@ def check_export_of_model(settings: Export, planned: PlannedModel) -> None:
     """Check that every format can hold this model. Reads no weights.
 
     Raises:
-        UnsupportedExportError: A format cannot.
+        UnsupportedExportError: A format cannot hold it.
     """
     for checkpoint_format in chosen_formats(settings):
         checkpoint_format.check_model(planned)
 
 
 def fixed_bytes(settings: Export, lm: LanguageModel, space: Space) -> int:
-    """Bytes of the largest wanted file without its levels, headers included, for a budget in bytes.
+    """Bytes of the largest file to be written, with headers but without levels. For budgets in bytes.
 
-    If no wanted format packs levels, this is the number of the space.
+    If no chosen format packs levels, this is `fixed_bytes` of the space.
     """
     searched = SearchedModel(lm, space, space.uniform(0))
     dtype = settings.dtype_or(torch.float16)

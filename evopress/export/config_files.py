@@ -1,4 +1,4 @@
-"""The configuration of a checkpoint, and the files that every checkpoint has besides its weights."""
+"""Writes the configuration of a checkpoint, and the other files that every checkpoint has besides its weights."""
 
 import copy
 import json
@@ -31,9 +31,9 @@ def config_without_dropped_blocks(searched: SearchedModel, dtype: torch.dtype) -
 
 
 def write_config_files(config: PretrainedConfig | Mapping[str, object], lm: LanguageModel, folder: Path) -> None:
-    """Write configuration, generation configuration, tokenizer, processor and licences.
+    """Write the configuration, the generation configuration, the tokenizer, the processor and the licences.
 
-    Transformers 4 and 5 read the same from the configuration and the tokenizer.
+    Transformers 4 and 5 read the same values from the configuration and the tokenizer.
     """
     if isinstance(config, PretrainedConfig):
         config.save_pretrained(folder)

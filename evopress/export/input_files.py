@@ -1,7 +1,7 @@
-"""The tokenizer and processor of a checkpoint, which make inputs of texts and images, and its licences.
+"""Writes the tokenizer and the processor of a checkpoint, which turn texts and images into inputs, and its licences.
 
-They are the files that were published with the model, in a form that transformers 4 and 5 read alike. A tokenizer in
-memory, of which no such files are known, is saved.
+These are the files that were published with the model, in a form that transformers 4 and 5 both read. If no such files
+are known, as for a tokenizer that was made in memory, the tokenizer is saved.
 """
 
 import json
@@ -18,28 +18,28 @@ PROCESSOR = "processor_config.json"
 IMAGES = "preprocessor_config.json"
 
 CODE = "auto_map"
-"""The key of a configuration that names Python code, of the folder or of the hub. Checkpoints do not pass it on."""
+"""The key of a configuration that names Python code, in the folder or on the hub. Checkpoints do not get it."""
 
 
 def write_tokenizer(lm: LanguageModel, folder: Path) -> None:
     """Write every file of the tokenizer."""
     published = lm.origin.tokenizer_files
-    is_code = getattr(type(lm.tokenizer), "_auto_class", None) is not None  # transformers copies the code when it saves
-    if is_code or TOKENIZER not in published or "tokenizer_class" not in read_json(published[TOKENIZER]):
+    has_code = getattr(type(lm.tokenizer), "_auto_class", None) is not None  # saving copies the code as well
+    if has_code or TOKENIZER not in published or "tokenizer_class" not in read_json(published[TOKENIZER]):
         lm.tokenizer.save_pretrained(folder)
     else:
         _copy(published, folder)
     config = read_json(folder / TOKENIZER)
-    for_both = tokenizer_config_for_both(config)
-    for_both = for_both if is_code else _without_code(for_both)
-    if config != for_both:
-        _write_json(for_both, folder / TOKENIZER)
+    compatible = tokenizer_config_for_both(config)
+    compatible = compatible if has_code else _without_code(compatible)
+    if config != compatible:
+        _write_json(compatible, folder / TOKENIZER)
 
 
 def write_processor(lm: LanguageModel, folder: Path) -> None:
-    """Write the files of a processor of images, if the model has one, and licences.
+    """Write the licences, and the files of the image processor if the model has one.
 
-    Transformers 5 may keep the settings for images in the processor's file; transformers 4 has a file for them.
+    Transformers 5 may keep the image settings in the processor's file. Transformers 4 needs a separate file for them.
     """
     _copy(lm.origin.model_files, folder)
     for path in (folder / name for name in lm.origin.model_files if name.endswith("config.json")):

@@ -1,4 +1,4 @@
-"""The model card of a checkpoint: what was done, the measurements, and how to load it."""
+"""Writes the model card of a checkpoint: what was done, the measurements, and how to load it."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -8,16 +8,16 @@ import transformers
 
 from evopress.export.base import Format
 from evopress.export.card_header import card_header
-from evopress.export.older_names import TRIED_VERSION
+from evopress.export.older_names import TESTED_VERSION
 from evopress.export.searched import SearchedModel
 from evopress.export.verification.verify import Verification
 from evopress.weights.sparse import SparseWeight
 
 Facts = Mapping[str, object]
-"""What is known about the run, in the form of `results.json`. Every entry may be missing."""
+"""What is known about the run, in the form of `results.json`. Any entry may be missing."""
 
-SOME_REPOSITORY = "ORG/NAME"
-"""Stands for a name on the hub that is not known yet."""
+PLACEHOLDER_REPOSITORY = "ORG/NAME"
+"""Stands for a repository name that is not known yet."""
 
 
 def model_card(
@@ -29,7 +29,7 @@ def model_card(
     folder: Path,
     repository: str | None = None,
 ) -> str:
-    """Markdown with the header that model hubs read.
+    """The card in Markdown, with the header that model hubs read.
 
     Args:
         folder: where the checkpoint is.
@@ -51,22 +51,22 @@ def model_card(
         _releases(checkpoint_format),
         "## Levels\n\n" + _levels_table(searched),
         _measurements(facts),
-        "## Verified\n\nThe files were read back and compared with the model that the search measured: largest "
-        f"difference of a logit {verification.max_logit_difference:.3g} (largest logit {verification.max_logit:.3g}), "
-        f"KL {verification.kl:.3g} nats per token, the same most likely token at {verification.same_top_token:.1%} of "
-        f"the positions, computed in {verification.compute_dtype}.",
-        "`profile.json` names the level of every unit.",
+        "## Verified\n\nThe files were read back and compared with the model that the search measured: logits differ "
+        f"by at most {verification.max_logit_difference:.3g} (largest logit {verification.max_logit:.3g}), the KL is "
+        f"{verification.kl:.3g} nats per token, and the most likely token is the same at "
+        f"{verification.same_top_token:.1%} of the positions, computed in {verification.compute_dtype}.",
+        "`profile.json` lists the level of every unit.",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
 def _commands(checkpoint_format: Format, folder: Path, repository: str | None) -> str:
     """The commands that load the checkpoint from the hub and, unless it is uploaded there, from its folder."""
-    on_hub = _shell(checkpoint_format.hub_commands(repository or SOME_REPOSITORY))
+    on_hub = _shell(checkpoint_format.hub_commands(repository or PLACEHOLDER_REPOSITORY))
     if repository:
         return on_hub
     local = _shell([command.format(folder=folder) for command in checkpoint_format.commands])
-    return f"{local}\n\nAfter `hf upload {SOME_REPOSITORY} {folder}`:\n\n{on_hub}"
+    return f"{local}\n\nAfter `hf upload {PLACEHOLDER_REPOSITORY} {folder}`:\n\n{on_hub}"
 
 
 def _shell(commands: Sequence[str]) -> str:
@@ -78,8 +78,8 @@ def _releases(checkpoint_format: Format) -> str:
     if checkpoint_format.library != "transformers":
         return ""
     return (
-        f"Read back with transformers {transformers.__version__}. Configuration and tokenizer also have the keys of "
-        f"transformers 4, in which evopress tried this format: {TRIED_VERSION}."
+        f"Read back with transformers {transformers.__version__}. The configuration and the tokenizer also have the "
+        f"keys of transformers 4; evopress has tested this format with transformers {TESTED_VERSION}."
     )
 
 
@@ -104,10 +104,10 @@ def _amount(metric: str, achieved: float) -> str:
 
 
 def _sparsity_note(searched: SearchedModel) -> str:
-    """A warning, for sparse weights, that the file is no smaller."""
+    """A warning that sparse weights do not make the file smaller."""
     if not any(issubclass(kind, SparseWeight) for kind in searched.weight_kinds):
         return ""
-    return "Removed weights are stored as zeros: the file is as large, and in today's engines as fast, as dense."
+    return "Removed weights are stored as zeros, so the file is as large as the dense one and runs no faster today."
 
 
 def _levels_table(searched: SearchedModel) -> str:

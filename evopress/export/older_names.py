@@ -1,24 +1,24 @@
-"""The keys of config.json and tokenizer_config.json that transformers 4 reads, next to those of transformers 5.
+"""Adds the keys of transformers 4 to config.json and tokenizer_config.json, next to those of transformers 5.
 
-Many tools read a checkpoint through transformers 4, or read these keys themselves. Transformers 4 ignores keys that it
-does not know, and puts a default in their place.
+Many tools load checkpoints through transformers 4, or read its keys themselves. If transformers 4 does not find a key,
+it uses a default, without an error.
 """
 
 from collections.abc import Mapping
 
 from transformers import CONFIG_MAPPING, PreTrainedTokenizerBase
 
-TRIED_VERSION = "4.57.3"
+TESTED_VERSION = "4.57.3"
 """The release of transformers 4 in which exports of all families were compared with the searched models."""
 
-LAYER_TYPES = ("gemma3_text", "gemma3n_text", "olmo3")
-"""Types of models for which both releases know rotary embeddings that differ between full and sliding attention."""
+ROPE_PER_LAYER_TYPE = ("gemma3_text", "gemma3n_text", "olmo3")
+"""Model types for which both releases support different rotary embeddings for full and sliding attention."""
 
-THREE_KEYS = ("phi3",)
-"""Types of models for which transformers 4 takes scaled rotary embeddings with exactly three keys."""
+ROPE_WITH_THREE_KEYS = ("phi3",)
+"""Model types for which transformers 4 accepts scaled rotary embeddings only with exactly three keys."""
 
-ANY_TOKENIZER = "PreTrainedTokenizerFast"
-"""The name, in both releases, of a tokenizer that is all in tokenizer.json."""
+GENERIC_TOKENIZER = "PreTrainedTokenizerFast"
+"""The class name, in both releases, of a tokenizer that is fully described by tokenizer.json."""
 
 STANDARD_TOKENS = tuple(PreTrainedTokenizerBase.SPECIAL_TOKENS_ATTRIBUTES)
 """Special tokens that every tokenizer can have."""
@@ -27,7 +27,7 @@ Values = Mapping[str, object]
 
 
 def with_older_names(config: Values) -> dict[str, object]:
-    """The content of a config.json with the keys of both releases, also for the models inside a model."""
+    """The content of a config.json with the keys of both releases. This includes models inside the model."""
     both = {
         key: with_older_names(value) if isinstance(value, dict) and "model_type" in value else value
         for key, value in config.items()
@@ -39,7 +39,7 @@ def with_older_names(config: Values) -> dict[str, object]:
 
 
 def _renamed(config: Values) -> dict[str, object]:
-    """The values whose key transformers 5 changed, by their older key; it accepts both."""
+    """The values whose key transformers 5 changed, under their older key. Transformers 5 accepts both keys."""
     if config.get("model_type") not in CONFIG_MAPPING:
         return {}
     new_name_of = CONFIG_MAPPING[str(config["model_type"])].attribute_map
@@ -52,8 +52,8 @@ def _older_rope(config: Values) -> dict[str, object]:
     if not isinstance(rope, dict):
         return {}
     if "rope_theta" in rope:
-        return _older_rope_of_all_layers(rope, has_three_keys=config.get("model_type") in THREE_KEYS)
-    if config.get("model_type") not in LAYER_TYPES:
+        return _older_rope_of_all_layers(rope, has_three_keys=config.get("model_type") in ROPE_WITH_THREE_KEYS)
+    if config.get("model_type") not in ROPE_PER_LAYER_TYPE:
         return {}
     local = {"rope_local_base_freq": rope["sliding_attention"]["rope_theta"]}
     return {**_older_rope_of_all_layers(rope["full_attention"], has_three_keys=False), **local}
@@ -66,21 +66,21 @@ def _older_rope_of_all_layers(rope: Values, *, has_three_keys: bool) -> dict[str
         return {**older, "rope_scaling": None}
     if has_three_keys:
         scaling["type"] = scaling.pop("rope_type")
-        scaling.pop("original_max_position_embeddings", None)  # also a key of its own in both releases
+        scaling.pop("original_max_position_embeddings", None)  # both releases have a separate key for it
     return {**older, "rope_scaling": scaling}
 
 
 def tokenizer_config_for_both(config: Values) -> dict[str, object]:
-    """The content of a tokenizer_config.json in a form that both releases read alike.
+    """The content of a tokenizer_config.json in a form that both releases read in the same way.
 
-    What transformers 4 wrote stays as it is. Transformers 4 has no class TokenizersBackend, and its other classes build
-    a tokenizer anew, with a BOS token or without, where those of transformers 5 take it from tokenizer.json. It needs
-    the names of further special tokens in `extra_special_tokens`, and calls those without names
-    `additional_special_tokens`.
+    A file that transformers 4 wrote is not changed. Transformers 4 has no class TokenizersBackend. Its other classes
+    build the tokenizer again, and may add or omit a BOS token, while transformers 5 takes everything from
+    tokenizer.json. Transformers 4 also needs the names of additional special tokens in `extra_special_tokens`, and
+    tokens without names in `additional_special_tokens`.
     """
     if config.get("backend") != "tokenizers" and config.get("tokenizer_class") != "TokenizersBackend":
         return dict(config)
-    both = {**config, "tokenizer_class": ANY_TOKENIZER}
+    both = {**config, "tokenizer_class": GENERIC_TOKENIZER}
     unnamed = both.pop("extra_special_tokens", None)
     named = {key: token for key, token in both.items() if key.endswith("_token") and isinstance(token, str)}
     named = {key: token for key, token in named.items() if key not in STANDARD_TOKENS}

@@ -11,10 +11,10 @@ from evopress.space.units import Space
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedModel:
-    """A model, what will make its levels, and the units that will have them.
+    """A model, the compressor that will make its levels, and the units that will have them.
 
     `lm` has its tokenizer and its dtype, but may be on the `meta` device, without weights. Its checkpoints will be
-    compared with it on windows of `window` tokens.
+    compared with the searched model on windows of `window` tokens.
     """
 
     lm: LanguageModel

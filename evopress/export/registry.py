@@ -1,4 +1,4 @@
-"""The checkpoint formats that are known, by name."""
+"""The registry of checkpoint formats."""
 
 import pkgutil
 
@@ -22,7 +22,7 @@ def register_format(cls: type[Format]) -> type[Format]:
     """
     registered = _FORMATS.get(cls.name)
     if registered is not None and _import_path(registered) != _import_path(cls):  # a reloaded module is the same
-        raise ValueError(f"{_import_path(registered)} is the format {cls.name!r}: choose another name")
+        raise ValueError(f"{_import_path(registered)} already has the format name {cls.name!r}: choose another name")
     _FORMATS[cls.name] = cls
     return cls
 
@@ -52,8 +52,8 @@ def _format_class(name: str) -> type[Format]:
         return _FORMATS[name]
     if "." not in name:
         raise UnsupportedExportError(
-            f"export.formats contains {name!r}, which is no format: use some of {', '.join(_FORMATS)}, or the import "
-            "path of a class of your own"
+            f"export.formats contains {name!r}, which is not a format: use some of {', '.join(_FORMATS)}, or the "
+            "import path of your own class"
         )
     try:
         cls = pkgutil.resolve_name(name)

@@ -16,11 +16,12 @@ def load(path: str | Path, dtype: torch.dtype | None = None, *, attention: str |
     """Load the model of an exported folder, ready to run. No code in the folder is run, and no pickle is opened.
 
     Args:
-        dtype: the type in which the model computes. None is that of the checkpoint.
-        attention: an attention implementation of transformers. None is what the checkpoint or transformers prefers.
+        dtype: the type in which the model computes. None is the type of the checkpoint.
+        attention: an attention implementation of transformers. None is the one that the checkpoint or transformers
+            prefers.
 
     Raises:
-        ValueError: The folder holds no checkpoint that can be loaded, or one that would run code or read other folders.
+        ValueError: The folder has no checkpoint that can be loaded, or one that would run code or read other folders.
     """
     folder = Path(path)
     try:

@@ -32,7 +32,7 @@ class SearchedModel:
 
     @cached_property
     def choices(self) -> list[BlockChoice]:
-        """What the profile chooses for each block."""
+        """The levels and dropped sub-blocks of each block."""
         return choices_by_block(self.space, self.lm, self.profile)
 
     @cached_property
@@ -54,7 +54,7 @@ class SearchedModel:
 
     @property
     def kept_blocks(self) -> list[int]:
-        """Blocks whose attention or MLP is kept, or both."""
+        """Blocks whose attention, MLP or both are kept."""
         return [block for block, choice in enumerate(self.choices) if len(choice.dropped) < len(SUBBLOCKS)]
 
     @property
@@ -65,7 +65,7 @@ class SearchedModel:
         }
 
     def renumbered(self, by_name: Mapping[str, T]) -> dict[str, T]:
-        """The entries that are not in dropped blocks, by their names in a checkpoint that leaves those blocks out."""
+        """The entries outside dropped blocks, by their names in a checkpoint that leaves dropped blocks out."""
         return tensors_of_blocks(by_name, self.lm, blocks=self.kept_blocks)
 
     def is_dropped(self, name: str) -> bool:
@@ -82,7 +82,7 @@ class SearchedModel:
         )
 
     def untied_name(self, name: str) -> str:
-        """The name under which a tensor of the model is stored. A head that is tied is stored as the embeddings."""
+        """The name under which a tensor of the model is stored. A tied head is stored as the embeddings."""
         head = self.lm.family.head
         is_tied_head = name == f"{head}.weight" and head not in self.lm.embedding_and_head
         return f"{self.lm.embeddings_name}.weight" if is_tied_head else name
@@ -103,7 +103,7 @@ class SearchedModel:
         return applied(self.lm, self.space, self.weights, self.profile)
 
     def dense_state(self, dtype: torch.dtype, *, excluded: Collection[str] = ()) -> State:
-        """All tensors of the model, floating-point ones in `dtype` and compressed layers decoded; tied ones once.
+        """All tensors of the model: floating-point ones in `dtype`, compressed layers decoded, tied tensors once.
 
         Dropped sub-blocks are included. The weights of the layers in `excluded` are not.
         """
@@ -114,7 +114,7 @@ class SearchedModel:
         return {name: cast_for_file(tensor, dtype) for name, tensor in state.items()}
 
     def uncompressed_tensors(self) -> State:
-        """Embeddings, head, norms and biases that are no levels, by their names in the checkpoint."""
+        """All tensors that have no levels, such as norms and biases, by their names in the checkpoint."""
         compressed = {f"{layer}.weight" for layer in self.levels}
         tensors = untied_tensors(self.lm.model)
         return self.renumbered({name: tensor for name, tensor in tensors.items() if name not in compressed})

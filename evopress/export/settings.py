@@ -12,21 +12,21 @@ from evopress.weights.block_grids import TypeName
 
 @config_class
 class Export:
-    """Which checkpoints are written, each into a folder with the name of its format.
+    """Which checkpoints to write. Each one gets a folder with the name of its format.
 
     Args:
         formats: names of registered formats. A format from another package is given by the import path of its class,
             such as `my_package.my_format.MyFormat`.
-        dtype: type of the tensors that are not packed. `auto` is a 16-bit type: that of the model, or for a float32
-            model the one that represents the scales exactly.
-        engine: the engine that has to run compressed_tensors.
+        dtype: type of the tensors that are not packed. `auto` is a 16-bit type: the type of the model, or for a float32
+            model the type that represents the scales exactly.
+        engine: the engine that will run compressed_tensors.
         pre_tokenizer: for gguf, llama.cpp's name of the rule that splits text into words. None: recognized from the
             tokenizer.
         embeddings: for gguf, the block type to which embeddings and head are rounded after the search. None: they are
             stored in `dtype`.
-        push_to_hub: `ORG/NAME` of a repository on the Hugging Face hub to which the checkpoint is uploaded. With
-            several formats, each has a repository `ORG/NAME-format`. None: nothing is uploaded.
-        private: whether a repository that is made for an upload can be seen only by its owners.
+        push_to_hub: `ORG/NAME` of a repository on the Hugging Face hub, to which the checkpoint is uploaded. With
+            several formats, each has its own repository `ORG/NAME-format`. None: nothing is uploaded.
+        private: whether a repository that is created for an upload is visible only to its owners.
     """
 
     formats: list[str] = field(default_factory=list)

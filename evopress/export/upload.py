@@ -13,11 +13,11 @@ from evopress.export.settings import Export
 log = logging.getLogger(__name__)
 
 WEIGHT_FILES = ["*.safetensors", "*.safetensors.index.json", "*.gguf"]
-"""What an upload replaces as a whole: a part that is left of an earlier upload would be loaded too."""
+"""Files that an upload replaces as a set, because a part that is left from an earlier upload would be loaded too."""
 
 
 def repository_of(settings: Export, format_name: str) -> str | None:
-    """Where the checkpoint of a format is uploaded, None for nowhere. With several formats, each has a repository."""
+    """The repository for the checkpoint of a format, or None. With several formats, each has its own repository."""
     if settings.push_to_hub is None or len(chosen_formats(settings)) == 1:
         return settings.push_to_hub
     return f"{settings.push_to_hub}-{format_name}"
@@ -32,7 +32,7 @@ def check_upload(settings: Export) -> None:
     if settings.push_to_hub is None:
         return
     if not settings.formats:
-        raise ValueError("export.push_to_hub uploads what export.formats names, and that is empty: add a format")
+        raise ValueError("export.push_to_hub uploads what export.formats names, but that is empty: add a format")
     for checkpoint_format in chosen_formats(settings):
         name = repository_of(settings, checkpoint_format.name)
         try:
@@ -45,7 +45,7 @@ def check_login(settings: Export) -> None:
     """Ask the hub whether the user may write to the repositories.
 
     Raises:
-        ValueError: There is no token, the hub does not accept it or cannot be reached, or it does not allow to write.
+        ValueError: There is no token, the hub does not accept it or cannot be reached, or the token cannot write.
     """
     if settings.push_to_hub is None:
         return

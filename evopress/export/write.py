@@ -1,4 +1,4 @@
-"""Writes the checkpoints of a run. Each one is verified before its folder gets its name."""
+"""Writes the checkpoints of a run. Each one is verified before its folder gets its final name."""
 
 import logging
 import os
@@ -37,10 +37,10 @@ def write_checkpoints(
 
     Args:
         tokens: text on which the logits of each checkpoint are compared with those of the searched model.
-        facts: what the model card says about the run, in the form of `results.json`.
+        facts: facts about the run for the model card, in the form of `results.json`.
 
     Returns:
-        Folder and verification of each format, for `results.json`.
+        The folder and the verification of each format, for `results.json`.
 
     Raises:
         UnsupportedExportError: A format cannot hold the profile. Nothing is written.
@@ -88,7 +88,7 @@ def _write_checkpoint(
 
 @contextmanager
 def _replacement_of(target: Path) -> Iterator[Path]:
-    """A temporary folder next to `target`, which replaces it if the body succeeds and is deleted if not."""
+    """A temporary folder next to `target`. It replaces `target` if the body succeeds, and is deleted otherwise."""
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(target.parent, f".{target.name}-*")
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))

@@ -169,7 +169,7 @@ def test_a_model_in_bfloat16_is_read_back_in_bfloat16(tmp_path):
 
 def test_a_profile_that_an_engine_cannot_run_is_refused_before_anything_is_written(tmp_path):
     folder = tmp_path / "checkpoint"
-    with pytest.raises(UnsupportedExportError, match="are one layer in vLLM and have different widths"):
+    with pytest.raises(UnsupportedExportError, match="are one layer in vLLM but have different widths"):
         written(PACKED_FOR_VLLM, compressed(tiny("llama"), SYMMETRIC, tmp_path / "untied"), folder)
     with pytest.raises(UnsupportedExportError, match="cannot read packed zero points"):
         written(PACKED, compressed(tiny("llama"), ASYMMETRIC, tmp_path / "zeros"), folder)

@@ -67,7 +67,7 @@ def test_a_dropped_subblock_is_zeroed_in_every_family(family, tmp_path):
 
 def test_a_profile_that_some_format_cannot_hold_is_refused_before_anything_is_written(tmp_path):
     searched = searched_drops(tiny("llama"), {(1, "mlp")})
-    with pytest.raises(UnsupportedExportError, match="drops the mlp of block 1 only: use export"):
+    with pytest.raises(UnsupportedExportError, match="drops only the mlp of block 1: use export"):
         written(Export(formats=["zeroed", "hf"]), searched, tmp_path)
     everything = {(block, part) for block in range(NUM_BLOCKS) for part in ("attention", "mlp")}
     with pytest.raises(UnsupportedExportError, match="drops every block"):
@@ -95,7 +95,7 @@ def test_removed_weights_are_exact_zeros_and_the_card_says_that_they_save_nothin
     for unit, level in zip(searched.space.units, searched.profile, strict=True):
         zeros = int((stored[f"{unit.name}.weight"] == 0).sum())
         assert zeros >= unit.num_weights - unit.levels[level].cost
-    assert "stored as zeros: the file is as large" in (tmp_path / "hf" / "README.md").read_text()
+    assert "stored as zeros, so the file is as large" in (tmp_path / "hf" / "README.md").read_text()
 
 
 def test_a_float32_model_is_written_in_16_bits_by_default(tmp_path):
@@ -143,7 +143,7 @@ def test_a_checkpoint_that_fails_its_verification_leaves_nothing_and_keeps_the_o
     written(settings, searched, tmp_path)
     before = (tmp_path / "hf" / "model.safetensors").read_bytes()
     monkeypatch.setattr("evopress.export.registry._FORMATS", {"hf": WrongBlock})
-    with pytest.raises(ValueError, match=r"self_attn\.q_proj\.weight is not as searched"):
+    with pytest.raises(ValueError, match=r"self_attn\.q_proj\.weight differs from the searched model"):
         written(settings, searched, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
     assert (tmp_path / "hf" / "model.safetensors").read_bytes() == before

@@ -12,7 +12,7 @@ from evopress.compressors.gguf import GGUF
 from evopress.compressors.rtn import RTN
 from evopress.compressors.sparsegpt import SparseGPT
 from evopress.export import Export, SearchedModel, write_checkpoints
-from evopress.export.older_names import TRIED_VERSION
+from evopress.export.older_names import TESTED_VERSION
 from evopress.models.origin import Origin
 from tests.exports import TOKENS, compressed, searched_drops, with_origin
 from tests.tiny_models import tiny
@@ -133,4 +133,4 @@ def test_a_card_that_is_uploaded_names_the_repository_and_no_folder_of_this_mach
 
 def test_a_card_says_in_which_releases_of_transformers_it_was_read(tmp_path):
     card = card_of(Export(formats=["hf"]), compressed(tiny("llama"), ROUNDED, tmp_path), tmp_path)
-    assert transformers.__version__ in card and TRIED_VERSION in card
+    assert transformers.__version__ in card and TESTED_VERSION in card

@@ -105,8 +105,8 @@ def test_engines_compute_the_width_from_the_factor(width, hidden):
 @pytest.mark.parametrize(
     ("family", "dropped", "message"),
     [
-        ("gemma2", {(1, "mlp")}, "holds Llama models, and this is gemma2 with a sliding window"),
-        ("llama", {(1, "mlp")}, "a multiple of 256, and this one is 128 wide"),
+        ("gemma2", {(1, "mlp")}, "holds Llama models, but this is gemma2 with a sliding window"),
+        ("llama", {(1, "mlp")}, "a multiple of 256, but this one is 128 wide"),
         ("wide", {(0, "attention")}, r"block 0 is the first that is kept .* space.tie=engine"),
         ("wide", {(0, "attention"), (0, "mlp"), (1, "attention")}, "block 1 is the first"),
     ],

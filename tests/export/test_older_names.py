@@ -25,7 +25,7 @@ from transformers import (
 from evopress.compressors.rtn import RTN
 from evopress.export import Export, write_checkpoints
 from evopress.export.config_files import model_config, write_config_files
-from evopress.export.older_names import TRIED_VERSION, tokenizer_config_for_both, with_older_names
+from evopress.export.older_names import TESTED_VERSION, tokenizer_config_for_both, with_older_names
 from evopress.models.language_model import LanguageModel
 from evopress.models.loading import wrap_model
 from tests import plain
@@ -244,7 +244,7 @@ for folder in map(Path, sys.argv[2:]):
 def compare_in_transformers4(expected: dict[Path, torch.Tensor], folder: Path, *, tolerance: float) -> None:
     """Compare the logits of checkpoints, and their tokens, with those that transformers 4 computes."""
     save_file({"tokens": TOKENS}, folder / "tokens")
-    assert run_in_transformers4(IN_TRANSFORMERS4, folder / "tokens", *expected).split()[0] == TRIED_VERSION
+    assert run_in_transformers4(IN_TRANSFORMERS4, folder / "tokens", *expected).split()[0] == TESTED_VERSION
     for path, logits in expected.items():
         found = load_file(path.parent / f"{path.name}.found")
         torch.testing.assert_close(found["logits"], logits, rtol=tolerance, atol=tolerance, msg=str(path))

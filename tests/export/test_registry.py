@@ -93,7 +93,7 @@ def test_a_format_has_the_settings_that_concern_it():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("ggml", r"export\.formats contains 'ggml', which is no format: use some of .*hf.*, or the import path"),
+        ("ggml", r"export\.formats contains 'ggml', which is not a format: use some of .*hf.*, or the import path"),
         ("no_such_package.Format", r"export\.formats contains 'no_such_package\.Format', which cannot be imported"),
         ("evopress.export.formats.Missing", "which cannot be imported"),
         ("evopress.export.Export", "which is not a subclass of Format"),
@@ -108,7 +108,7 @@ def test_two_formats_cannot_have_one_name(known_formats):
     class Other(DenseSafetensors):
         name = "gguf"
 
-    with pytest.raises(ValueError, match=r"GGUFFile is the format 'gguf': choose another name"):
+    with pytest.raises(ValueError, match=r"GGUFFile already has the format name 'gguf': choose another name"):
         register_format(Other)
     assert register_format(GGUFFile) is GGUFFile
     assert issubclass(GGUFFile, Format)

@@ -52,7 +52,7 @@ def test_a_name_without_a_user_or_organization_is_refused(name):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"formats": []}, "export.push_to_hub uploads what export.formats names, and that is empty"),
+        ({"formats": []}, "export.push_to_hub uploads what export.formats names, but that is empty"),
         ({"formats": ["hf"], "push_to_hub": "lab/a--b"}, "the hub does not allow the name 'lab/a--b'"),
         ({"formats": ["hf", "zeroed"], "push_to_hub": "lab/small-"}, "the hub does not allow the name"),
         ({"formats": ["hf"], "push_to_hub": f"lab/{'x' * 100}"}, "the hub does not allow the name"),

@@ -147,7 +147,7 @@ def test_hessians_come_from_the_routed_tokens_and_the_identity_where_these_are_f
 
 def test_an_expert_without_tokens_is_rounded_to_nearest_and_reported(tmp_path):
     lm = starved("qwen3_moe")
-    compressor = GPTQ(bits=(4, 2), group_size=32, propagate_bits=4)
+    compressor = GPTQ(bits=(4, 2), group_size=32, propagate_bits=4, refit_scales=False)
     database = Database.open(tmp_path, "test", {"model": lm.name})
     build_database(lm, compressor, TOKENS, database, limits=BatchLimits(batch_tokens=60))
     for block in range(NUM_BLOCKS):

@@ -1,4 +1,4 @@
-"""Packed integer codes in the layout of compressed-tensors, a width per layer, for transformers and vLLM."""
+"""Packed integer codes in the layout of compressed-tensors, with a width per layer, for transformers and vLLM."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,16 +41,16 @@ from evopress.space.settings import SpaceSettings
 from evopress.weights.integer import QuantizedWeight
 
 NO_ZERO_POINTS = (
-    "transformers cannot read packed zero points (compressed-tensors 0.20 prepares another shape for them): "
+    "transformers cannot read packed zero points (compressed-tensors 0.20 expects another shape for them): "
     "set compress.symmetric=true, or export.engine=vllm"
 )
 
 
 @register_format
 class CompressedTensors(Format):
-    """Codes, scales and zero points exactly as the database holds them. Embeddings and head have 16 bits.
+    """Codes, scales and zero points exactly as they are in the database. Embeddings and head have 16 bits.
 
-    With the engine vllm, only what vLLM runs is accepted.
+    With the engine vllm, only models that vLLM can run are accepted.
     """
 
     name: ClassVar[str] = "compressed_tensors"
@@ -80,7 +80,7 @@ class CompressedTensors(Format):
         if not isinstance(compressor, IntegerLevels):
             raise UnsupportedExportError(
                 "export.formats=[compressed_tensors] holds integer codes, which "
-                f"compress={type(compressor).__name__.lower()} does not make: use compress=gptq or rtn, or "
+                f"compress={type(compressor).__name__.lower()} does not make: use compress=gptq or compress=rtn, or "
                 "export.formats=[hf]"
             )
         check_halves(self, compressor, space)
@@ -121,7 +121,7 @@ class CompressedTensors(Format):
             raise UnsupportedExportError(NO_ZERO_POINTS)
 
     def default_dtype(self, searched: SearchedModel) -> torch.dtype:
-        """The type of the scales, because engines cast them to the type they compute in."""
+        """The type of the scales, because engines cast scales to the type in which they compute."""
         first = searched.packed(next(iter(searched.levels)))
         assert isinstance(first, QuantizedWeight)
         scales = first.scales.dtype
@@ -150,7 +150,7 @@ class CompressedTensors(Format):
         write_config_files(config, searched.lm, folder)
 
     def load(self, folder: Path, dtype: torch.dtype, *, attention: str | None = None) -> PreTrainedModel:
-        """Load with transformers. Checkpoints with zero points, which it cannot read, are decoded here."""
+        """Load with transformers. It cannot read zero points, so checkpoints that have them are decoded here."""
         config, values = read_folder_config(folder), read_config_values(folder)
         groups = _groups(values)
         if all(group["weights"]["symmetric"] for group in groups):
@@ -162,7 +162,7 @@ class CompressedTensors(Format):
         return model
 
     def check_files(self, searched: SearchedModel, folder: Path, *, dtype: torch.dtype) -> dict[str, object]:
-        """Unpack every layer with the library, and compare with the codes, scales and zero points of the database."""
+        """Unpack every layer with the library, and compare its codes, scales and zero points with the database."""
         state = read_safetensors(folder)
         for layer, weight in searched.renumbered(_quantized_weights(searched)).items():
             if not is_same(parts_of(layer, state), weight):
@@ -171,11 +171,11 @@ class CompressedTensors(Format):
 
 
 def _groups(values: Mapping[str, object]) -> list[dict[str, Any]]:
-    """The groups of layers in a config.json. Raises ValueError for weights that are packed in another way."""
+    """The groups of layers in a config.json. Raises ValueError if the weights are packed in another way."""
     settings = values["quantization_config"]
     method = settings.get("quant_method") if isinstance(settings, dict) else None
     if not isinstance(settings, dict) or method != "compressed-tensors":
-        raise ValueError(f"its weights are packed by {method!r}, and only those of compressed-tensors are read")
+        raise ValueError(f"its weights are packed by {method!r}, but only compressed-tensors can be read")
     return list(settings["config_groups"].values())
 
 
@@ -186,10 +186,10 @@ def _quantized_weights(searched: SearchedModel) -> dict[str, QuantizedWeight]:
 
 
 def _check_scales(scales: torch.dtype, compute: torch.dtype) -> None:
-    """Raise UnsupportedExportError if engines would round the scales, which they cast to the type they compute in."""
+    """Raise UnsupportedExportError if engines would round the scales when they cast them to their compute type."""
     if compute.itemsize == 2 and scales != compute:
         name = str(compute).removeprefix("torch.")
         raise UnsupportedExportError(
-            f"export.formats=[compressed_tensors]: the model computes in {name}, and engines would round the scales, "
+            f"export.formats=[compressed_tensors]: the model computes in {name}, so engines would round the scales, "
             f"{str(scales).removeprefix('torch.')}, to it: set compress.scale_dtype={name}, or model.dtype=float32"
         )

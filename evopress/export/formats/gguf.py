@@ -1,7 +1,7 @@
 """One GGUF file for llama.cpp, in which every layer has the block type that the search chose.
 
-Names, metadata and tokenizer are those of llama.cpp's converter. Norms and biases are float32. A tied head is not
-stored.
+Names, metadata and tokenizer are written as llama.cpp's converter writes them. Norms and biases are float32. A tied
+head is not stored.
 """
 
 from collections import Counter
@@ -54,11 +54,11 @@ TENSOR_ENTRY_BYTES = 64
 
 @register_format
 class GGUFFile(Format):
-    """Block types exactly as searched. Embeddings and head are in `dtype`, or rounded to the type `embeddings`."""
+    """Block types exactly as the search chose them. Embeddings and head are in `dtype`, or in the type `embeddings`."""
 
     name: ClassVar[str] = "gguf"
     packs_levels: ClassVar[bool] = True
-    title: ClassVar[str] = "GGUF, a block type per layer"
+    title: ClassVar[str] = "GGUF with a block type per layer"
     library = "gguf"
     tags: ClassVar[tuple[str, ...]] = ("gguf",)
     commands = (
@@ -84,8 +84,9 @@ class GGUFFile(Format):
             check_grids(compressor)
         elif self.embeddings and compressor.embeddings:
             raise UnsupportedExportError(
-                f"export.embeddings={self.embeddings} rounds embeddings after the search, but they are units of it: "
-                "set export.embeddings=null or compress.embeddings=false"
+                f"export.embeddings={self.embeddings} rounds embeddings after the search, but with "
+                "compress.embeddings=true they are units of the search: set export.embeddings=null or "
+                "compress.embeddings=false"
             )
         check_halves(self, compressor, space)
 
@@ -98,13 +99,13 @@ class GGUFFile(Format):
         self._check_parts(searched.lm)
         if not searched.levels:
             raise UnsupportedExportError(
-                "export.formats=[gguf] holds block types, and this profile has none: use export.formats=[hf]"
+                "export.formats=[gguf] holds block types, but this profile has none: use export.formats=[hf]"
             )
         for layer in searched.levels:
             block_weight(layer, searched.packed(layer))
 
     def _check_parts(self, lm: LanguageModel) -> None:
-        """Raise UnsupportedExportError for a model or a tokenizer that has no such file."""
+        """Raise UnsupportedExportError for a model or a tokenizer that a GGUF file cannot hold."""
         check_architecture(lm.model.config)
         check_names(lm)
         byte_level_bpe(lm.tokenizer)
@@ -161,16 +162,17 @@ class GGUFFile(Format):
         write_config_files(config, lm, folder)
 
     def load(self, folder: Path, dtype: torch.dtype, *, attention: str | None = None) -> PreTrainedModel:
-        """Load with transformers, decoded, and with config.json, because it ignores rope scaling in GGUF files."""
+        """Load with transformers, decoded. config.json is used too, because rope scaling in GGUF files is ignored."""
         values = read_folder_config(folder).to_dict()
         if values["model_type"] not in ARCHITECTURES:
-            raise ValueError(f"its model is {values['model_type']}; of GGUF files, {', '.join(ARCHITECTURES)} are read")
-        values["model_type"] = ARCHITECTURES[values["model_type"]]  # transformers has no GGUF of type mistral
+            known = ", ".join(ARCHITECTURES)
+            raise ValueError(f"its model is of type {values['model_type']}, but a GGUF file can only hold {known}")
+        values["model_type"] = ARCHITECTURES[values["model_type"]]  # transformers reads no GGUF file of type mistral
         config = AutoConfig.for_model(**values)
         return read_folder(folder, config, dtype=dtype, attention=attention, gguf_file=FILE)
 
     def check_files(self, searched: SearchedModel, folder: Path, *, dtype: torch.dtype) -> dict[str, object]:
-        """Decode every layer with the gguf package, and compare with the searched weights bit for bit."""
+        """Decode every layer with the gguf package, and compare it with the searched weights bit for bit."""
         from gguf import GGUFReader, dequantize  # optional package
 
         tensors = {tensor.name: tensor for tensor in GGUFReader(folder / FILE).tensors}

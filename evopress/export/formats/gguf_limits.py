@@ -1,4 +1,4 @@
-"""What llama.cpp, or a GGUF file, does not have."""
+"""Checks for the limits of llama.cpp and of GGUF files."""
 
 from collections.abc import Iterable
 
@@ -16,7 +16,7 @@ from evopress.weights.block_grids import BLOCK, TypeName
 
 
 def check_grids(compressor: Compressor | Drop) -> None:
-    """Raise UnsupportedExportError for levels of another compressor that are not on the grids of block types."""
+    """Raise UnsupportedExportError for a compressor, other than GGUF, whose levels are not on grids of block types."""
     if not isinstance(compressor, IntegerLevels):
         raise UnsupportedExportError(
             f"export.formats=[gguf] holds block types, which compress={type(compressor).__name__.lower()} does not "
@@ -32,31 +32,32 @@ def check_grids(compressor: Compressor | Drop) -> None:
 
 
 def check_architecture(config: PretrainedConfig) -> None:
-    """Raise UnsupportedExportError for a model, a kind of position embeddings or an activation unknown here."""
+    """Raise UnsupportedExportError for an unsupported model type, kind of position embeddings, or activation."""
     if config.model_type not in ARCHITECTURES:
         raise UnsupportedExportError(
-            f"export.formats=[gguf] knows {', '.join(ARCHITECTURES)}, and this model is {config.model_type}: use "
+            f"export.formats=[gguf] supports {', '.join(ARCHITECTURES)}, but this model is {config.model_type}: use "
             "export.formats=[compressed_tensors] or [hf]"
         )
     rope_type = config.rope_parameters.get("rope_type", "default")
     if rope_type not in ("default", "llama3"):
         raise UnsupportedExportError(
-            f"export.formats=[gguf] knows no {rope_type} rope scaling: use export.formats=[compressed_tensors] or [hf]"
+            f"export.formats=[gguf] does not support {rope_type} rope scaling: use "
+            "export.formats=[compressed_tensors] or [hf]"
         )
     if config.hidden_act != "silu":
         raise UnsupportedExportError(
-            f"export.formats=[gguf]: llama.cpp runs {config.model_type} with the activation silu, and this model has "
+            f"export.formats=[gguf]: llama.cpp runs {config.model_type} with the activation silu, but this model has "
             f"{config.hidden_act}: use export.formats=[compressed_tensors] or [hf]"
         )
 
 
 def check_attention(config: PretrainedConfig, window: int) -> None:
-    """Raise UnsupportedExportError for windows longer than a sliding window of attention, which llama.cpp ignores."""
+    """Raise UnsupportedExportError for windows longer than the sliding attention window, which llama.cpp ignores."""
     sliding = getattr(config, "sliding_window", None)
     if sliding and window > sliding:
         raise UnsupportedExportError(
             f"export.formats=[gguf]: llama.cpp runs {config.model_type} without its sliding window of {sliding} "
-            f"tokens, so a checkpoint cannot be compared on windows of {window}: set data.window={sliding}, or use "
+            f"tokens, so a checkpoint cannot be verified on windows of {window}: set data.window={sliding}, or use "
             "export.formats=[compressed_tensors] or [hf]"
         )
 
@@ -69,19 +70,19 @@ def check_names(lm: ModelStructure) -> None:
 
 
 def check_widths(layers: Iterable[LayerShape]) -> None:
-    """Raise UnsupportedExportError for a layer that is not whole blocks wide."""
+    """Raise UnsupportedExportError for a layer whose inputs do not fill whole blocks."""
     for layer in layers:
         if layer.cols % BLOCK:
             raise UnsupportedExportError(
-                f"export.formats=[gguf] holds blocks of {BLOCK} weights, and {layer.name} has {layer.cols} inputs: use "
+                f"export.formats=[gguf] holds blocks of {BLOCK} weights, but {layer.name} has {layer.cols} inputs: use "
                 "export.formats=[compressed_tensors] or [hf]"
             )
 
 
 def check_embeddings(type_name: TypeName, hidden_size: int) -> None:
-    """Raise UnsupportedExportError for embeddings that are not whole blocks wide."""
+    """Raise UnsupportedExportError for embeddings that do not fill whole blocks."""
     if hidden_size % BLOCK:
         raise UnsupportedExportError(
-            f"export.embeddings={type_name} needs a hidden size that is a multiple of {BLOCK}, and this is "
+            f"export.embeddings={type_name} needs a hidden size that is a multiple of {BLOCK}, but it is "
             f"{hidden_size}: set export.embeddings=null"
         )

@@ -1,4 +1,4 @@
-"""The metadata of a GGUF file that describes the model."""
+"""Writes the metadata of a GGUF file that describes the model."""
 
 import json
 from typing import TYPE_CHECKING
@@ -39,7 +39,7 @@ def rope_factors(config: PretrainedConfig) -> Float[Tensor, " half_head_dim"]:
 
 
 def add_metadata(writer: "GGUFWriter", config: PretrainedConfig) -> None:
-    """Add what llama.cpp has to know about the model besides its tensors."""
+    """Add everything that llama.cpp has to know about the model except its tensors."""
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)

@@ -1,7 +1,7 @@
 """The tensors of a GGUF file: their names, types and contents.
 
-Llama's q and k rows are in another order there: the two halves of a head are interleaved. This moves whole rows, so
-every code and scale stays as it is.
+GGUF files have the rows of Llama's q and k in another order: the two halves of a head are interleaved. This moves whole
+rows, so codes and scales do not change.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -22,10 +22,10 @@ from evopress.weights.integer import QuantizedWeight
 from evopress.weights.kquants import KWeight
 
 ARCHITECTURES: Mapping[str, str] = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
-"""Names in llama.cpp by `config.model_type`."""
+"""llama.cpp's name of the architecture for each `config.model_type`."""
 
 TYPES_OF_WIDTHS = {4: "Q4_0", 5: "Q5_0", 8: "Q8_0"}
-"""The block type that equals a symmetric grid of so many bits, in groups of 32 with float16 scales."""
+"""The block type that equals a symmetric grid of this many bits, in groups of 32 with float16 scales."""
 
 FLOAT_TYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
 
@@ -44,7 +44,7 @@ def block_weight(layer: str, weight: CompressedWeight) -> GgmlWeight | KWeight:
         codes = weight.codes().short() - 2 ** (weight.bits - 1)
         type_name = TYPES_OF_WIDTHS[weight.bits]
         return GgmlWeight.from_codes(codes, weight.scales, offsets=weight.scales, type_name=type_name)
-    raise UnsupportedExportError(f"export.formats=[gguf]: {layer} is on the grid of no block type: use compress=gguf")
+    raise UnsupportedExportError(f"export.formats=[gguf]: no block type has the grid of {layer}: use compress=gguf")
 
 
 def file_tensors(
@@ -75,7 +75,7 @@ def _uncompressed(tensor: Tensor, dtype: torch.dtype, *, embeddings: TypeName | 
 
 
 def renaming(lm: ModelStructure) -> Callable[[str], str]:
-    """A function from a tensor's name in transformers to its name in a GGUF file.
+    """A function that maps a tensor's name in transformers to its name in a GGUF file.
 
     It raises UnsupportedExportError for a name that GGUF does not know.
     """

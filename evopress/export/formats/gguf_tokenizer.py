@@ -1,4 +1,4 @@
-"""A tokenizer of transformers as the metadata of a GGUF file."""
+"""Writes a tokenizer of transformers as metadata of a GGUF file."""
 
 import json
 from collections.abc import Mapping
@@ -29,8 +29,8 @@ def byte_level_bpe(tokenizer: PreTrainedTokenizerBase) -> dict:
     model = description.get("model", {})
     if model.get("type") != "BPE" or model.get("byte_fallback"):
         raise UnsupportedExportError(
-            "export.formats=[gguf] holds byte-level BPE tokenizers (as of GPT-2, Llama 3, Qwen, SmolLM), and this "
-            "model has another: use export.formats=[compressed_tensors] or [hf]"
+            "export.formats=[gguf] holds byte-level BPE tokenizers (as in GPT-2, Llama 3, Qwen, SmolLM), but this "
+            "model has another kind: use export.formats=[compressed_tensors] or [hf]"
         )
     return description
 
@@ -47,8 +47,9 @@ def pre_tokenizer_name(tokenizer: PreTrainedTokenizerBase) -> str:
     if kinds == ["Split", "ByteLevel"] and steps[0]["pattern"].get("Regex") in RULES:
         return RULES[steps[0]["pattern"]["Regex"]]
     raise UnsupportedExportError(
-        f"how this tokenizer splits text ({', '.join(map(str, kinds))}) is not one of those known here: set "
-        "export.pre_tokenizer to llama.cpp's name for it, for example llama-bpe or gpt-2"
+        f"export.formats=[gguf] does not know the rule by which this tokenizer splits text "
+        f"({', '.join(map(str, kinds))}): set export.pre_tokenizer to llama.cpp's name for it, for example llama-bpe "
+        "or gpt-2"
     )
 
 
@@ -66,7 +67,7 @@ def add_tokenizer(writer: "GGUFWriter", lm: LanguageModel, pre_tokenizer: str) -
 
 
 def _tokens_and_types(lm: LanguageModel, description: Mapping) -> tuple[list[str], list["TokenType"]]:
-    """Text and type of every row of the embeddings. Rows without a token are padding."""
+    """The text and the type of the token for every row of the embeddings. Rows without a token are padding."""
     from gguf import TokenType  # optional package
 
     text_of = _token_texts(lm)
@@ -96,7 +97,7 @@ def _merges(description: Mapping) -> list[str]:
 
 
 def tokenizer_bytes(lm: LanguageModel) -> int:
-    """Bytes of tokens, types, merges and chat template in a GGUF file. A length of 8 bytes precedes every string."""
+    """Bytes of tokens, types, merges and chat templates in a GGUF file. An 8-byte length precedes every string."""
     text_of = _token_texts(lm)
     tokens = sum(len(text_of.get(index, _padding(index)).encode()) + 8 + 4 for index in range(lm.vocab_size))
     merges = sum(len(merge.encode()) + 8 for merge in _merges(byte_level_bpe(lm.tokenizer)))

@@ -1,4 +1,4 @@
-"""Plain safetensors, which transformers and every engine with its layout load."""
+"""Plain safetensors in the layout of transformers, which many engines load too."""
 
 from pathlib import Path
 from typing import ClassVar
@@ -32,7 +32,7 @@ class DenseSafetensors(Format):
     commands = (FROM_PRETRAINED, "vllm serve {folder}")
 
     def check_settings(self, compressor: Compressor | Drop, space: SpaceSettings) -> None:
-        """Levels of every kind fit, and drops of whole blocks."""
+        """Accept levels of every kind, and drops of whole blocks."""
         check_halves(self, compressor, space)
 
     def check_model(self, planned: PlannedModel) -> None:
@@ -43,7 +43,7 @@ class DenseSafetensors(Format):
         if searched.half_dropped:
             block, subblock = next(iter(searched.half_dropped.items()))
             raise UnsupportedExportError(
-                f"export.formats=[hf] needs whole blocks, and the profile drops the {subblock} of block {block} only: "
+                f"export.formats=[hf] needs whole blocks, but the profile drops only the {subblock} of block {block}: "
                 "use export.formats=[nemotron_nas] or [zeroed], or search with compress.granularity=block"
             )
 
@@ -67,5 +67,5 @@ class DenseSafetensors(Format):
 
 
 def _dropped_blocks(searched: SearchedModel) -> set[int]:
-    """Blocks of which nothing is kept."""
+    """Blocks that are dropped completely."""
     return set(range(searched.lm.num_blocks)) - set(searched.kept_blocks)

@@ -1,4 +1,4 @@
-"""The configuration of a Nemotron-NAS (DeciLM) checkpoint.
+"""Writes the configuration of a Nemotron-NAS (DeciLM) checkpoint.
 
 `block_configs[i].attention.no_op` and `.ffn.no_op` say which sub-blocks block i lacks. The width of an MLP is given as
 `ffn_mult`: engines use int(2·ffn_mult·hidden/3), rounded up to a multiple of 256.
@@ -47,7 +47,7 @@ class DeciLMConfig(LlamaConfig):
         ]
         return values
 '''
-"""`configuration_decilm.py`, which vLLM asks for (`--trust-remote-code`)."""
+"""The file `configuration_decilm.py`, which vLLM needs (with `--trust-remote-code`)."""
 
 
 def write_nemotron_config(searched: SearchedModel, folder: Path, *, dtype: torch.dtype) -> None:

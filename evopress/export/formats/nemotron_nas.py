@@ -1,8 +1,8 @@
 """Llama models that lack the attention or the MLP of some blocks, in the layout of Nemotron-NAS (DeciLM).
 
 The weights and the norm of a dropped sub-block are not stored. Blocks that lack both sub-blocks are left out. The first
-sub-block of the model has to be an attention, because vLLM passes the residual stream of the attention before it to the
-norm of an MLP.
+sub-block of the model must be an attention, because the norm of an MLP in vLLM needs the residual stream of an
+attention before it.
 
 Source: `nemotron_nas.py` of vLLM 0.32.
 """
@@ -33,7 +33,7 @@ from evopress.models.subblocks import no_op
 from evopress.space.settings import SpaceSettings
 
 MODULES = {"attention": ("self_attn", "input_layernorm"), "mlp": ("mlp", "post_attention_layernorm")}
-"""The modules that are not stored of a block without this sub-block."""
+"""The modules of a block that are not stored if it lacks this sub-block."""
 
 
 @register_format
@@ -126,17 +126,17 @@ def _absent_modules(searched: SearchedModel) -> tuple[str, ...]:
 
 
 def _check_family(lm: ModelStructure) -> None:
-    """Raise UnsupportedExportError for a model that is not one of Llama's kind, or has an MLP of another width."""
+    """Raise UnsupportedExportError for a model that is not like Llama, or has an MLP of an unsupported width."""
     config = lm.model.config
     sliding = " with a sliding window" if getattr(config, "sliding_window", None) else ""
     if config.model_type not in ("llama", "mistral") or sliding:
         raise UnsupportedExportError(
-            f"export.formats=[nemotron_nas] holds Llama models, and this is {config.model_type}{sliding}: use "
+            f"export.formats=[nemotron_nas] holds Llama models, but this is {config.model_type}{sliding}: use "
             "export.formats=[zeroed], or search with compress.granularity=block and use export.formats=[hf]"
         )
     if config.intermediate_size % WIDTH_MULTIPLE:
         raise UnsupportedExportError(
-            f"export.formats=[nemotron_nas] holds MLPs whose width is a multiple of {WIDTH_MULTIPLE}, and this one is "
+            f"export.formats=[nemotron_nas] holds MLPs whose width is a multiple of {WIDTH_MULTIPLE}, but this one is "
             f"{config.intermediate_size} wide: use export.formats=[zeroed], or search with compress.granularity=block "
             "and use export.formats=[hf]"
         )

@@ -1,4 +1,4 @@
-"""The layout pack-quantized of compressed-tensors: integer codes packed into 32-bit words, a bit width per layer.
+"""The layout pack-quantized of compressed-tensors: integer codes packed into 32-bit words, with a width per layer.
 
 A compressed layer has these tensors:
 
@@ -31,7 +31,7 @@ SHAPE_BYTES = 16
 
 
 def packed_tensors(weight: QuantizedWeight) -> State:
-    """The tensors of one layer, by the part of their name that follows the layer's."""
+    """The tensors of one layer, by the part of their name that follows the name of the layer."""
     tensors = {
         "weight_packed": weight.packed,
         "weight_scale": weight.scales,
@@ -43,7 +43,7 @@ def packed_tensors(weight: QuantizedWeight) -> State:
 
 
 def parts_of(layer: str, state: Mapping[str, Tensor]) -> State:
-    """The tensors of one layer out of those of a checkpoint, by the part of their name that follows the layer's."""
+    """The tensors of one layer of a checkpoint, by the part of their name that follows the name of the layer."""
     return {part: state[f"{layer}.{part}"] for part in PARTS if f"{layer}.{part}" in state}
 
 
@@ -90,7 +90,7 @@ def _weight_of(parts: Mapping[str, Tensor], bits: int) -> CompressedWeight:
 
 
 def quantization_config(weights: Mapping[str, QuantizedWeight], *, head: str) -> dict[str, object]:
-    """The entry of config.json. Each group lists the exact names of the layers with one grid."""
+    """The entry `quantization_config` of config.json. Each group lists the names of all layers with the same grid."""
     groups: dict[tuple[int, bool, int], list[str]] = {}
     for layer, weight in weights.items():
         groups.setdefault((weight.bits, weight.symmetric, weight.group_size), []).append(layer)

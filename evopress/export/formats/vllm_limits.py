@@ -1,4 +1,4 @@
-"""What vLLM cannot run of packed integer codes."""
+"""Checks for packed integer codes that vLLM cannot run."""
 
 from collections.abc import Mapping, Sequence
 
@@ -20,7 +20,7 @@ def check_fused_layers(searched: SearchedModel, weights: Mapping[str, QuantizedW
             }
             if len(grids) > 1:
                 raise UnsupportedExportError(
-                    f"export.engine=vllm: {' and '.join(names)} are one layer in vLLM and have different widths in "
+                    f"export.engine=vllm: {' and '.join(names)} are one layer in vLLM but have different widths in "
                     "this profile: search with space.tie=engine, or set export.engine=transformers"
                 )
 

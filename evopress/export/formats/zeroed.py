@@ -18,7 +18,7 @@ from evopress.space.settings import SpaceSettings
 
 @register_format
 class ZeroedSafetensors(DenseSafetensors):
-    """Dropped sub-blocks are stored, with their last layers zero. The model is exact, and as large as the dense one.
+    """Stores dropped sub-blocks with zeros in their last layers. The model is exact, and as large as the dense one.
 
     A sub-block whose output projection is zero adds zero to the residual stream, whatever its other weights are.
     """
@@ -27,10 +27,10 @@ class ZeroedSafetensors(DenseSafetensors):
     title: ClassVar[str] = "dense safetensors in the original shape, dropped parts zeroed"
 
     def check_settings(self, compressor: Compressor | Drop, space: SpaceSettings) -> None:
-        """All settings fit."""
+        """Accept all settings."""
 
     def check_profile(self, searched: SearchedModel) -> None:
-        """All profiles of all model families fit."""
+        """Accept all profiles of all model families."""
 
     def predicted_bytes(self, searched: SearchedModel, dtype: torch.dtype) -> int:
         return dtype.itemsize * sum(tensor.numel() for tensor in untied_tensors(searched.lm.model).values())
@@ -48,7 +48,7 @@ class ZeroedSafetensors(DenseSafetensors):
 
 
 def _zeroed_state(searched: SearchedModel, dtype: torch.dtype) -> State:
-    """All tensors in `dtype`. Those of the last layers of every dropped sub-block are zero."""
+    """All tensors in `dtype`. The last layers of every dropped sub-block are zero."""
     lm = searched.lm
     state = searched.dense_state(dtype)
     for block, choice in enumerate(searched.choices):

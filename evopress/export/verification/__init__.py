@@ -1,1 +1,1 @@
-"""Compares a written checkpoint with the searched model: file sizes, tensors, logits."""
+"""Compares a written checkpoint with the searched model: file sizes, tensors and logits."""

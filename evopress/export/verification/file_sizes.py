@@ -1,4 +1,4 @@
-"""Compares the sizes of the files of a checkpoint with the predicted ones."""
+"""Compares the file sizes of a checkpoint with the predicted sizes."""
 
 import struct
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from evopress.export.base import Format
 from evopress.export.searched import SearchedModel
 
 TOLERANCE = 0.005
-"""Relative difference that is accepted, for whole files and for the tensors alone."""
+"""Accepted relative difference, both for whole files and for the tensors alone."""
 
 HEADER_SLACK = 2048
 """Bytes by which a header may differ from its estimate. They matter for tiny models only."""
@@ -18,7 +18,7 @@ HEADER_SLACK = 2048
 
 @dataclass(frozen=True)
 class FileSizes:
-    """Bytes of all weight files of a checkpoint, those of their headers, and the predicted bytes of the files."""
+    """Bytes of all weight files of a checkpoint, bytes of their headers, and the predicted bytes of the files."""
 
     written: int
     headers: int
@@ -41,7 +41,7 @@ def check_file_sizes(
 
 
 def file_bytes(folder: Path) -> tuple[int, int]:
-    """Bytes of all weight files in a folder, and those of their headers."""
+    """Bytes of all weight files in a folder, and bytes of their headers."""
     written = headers = 0
     for path in sorted(folder.glob("*.safetensors")):
         written += path.stat().st_size

@@ -1,4 +1,4 @@
-"""Compares logits with those that are expected, a limited number of tokens at a time."""
+"""Compares logits with the expected ones, a limited number of tokens at a time."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +17,8 @@ CHUNK_ELEMENTS = 2**24
 class LogitComparison:
     """How measured logits differ from the expected ones, whose size is `scale`.
 
-    `kl` is KL(expected ‖ measured) per token in nats, `same_top_token` the share of tokens with the same largest logit.
+    `kl` is KL(expected ‖ measured) per token in nats. `same_top_token` is the share of positions at which the same
+    token has the largest logit.
     """
 
     max_difference: float
@@ -29,7 +30,7 @@ class LogitComparison:
 def compare_logits(
     expected: Float[Tensor, "*batch vocabulary"], measured: Float[Tensor, "*batch vocabulary"]
 ) -> LogitComparison:
-    """Compare logits in float64. Memory beyond the arguments does not grow with the number of tokens."""
+    """Compare logits in float64. The memory for this does not grow with the number of tokens."""
     differences, sizes = [], []
     squares, kl, same = 0.0, 0.0, 0
     for p, q in _chunks(expected, measured):

@@ -13,10 +13,11 @@ from evopress.models.experts import unpack_experts
 def check_tensors(
     checkpoint_format: Format, searched: SearchedModel, *, dtype: torch.dtype, model: PreTrainedModel
 ) -> None:
-    """Raise ValueError if a tensor of `model`, which was loaded from a checkpoint, is not that of the searched model.
+    """Raise ValueError if a tensor of `model`, which was loaded from a checkpoint, differs from the searched model's.
 
-    The logits do not show a small fault, because they differ by rounding anyway. They are the only check of layers in
-    dropped sub-blocks, which some formats store as zeros. The experts of `model` are unpacked.
+    Logits would not show small errors, because they differ by rounding anyway. Layers in dropped sub-blocks are not
+    compared here, because some formats store them as zeros; only the logits check them. The experts of `model` are
+    unpacked in place.
     """
     unpack_experts(model, model.config.model_type)
     loaded, dense = untied_tensors(model), untied_tensors(searched.lm.model)
@@ -29,14 +30,18 @@ def check_tensors(
         measured = loaded[loaded_name].to(expected)
         if not torch.equal(measured, expected):
             raise ValueError(
-                f"{checkpoint_format.name}: {loaded_name} is not as searched: {_difference(measured, expected)}"
+                f"{checkpoint_format.name}: {loaded_name} differs from the searched model: "
+                f"{_difference(measured, expected)}"
             )
 
 
 def _expected(
     checkpoint_format: Format, searched: SearchedModel, name: str, *, dense: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    """The tensor of a checkpoint in `dtype`, in the type in which the model computes. `dense` is uncompressed."""
+    """The expected tensor, for a checkpoint in `dtype`, in the type in which the model computes.
+
+    `dense` is the uncompressed tensor.
+    """
     compute = searched.lm.dtype
     layer = name.removesuffix(".weight")
     if layer in searched.levels:

@@ -1,4 +1,4 @@
-"""How far logits of the same numbers may differ by rounding alone."""
+"""Estimates how much the logits of the same weights may differ by rounding alone."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import torch
 from evopress.models.structure import ModelStructure
 
 ROUNDINGS_PER_BLOCK = 12
-"""Results that follow each other in a block.
+"""Roundings of consecutive results in a block.
 
 Attention: norm, projection, rotation, scores, weighted values, output, residual. MLP: norm, gate, product, output,
 residual.
@@ -17,7 +17,7 @@ ROUNDINGS_OUTSIDE = 2
 """The last norm and the head."""
 
 MARGIN = 3
-"""Factor between the estimated error and the accepted one.
+"""The accepted error, as a multiple of the estimated error.
 
 The logits of SmolLM2 and of small random models of ten families, computed in float32, float16 and bfloat16, differ from
 those computed in float64 by 0.04 to 0.75 times the estimate.
@@ -26,7 +26,7 @@ those computed in float64 by 0.04 to 0.75 times the estimate.
 
 @dataclass(frozen=True)
 class Scale:
-    """How large logits are: the largest magnitude, and the root mean square around the mean of each token."""
+    """The size of logits: their largest magnitude, and their root mean square around the mean of each token."""
 
     largest: float
     spread: float
@@ -43,8 +43,8 @@ class Tolerance:
 def rounding_error(dtype: torch.dtype, *, num_blocks: int, longest_sum: int) -> float:
     """Estimate how much the logits of two runs with the same weights and tokens differ, relative to their spread.
 
-    Engines, instruction sets and numbers of threads add in different orders, so their results differ by rounding.
-    A result is rounded to `dtype`, and its sum of n terms was accumulated in float32, whose error grows like √n:
+    Engines, instruction sets and numbers of threads sum in different orders, so their results differ by rounding. Each
+    result is a sum of n terms. It is accumulated in float32, with an error that grows like √n, and rounded to `dtype`:
 
         ε = u + u₃₂·√n    u, u₃₂: unit roundoff of `dtype` and of float32
 
@@ -65,7 +65,7 @@ def rounding_error(dtype: torch.dtype, *, num_blocks: int, longest_sum: int) -> 
 
 
 def logit_tolerance(lm: ModelStructure, scale: Scale) -> Tolerance:
-    """What rounding explains for this model in the type it computes in, with a margin.
+    """The differences that rounding can explain for this model in its compute type, with a margin.
 
     The KL of two distributions whose logits differ by d is half the variance of d, up to higher powers of d.
     """

@@ -1,4 +1,4 @@
-"""Compares a checkpoint that was written with the searched model."""
+"""Compares a written checkpoint with the searched model."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,9 +23,9 @@ from evopress.space.build import dense_bytes
 class Verification:
     """The result of comparing a checkpoint with the searched model.
 
-    Bytes are those of the weight files, headers included. `dense_bytes` is the size of the uncompressed model at 16
-    bits, and `share_of_dense` the share of it that is left. `kl` is per token, in nats. `files` is what the format
-    itself compared.
+    Bytes are those of the weight files, including headers. `dense_bytes` is the size of the uncompressed model at 16
+    bits, and `share_of_dense` is the written size relative to it. `kl` is per token, in nats. `files` is the result of
+    the format's own comparison.
     """
 
     predicted_bytes: int
@@ -97,7 +97,7 @@ def _check_logits(checkpoint_format: Format, lm: LanguageModel, comparison: Logi
 def searched_logits(
     checkpoint_format: Format, searched: SearchedModel, *, dtype: torch.dtype, tokens: Int[Tensor, "windows time"]
 ) -> Float[Tensor, "windows time vocabulary"]:
-    """Logits of the searched model, whose tensors are rounded as the format rounds them; float32 on the CPU."""
+    """Logits of the searched model, with its tensors rounded as the format rounds them; float32 on the CPU."""
     with searched.applied() as model:
         stored = {
             name: checkpoint_format.as_stored(searched.untied_name(name), tensor, searched=searched, dtype=dtype)
@@ -122,12 +122,12 @@ def _checkpoint_logits(
     dtype: torch.dtype,
     tokens: Int[Tensor, "windows time"],
 ) -> Float[Tensor, "windows time vocabulary"]:
-    """Logits of the checkpoint, float32 on the CPU. Raises ValueError if a tensor is not that of the searched model."""
+    """Logits of the checkpoint, float32 on the CPU. Raises ValueError if a tensor differs from the searched model's."""
     lm = searched.lm
     model = checkpoint_format.load(folder, lm.dtype, attention=lm.model.config._attn_implementation)
     model.to(lm.device).eval()  # type: ignore[arg-type]
     windows = tokens.to(lm.device).split(1)
     logits = torch.cat([model(input_ids=window, use_cache=False).logits.float().cpu() for window in windows])
-    # compressed-tensors decodes the weights when they are first used, so they are compared afterwards
+    # compressed-tensors decodes weights at their first use, so they are compared after that
     check_tensors(checkpoint_format, searched, dtype=dtype, model=model)
     return logits
