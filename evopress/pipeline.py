@@ -1,4 +1,4 @@
-"""Runs all stages of a job: load, database, search, tune, evaluate, export, report. None that is done is repeated."""
+"""Runs the stages of a job: load, database, search, tune, evaluate, export, report. Finished ones are not repeated."""
 
 import logging
 from collections.abc import Mapping
@@ -128,7 +128,7 @@ def search_profile(job: Job, context: EvaluationContext) -> Profile:
 def evaluate_profile(
     job: Job, context: EvaluationContext, profile: Profile, *, tuned: Mapping[str, TunedModel], clock: Clock
 ) -> None:
-    """Measure the dense, the uniform, the searched and the tuned models, export the last one, and write the report."""
+    """Measure the dense, uniform, searched and tuned models, export the searched or tuned one, and write the report."""
     profiles = compared_profiles(context.space, profile, job.budget)
     test_sets = load_test_sets(
         context.splits,

@@ -18,7 +18,7 @@ from evopress.runtime.json_files import read_json, write_json
 from evopress.space.units import Profile
 
 CANDIDATES = ("dense", "uniform", "searched", "tuned", "uniform_tuned")
-"""The last two only where the run tunes."""
+"""The models that results compare. The last two exist only if the run tunes."""
 
 
 @dataclass(frozen=True)

@@ -37,12 +37,12 @@ def check_start(job: Job, lm: LanguageModel, space: Space) -> None:
 
 
 def _check_positions(job: Job, lm: LanguageModel) -> None:
-    """Raises ValueError for windows with more positions than the model has embeddings for; rotary ones have no end."""
+    """Raise ValueError if windows are longer than the model's position embeddings. Rotary embeddings have no limit."""
     limit = getattr(lm.text_config, "max_position_embeddings", None)
     is_rotary = getattr(lm.text_config, "rope_parameters", None) is not None
     if limit is not None and not is_rotary and job.data.window > limit:
         raise ValueError(
-            f"data.window is {job.data.window}, and the model has embeddings for {limit} positions: set it to {limit} "
+            f"data.window is {job.data.window}, but the model has embeddings for {limit} positions: set it to {limit} "
             "or less"
         )
 

@@ -28,7 +28,7 @@ def as_table(candidates: Mapping[str, Candidate]) -> str:
 def _main_keys(candidates: Iterable[Candidate]) -> dict[str, str]:
     """The main metric of every task that has one."""
     scores = {task: scores for candidate in candidates for task, scores in candidate.tasks.items()}
-    return {task: key for task, of_task in scores.items() for key in metric_keys(of_task)[:1]}
+    return {task: key for task, task_scores in scores.items() for key in metric_keys(task_scores)[:1]}
 
 
 def _score(scores: Scores, key: str) -> str:

@@ -39,10 +39,10 @@ def read_tensors(path: Path, identity: Mapping[str, object]) -> tuple[Tensors, d
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         is_intact = facts["sha256"] == _sha256(tensors)
     except Exception as error:  # the exceptions of safetensors have no common class but this
-        log.warning("%s is damaged (%s) and will be made again", path, error)
+        log.warning("%s is damaged (%s) and will be recreated", path, error)
         return None
     if not is_intact:
-        log.warning("%s is damaged and will be made again", path)
+        log.warning("%s is damaged and will be recreated", path)
     return (tensors, facts) if is_intact and facts["identity"] == identity else None
 
 
