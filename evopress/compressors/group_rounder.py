@@ -30,8 +30,8 @@ class GroupRounder(Generic[G]):
     `fit` makes the grid of a group from its columns (group_size, lanes) and the power of their inputs (group_size,). A
     group without a grid gets one when the sweep reaches it. `power` (cols,) is the input power of every column, in the
     order of the sweep. The codes are written to `codes` (cols, lanes), which has an integer type. `order` has the
-    position in `codes` of every swept column. `positions` has the same numbers as Python integers, so that a GPU does
-    not have to be waited for.
+    position in `codes` of every swept column. `positions` has the same numbers as Python integers, which avoids waiting
+    for a GPU.
     """
 
     fit: Callable[[Tensor, Tensor], G]

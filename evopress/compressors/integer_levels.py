@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RoundedRows:
-    """Rows at all levels: codes uint8 (levels, rows, cols), scales (levels, rows, groups), zeros uint8 likewise."""
+    """Rows at all levels: codes uint8 (levels, rows, cols); scales and uint8 zeros, both (levels, rows, groups)."""
 
     bits: Sequence[int]
     codes: Tensor

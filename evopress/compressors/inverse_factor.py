@@ -35,7 +35,7 @@ def factor_inverse(H: Tensor, *, damp: float) -> InverseFactor:
     """Factor the inverse of a Hessian H (cols, cols), damped by `damp` times its mean diagonal.
 
     If this fails, it is repeated in float64, and then with 10, 100 and 1000 times the damping. If these fail as well, U
-    is None. A GPU is waited for once per attempt.
+    is None. Each attempt waits for a GPU once.
 
     Raises:
         ValueError: H is not finite.

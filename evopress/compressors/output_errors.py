@@ -48,7 +48,7 @@ def relative_errors(
     H: Tensor | None,
     lost: Sequence[Iterable[Tensor]] | None = None,
 ) -> list[list[float]]:
-    """`relative_error` of every level of each layer. A GPU is waited for once, unless float32 overflows.
+    """`relative_error` of every level of each layer. Waits for a GPU only once, unless float32 overflows.
 
     Args:
         levels: The levels of each layer.

@@ -85,7 +85,7 @@ def smaller(operation: Operation, run: PlannedRun) -> Operation:
 
 
 def _num_operations(operation: Operation, run: PlannedRun) -> float:
-    """Floating-point operations; 1 where there are none."""
+    """Floating-point operations, at least 1."""
     cost = cost_of(operation, run)
     return max(1.0, cost.in_model + cost.in_float32)
 

@@ -4,7 +4,7 @@
 
     database    every block is calibrated on all calibration tokens, and all its groups are solved
     search      a dry run of the search for every target counts the work of the evaluator
-    tune        every target takes all its steps, each of which is five passes, and all its checks
+    tune        every target runs all of its steps, at five passes each, and all of its checks
     evaluate    the dense, the uniform, the searched and the tuned models run on every test set
     memory      the weights, and what each stage holds in addition (`memory.py`)
 """
@@ -64,7 +64,7 @@ def _database_stage(run: PlannedRun) -> StageEstimate:
 
 
 def _search_and_evaluate_stages(run: PlannedRun) -> Iterator[StageEstimate]:
-    """With the stage between the two, where the job tunes."""
+    """The stages `search` and `evaluate`, with `tune` between them if the job tunes."""
     search = EvaluatorCount(run)
     searched = dry_run_targets(run, search)
     yield _evaluator_stage("search", search)
