@@ -9,6 +9,7 @@ from experiments.compare import collect as compare
 from experiments.known import collect as known
 from experiments.levels import collect as levels
 from experiments.search import front, show
+from experiments.tuning import collect as tuning
 from tests.documents import README, listings, page, study, table, tables
 from tests.records import (
     ALGORITHM_1,
@@ -54,6 +55,10 @@ def test_the_table_of_the_search_study_is_that_of_its_records():
 
 def test_the_table_of_the_study_of_levels_is_that_of_its_record():
     assert levels.table(record("levels/results.json")["figures"]) in study("levels").read_text()
+
+
+def test_the_table_of_the_study_of_tuning_is_that_of_its_record():
+    assert tuning.table(record("tuning/results.json")["rows"]) in study("tuning").read_text()
 
 
 def test_the_table_of_six_budgets_is_that_of_its_records():
