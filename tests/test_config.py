@@ -49,6 +49,14 @@ def test_every_option_builds_a_job(option, tmp_path):
     assert job.folder == tmp_path
 
 
+@pytest.mark.parametrize("option", ["drop", "gguf", "gptq", "rtn"])
+def test_a_compressor_has_the_same_defaults_in_yaml_and_in_python(option, tmp_path):
+    """The others take their base sparsity from the budget."""
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        compressor = build_job(compose("config", [f"compress={option}"]), tmp_path).compress
+    assert compressor == type(compressor)()
+
+
 @pytest.mark.parametrize("compress", ["gptq", "sparsegpt", "drop", "gguf"])
 def test_the_default_search_is_guided(compress):
     assert composed("model=mistral7b", f"compress={compress}").search._target_ == "evopress.search.guided.Guided"
