@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from evopress.job import Job
 from evopress.planning.estimate import ResourceEstimate, StageEstimate
-from evopress.planning.machine import free_disk_bytes, free_memory_bytes
+from evopress.planning.machine import free_disk_bytes, free_memory_bytes, load_per_processor
 from evopress.planning.planned_run import PlannedRun
 from evopress.planning.sample import sample_bytes
 from evopress.planning.speed import Seconds, measure_seconds
@@ -12,6 +12,12 @@ from evopress.planning.stages import estimate_resources
 from evopress.runtime import distributed
 
 LONGEST_IN_MINUTES_S = 2 * 3600
+
+BUSY_LOAD = 0.5
+"""Programs that may compute per processor before the run starts."""
+
+StageSeconds = Mapping[str, float]
+"""Seconds by the name of a stage."""
 
 NO_REMEDY = "no setting makes it smaller, so use a machine with more memory"
 
@@ -25,10 +31,12 @@ def plan_text(run: PlannedRun) -> str:
     job = run.job
     estimate = estimate_resources(run)
     free_memory, free_disk = free_memory_bytes(run.device), free_disk_bytes(job.outputs)
+    load = load_per_processor()  # before this process computes
     seconds = stage_seconds(run, estimate, free_memory=free_memory)
     lines = [
         f"{job.model.name}: {estimate.num_weights:,} weights, {estimate.num_units} units",
         total_line(seconds, job) if seconds else TOO_LARGE_TO_TIME,
+        *busy_line(load),
         f"disk: {_size(estimate.database_bytes)} for the database of levels, {_size(estimate.states_bytes)} for hidden "
         f"states while it is built; {_size(free_disk)} are free at {job.outputs}",
         f"memory of {run.device}: {_size(free_memory)} are free for each of {distributed.world_size()} processes",
@@ -41,7 +49,7 @@ def plan_text(run: PlannedRun) -> str:
     return "\n".join(lines)
 
 
-def stage_seconds(run: PlannedRun, estimate: ResourceEstimate, *, free_memory: int) -> dict[str, float]:
+def stage_seconds(run: PlannedRun, estimate: ResourceEstimate, *, free_memory: int) -> StageSeconds:
     """The seconds of every stage. Empty if the sample that is timed needs more than half of the free memory."""
     if sample_bytes(run) > free_memory / 2:
         return {}
@@ -49,7 +57,7 @@ def stage_seconds(run: PlannedRun, estimate: ResourceEstimate, *, free_memory: i
     return {stage.name: seconds_of(stage, seconds) for stage in estimate.stages}
 
 
-def total_line(seconds: Mapping[str, float], job: Job) -> str:
+def total_line(seconds: StageSeconds, job: Job) -> str:
     """The time of each stage that the job runs, and their total. If the job only plans, all stages are included."""
     counted = [name for name in seconds if name in job.stages] or list(seconds)
     total = sum(seconds[name] for name in counted)
@@ -66,6 +74,13 @@ def total_line(seconds: Mapping[str, float], job: Job) -> str:
     return f"about {rounded(total)} {unit} in all on this machine: {stages}; not included: {', '.join(excluded)}"
 
 
+def busy_line(load: float) -> list[str]:
+    """A line about other programs, if they use the processors so much that the times above mean little."""
+    if load < BUSY_LOAD:
+        return []
+    return [f"other programs use this machine ({load:.1f} per processor): without them, the run takes less time"]
+
+
 def seconds_of(stage: StageEstimate, seconds: Seconds) -> float:
     """The seconds of a stage. Processes share its work, but each process reads all levels that it needs."""
     shared = {True: 0.0, False: 0.0}
@@ -74,7 +89,7 @@ def seconds_of(stage: StageEstimate, seconds: Seconds) -> float:
     return shared[True] / distributed.world_size() + shared[False]
 
 
-def _stage_table(estimate: ResourceEstimate, seconds: Mapping[str, float]) -> list[str]:
+def _stage_table(estimate: ResourceEstimate, seconds: StageSeconds) -> list[str]:
     lines = [f"{'stage':10}{'tokens':>16}{'tokens/s':>12}{'minutes':>10}{'peak memory':>14}", "-" * 62]
     for stage in estimate.stages:
         stage_s = seconds.get(stage.name)

@@ -19,8 +19,8 @@ from evopress.planning.planned_run import PlannedRun
 from evopress.planning.sample import Sample, Timeable, sample_of
 from evopress.planning.work import Kind, Operation, cost_of
 
-MIN_SECONDS = 0.3
-"""An operation is repeated for at least this long."""
+MIN_SECONDS, MIN_CALLS = 0.3, 3
+"""An operation is repeated for at least this long, and at least this often."""
 
 LONG_SECONDS = 2.0
 """If the first call takes longer, it is the measurement, without a warm-up."""
@@ -34,22 +34,22 @@ MIN_TOKENS, MIN_CALIBRATION_TOKENS = 64, 256
 COLS_MULTIPLE = 256
 """Groups are shrunk to a multiple of this many columns, which all compressors accept."""
 
-Seconds = Mapping[Operation, float]
+Seconds = dict[Operation, float]
 """The seconds of a single run of each operation."""
 
 
 def measure_seconds(run: PlannedRun, operations: Iterable[Operation]) -> Seconds:
     """Time every operation on one block with random weights, or on the model itself if it is already in memory."""
     disk = nearest_existing(run.job.outputs)
-    seconds: dict[Operation, float] = {}
-    measured: dict[Operation, float] = {}
+    seconds: Seconds = {}
+    timed: Seconds = {}
     with TemporaryDirectory(dir=disk if os.access(disk, os.W_OK) else None) as folder, torch.no_grad():
         make = _makers(sample_of(run), Path(folder))
         for operation in sorted(operations, key=lambda operation: (operation.kind != "solve", operation)):
             part = smaller(operation, run)
-            if part not in measured:
-                measured[part] = _mean_seconds(make[part.kind](part), run.device)
-            seconds[operation] = measured[part] * _num_operations(operation, run) / _num_operations(part, run)
+            if part not in timed:
+                timed[part] = _fastest(make[part.kind](part), run.device)
+            seconds[operation] = timed[part] * _num_operations(operation, run) / _num_operations(part, run)
     return seconds
 
 
@@ -90,16 +90,14 @@ def _num_operations(operation: Operation, run: PlannedRun) -> float:
     return max(1.0, cost.in_model + cost.in_float32)
 
 
-def _mean_seconds(timeable: Timeable, device: torch.device) -> float:
-    """The mean seconds of one operation. The first call does not count, unless it takes long."""
-    seconds = _seconds(timeable, device)
-    if seconds < LONG_SECONDS:
-        started, seconds, calls = perf_counter(), 0.0, 0
-        while not calls or seconds < MIN_SECONDS:
-            _seconds(timeable, device)
-            seconds, calls = perf_counter() - started, calls + 1
-        seconds /= calls
-    return seconds / timeable.times
+def _fastest(timeable: Timeable, device: torch.device) -> float:
+    """The seconds of one operation in its fastest call, without the first call, unless that is long."""
+    calls = [_seconds(timeable, device)]
+    if calls[0] < LONG_SECONDS:
+        calls = []
+        while len(calls) < MIN_CALLS or sum(calls) < MIN_SECONDS:
+            calls.append(_seconds(timeable, device))
+    return min(calls) / timeable.times
 
 
 def _seconds(timeable: Timeable, device: torch.device) -> float:

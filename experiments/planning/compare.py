@@ -34,7 +34,8 @@ def planned(job: Job) -> dict[str, dict[str, float]]:
     """Seconds and gigabytes of memory of each stage, and the megabytes of the database."""
     run = plan_run(job)
     estimate = estimate_resources(run)
-    seconds = speed.measure_seconds(run, {operation for stage in estimate.stages for operation in stage.work})
+    operations = {operation for stage in estimate.stages for operation in stage.work}
+    seconds = speed.measure_seconds(run, operations)
     return {
         "seconds": {stage.name: seconds_of(stage, seconds) for stage in estimate.stages},
         "memory_gb": {stage.name: stage.memory_bytes / 1e9 for stage in estimate.stages},

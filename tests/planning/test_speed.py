@@ -13,8 +13,9 @@ from evopress.evaluation.evaluator import EvaluatorSettings
 from evopress.models.source import ModelSource
 from evopress.planning import speed
 from evopress.planning.estimate import StageEstimate
+from evopress.planning.machine import load_per_processor
 from evopress.planning.planned_run import PlannedRun, plan_run
-from evopress.planning.render import seconds_of, total_line
+from evopress.planning.render import busy_line, seconds_of, total_line
 from evopress.planning.sample import Timeable, random_block, sample_of
 from evopress.planning.speed import measure_seconds, smaller
 from evopress.planning.stages import estimate_resources
@@ -128,20 +129,33 @@ def test_tokens_of_an_operation_are_limited_by_windows_first_and_never_to_a_few(
 def test_operations_that_are_timed_in_the_same_shape_are_timed_once(tmp_path, monkeypatch):
     run, timed = planned(tmp_path), []
     monkeypatch.setitem(speed.MAX_OPERATIONS, "cpu", 1)
-    monkeypatch.setattr(speed, "_mean_seconds", lambda timeable, device: timed.append(timeable) or 1.0)
+    monkeypatch.setattr(speed, "_fastest", lambda timeable, device: timed.append(timeable) or 1.0)
     seconds = measure_seconds(run, [Operation("block", 1, 100), Operation("block", 1, 200)])
     assert len(timed) == 1
     assert seconds[Operation("block", 1, 200)] == pytest.approx(2 * seconds[Operation("block", 1, 100)])
 
 
-@pytest.mark.parametrize(("first", "calls"), [(0.5, 2), (3.0, 1)])
-def test_a_first_call_is_a_warm_up_unless_it_takes_long(first, calls, monkeypatch):
-    durations, done = iter([first, 0.4]), []
-    monkeypatch.setattr(speed, "_seconds", lambda timeable, device: done.append(1) or next(durations))
-    clock = iter([0.0, 0.4])
-    monkeypatch.setattr(speed, "perf_counter", lambda: next(clock))
-    seconds = speed._mean_seconds(Timeable(lambda: None, 2), torch.device("cpu"))
-    assert len(done) == calls and seconds == (3.0 if calls == 1 else 0.4) / 2
+@pytest.mark.parametrize(
+    ("durations", "fastest"),
+    [
+        ((0.1, 0.4, 0.2, 0.6), 0.2),  # the first call is a warm-up
+        ((0.01, 0.1, 0.02, 0.05, 0.05, 0.1), 0.02),  # more calls until they take long enough
+        ((3.0,), 3.0),  # it takes long
+    ],
+)
+def test_the_fastest_call_after_a_warm_up_counts(durations, fastest, monkeypatch):
+    remaining = iter(durations)
+    monkeypatch.setattr(speed, "_seconds", lambda timeable, device: next(remaining))
+    assert speed._fastest(Timeable(lambda: None, 2), torch.device("cpu")) == fastest / 2
+    assert next(remaining, None) is None
+
+
+def test_other_programs_are_mentioned_where_they_use_the_processors(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    for load, lines in ((0.4, 0), (3.0, 1)):
+        monkeypatch.setattr("os.getloadavg", lambda load=load: (load, 0.0, 0.0))
+        assert len(busy_line(load_per_processor())) == lines
+    assert "0.8 per processor" in busy_line(load_per_processor())[0]
 
 
 def test_processes_share_the_work_but_not_the_reading_of_levels(monkeypatch):
