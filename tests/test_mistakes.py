@@ -96,7 +96,10 @@ MISTAKES = [
     ("model.dtype=int4", "model.dtype is 'int4'"),
     ("model.max_perplexity=0", "model.max_perplexity is 0"),
     ("tracking=wandb tracking.mode=sometimes", "tracking.mode is 'sometimes'"),
-    ("stages=[serach]", "stages contains 'serach', which is not a stage: use some of plan, database, search, evaluate"),
+    (
+        "stages=[serach]",
+        "stages contains 'serach', which is not a stage: use some of plan, database, search, tune, evaluate",
+    ),
     # settings that do not fit together
     ("budget=sparsity50", "budget.metric is sparsity but this compressor counts bits: use budget=3bit or budget=size"),
     ("compress=sparsegpt budget=3bit", "use budget=sparsity50"),
