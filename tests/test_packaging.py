@@ -84,7 +84,8 @@ def test_the_wheel_holds_every_module_configuration_and_asset(wheel):
     }
     settings = {f"evopress/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "conf").rglob("*.yaml")}
     assert modules | assets | settings <= names
-    assert any(name.endswith("dist-info/licenses/LICENSE") for name in names)
+    for licence in ("LICENSE", "evopress/assets/text/LICENSE.python.txt"):
+        assert any(name.endswith(f"dist-info/licenses/{licence}") for name in names)
 
 
 def test_the_installed_package_reads_its_own_configuration(installed, tmp_path):

@@ -2,9 +2,9 @@
 
 import os
 import shutil
-from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import torch
 
 from evopress.runtime import distributed
@@ -14,11 +14,7 @@ def free_memory_bytes(device: torch.device) -> int:
     """Free memory of a GPU, or this process's share of the free memory of the machine."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    with suppress(OSError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024 // distributed.world_size()
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // distributed.world_size()
+    return psutil.virtual_memory().available // distributed.local_world_size()
 
 
 def free_disk_bytes(folder: Path) -> int:

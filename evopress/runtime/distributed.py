@@ -70,6 +70,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def local_world_size() -> int:
+    """The number of processes on this machine, which share its memory."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+
+
 def is_first() -> bool:
     """Whether this is the process that writes files and tracks metrics."""
     return rank() == 0

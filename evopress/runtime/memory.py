@@ -1,26 +1,33 @@
-"""Peak memory: of the GPU if there is one, otherwise of the process."""
+"""Peak memory: of the GPU if the process uses one, otherwise of the process."""
 
 import resource
+import sys
 from contextlib import suppress
 from pathlib import Path
 
 import torch
 
+MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
+"""Bytes in the unit of `ru_maxrss`: macOS counts bytes, Linux and BSD count kilobytes."""
+
 
 def start_peak() -> None:
     """Reset the peak. Outside Linux, the peak of the process cannot be reset."""
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_bytes() -> int:
-    """The highest memory use since `start_peak`, or since the process started if the peak could not be reset."""
-    if torch.cuda.is_available():
+    """The highest memory use since `start_peak`, or since the process started if the peak could not be reset.
+
+    A run on the CPU does not initialize CUDA, so on a machine with a GPU it has the peak of the process too.
+    """
+    if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MAXRSS_UNIT
