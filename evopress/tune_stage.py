@@ -1,4 +1,4 @@
-"""The stage `tune`: tunes the searched profile and, on request, the uniform one."""
+"""The stage `tune`. It tunes the searched profile and, on request, the uniform one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from evopress.tuning.state import TuningResult
 from evopress.tuning.tuner import TuningTask, tune
 
 CANDIDATES = {"tuned": "searched", "uniform_tuned": "uniform"}
-"""What the results call a tuned model, and the profile that it has."""
+"""The name of a tuned model in the results, and the name of the candidate whose profile it has."""
 
 
 @dataclass(frozen=True)
 class TunedModel:
-    """A profile after tuning. `context` has its weights; None where the untuned model stays."""
+    """A tuned model. `context` has its weights; it is None if the untuned model is kept."""
 
     profile: Profile
     context: EvaluationContext | None
@@ -39,7 +39,7 @@ class TunedModel:
 
 
 def tune_models(job: Job, context: EvaluationContext, profile: Profile) -> dict[str, TunedModel]:
-    """The tuned models by the name of the candidate. Empty without the stage. Collective."""
+    """The tuned models by their names in the results. Empty if the job does not tune. Collective."""
     if not job.tunes:
         return {}
     profiles = compared_profiles(context.space, profile, job.budget)

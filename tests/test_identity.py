@@ -142,7 +142,7 @@ IRRELEVANT: dict[str, str] = {
     "model.max_perplexity": "refuses a model, and changes none",
     "evaluator.cache_gb": "weights that are decoded again are the same",
     "evaluator.states_gb": "says how many runs are held at once, not what goes through a block at once",
-    "tune.save_minutes": "a run that goes on from a saved state ends in the same bytes",
+    "tune.save_minutes": "a run that continues from a saved state ends with the same bytes",
     "tracking._target_": "trackers only receive",
     "targets": "each target is a budget in a run of its own",
     "stages": "what a stage makes does not depend on the others; without tune there is no tuned model",

@@ -1,4 +1,4 @@
-"""Tunes what a compressed model keeps in floating point, with its levels and codes fixed.
+"""Trains the floating-point parts of a compressed model, while its levels and integer codes stay as they are.
 
 Imports runtime, weights, models, space, database and evaluation.
 """

@@ -1,4 +1,4 @@
-"""Adam, its learning rate, and the order of the windows, as pure functions of the step."""
+"""Adam, its learning rate and the order of the windows, as pure functions of the step."""
 
 from math import cos, pi
 from random import Random
@@ -9,7 +9,7 @@ from torch import Tensor
 BETAS = (0.9, 0.95)
 
 EPSILON = 1e-12
-"""Far below the gradient of a single scale, which is about 1e-8 in a model of billions of weights."""
+"""Much smaller than the gradient of a single scale, which is about 1e-8 in a model with billions of weights."""
 
 
 class Moments(NamedTuple):
@@ -20,7 +20,7 @@ class Moments(NamedTuple):
 
 
 def adam_update(gradient: Tensor, moments: Moments, *, step: int, learning_rate: float) -> tuple[Tensor, Moments]:
-    """What is added to a parameter at `step` = 1, 2, …, and the moments afterwards.
+    """The update to add to a parameter at `step` = 1, 2, …, and the new moments.
 
     Source: Kingma and Ba, arXiv 1412.6980, Algorithm 1.
     """
@@ -32,7 +32,10 @@ def adam_update(gradient: Tensor, moments: Moments, *, step: int, learning_rate:
 
 
 def rate_factor(step: int, *, steps: int, warmup: float) -> float:
-    """What the learning rate is multiplied by at `step` = 1 … `steps`: a linear rise, then a cosine that ends at 0."""
+    """The factor of the learning rate at `step` = 1 … `steps`: a linear rise to 1, then a cosine.
+
+    The cosine would reach 0 one step after the last, so that the last step still changes something.
+    """
     rising = warmup * steps
     if step <= rising:
         return step / rising
@@ -40,7 +43,7 @@ def rate_factor(step: int, *, steps: int, warmup: float) -> float:
 
 
 def windows_of_step(step: int, *, per_step: int, num_windows: int, seed: int) -> list[int]:
-    """Which windows `step` = 1, 2, … uses: all of them in a random order, then again in another one."""
+    """The indices of the windows that `step` = 1, 2, … uses. Every pass over the windows has a new random order."""
 
     def window_at(position: int) -> int:
         epoch, place = divmod(position, num_windows)

@@ -1,15 +1,15 @@
-"""The gradients of the KL from the dense model at all parameters, one block at a time.
+"""The gradients of the KL from the dense model with respect to all parameters, one block at a time.
 
 ::
 
-    keep the states between the blocks, from a forward pass without a graph
-    send the gradient back through the head and the last norm
+    run forward without a graph, and keep the hidden states between the blocks
+    backpropagate through the head and the final norm
     for each block, from the last to the first:
-        decode its weights again and run it on its kept state, with a graph
-        send the gradient back through it, to its parameters and to its input
+        decode its weights again, and run it on its input with a graph
+        backpropagate to its parameters and its input
 
-Each group of gradients is handed out before the next one is computed, so the graph of one block is in memory at a time,
-and its parameters may change at once: no earlier block needs them again.
+Each group of gradients is yielded before the next one is computed. So only the graph of one block is in memory at a
+time. The caller may update the parameters of a block immediately, because the blocks before it do not use them.
 """
 
 from collections.abc import Iterator
@@ -27,16 +27,17 @@ from evopress.tuning.tunable_model import TunableModel, final_norm_name
 
 @dataclass(frozen=True)
 class Gradients:
-    """Gradients of the mean KL by parameter. `kl` is that mean, in the first group only, which is that of the head."""
+    """Gradients of a KL by the name of the parameter. `kl` is the KL itself; it is 0 in all groups but the first."""
 
-    of_parameters: dict[str, Tensor]
+    by_name: dict[str, Tensor]
     kl: float = 0.0
 
 
 def gradient_groups(model: TunableModel, tokens: Int[Tensor, "windows time"]) -> Iterator[Gradients]:
-    """The gradients on some windows: of the last norm, of the last block, …, of the first block. Collective.
+    """Yield the gradients of the mean KL for the final norm, then for each block from last to first. Collective.
 
-    The processes share the windows. The sums are taken in the order of the windows, whoever computed them.
+    The processes share the windows. Gradients are summed in the order of the windows, so the sums do not depend on the
+    number of processes.
     """
     device, count = model.lm.device, tokens.numel()
     windows = [_Window(model, window.to(device)) for window in distributed.share(tokens.split(1))]
@@ -47,17 +48,17 @@ def gradient_groups(model: TunableModel, tokens: Int[Tensor, "windows time"]) ->
 
 def _mean(model: TunableModel, shared: list[Gradients], num_tokens: int) -> Gradients:
     """The sum over the windows of all processes, divided by the number of tokens."""
-    on_cpu = [Gradients({n: g.cpu() for n, g in window.of_parameters.items()}, window.kl) for window in shared]
+    on_cpu = [Gradients({n: g.cpu() for n, g in window.by_name.items()}, window.kl) for window in shared]
     windows = [window for of_process in distributed.gather(on_cpu) for window in of_process]
-    sums = dict(windows[0].of_parameters)
+    sums = dict(windows[0].by_name)
     for window in windows[1:]:
-        sums = {name: total + window.of_parameters[name] for name, total in sums.items()}
+        sums = {name: total + window.by_name[name] for name, total in sums.items()}
     means = {name: (total / num_tokens).to(model.lm.device) for name, total in sums.items()}
     return Gradients(means, sum(window.kl for window in windows) / num_tokens)
 
 
 class _Window:
-    """One window on its way back through the model. Gradients are of the KL summed over its tokens."""
+    """Backpropagation through the model for one window. The gradients are those of the KL summed over its tokens."""
 
     def __init__(self, model: TunableModel, tokens: Int[Tensor, "1 time"]):
         self.model = model
@@ -65,10 +66,10 @@ class _Window:
         dense = CompressibleModel(model.lm, model.space, model.weights)
         self.dense_state: Tensor = forward_pass(dense, None, tokens).states[-1]
         self.gradient: Float[Tensor, "1 time hidden"] = torch.zeros_like(self.dense_state)
-        """At the output of the block that comes next."""
+        """At the output of the next block to backpropagate through."""
 
     def through_head(self) -> Gradients:
-        """To the output of the last block, and to the last norm."""
+        """Backpropagate to the output of the last block and to the final norm."""
         lm, model = self.model.lm, self.model
         leaves = _leaves(model, [name for name in (final_norm_name(lm),) if name in model.changes])
         state = self.forward.states[-1].detach().requires_grad_()
@@ -84,16 +85,16 @@ class _Window:
             draws=0,
             generator=torch.Generator(),
         )
-        at_normed, kl = [], 0.0
+        head_input_gradients, kl = [], 0.0
         for chunk in chunks:
-            at_normed.append(chunk.input_gradients[0])
+            head_input_gradients.append(chunk.input_gradients[0])
             kl += chunk.kl
-        gradient = torch.cat(at_normed).view_as(normed)
-        self.gradient, *of_leaves = torch.autograd.grad(normed, [state, *leaves.values()], gradient)
-        return Gradients(dict(zip(leaves, of_leaves, strict=True)), kl)
+        gradient = torch.cat(head_input_gradients).view_as(normed)
+        self.gradient, *leaf_gradients = torch.autograd.grad(normed, [state, *leaves.values()], gradient)
+        return Gradients(dict(zip(leaves, leaf_gradients, strict=True)), kl)
 
     def through_block(self, block: int) -> dict[str, Tensor]:
-        """To the input of a block, and to its parameters; those that its output does not depend on get zeros."""
+        """Backpropagate to the input of a block and to its parameters. A parameter without influence gets zeros."""
         model, choice = self.model, self.forward.choices[block]
         leaves = _leaves(model, model.names_of_block(block))
         state = self.forward.states[block].detach().requires_grad_()
@@ -104,10 +105,10 @@ class _Window:
             )
         inputs = [state, *leaves.values()]
         gradients = torch.autograd.grad(output, inputs, self.gradient, allow_unused=True, materialize_grads=True)
-        self.gradient, *of_leaves = gradients
-        return dict(zip(leaves, of_leaves, strict=True))
+        self.gradient, *leaf_gradients = gradients
+        return dict(zip(leaves, leaf_gradients, strict=True))
 
 
 def _leaves(model: TunableModel, names: list[str]) -> dict[str, Tensor]:
-    """The changes of these parameters as the leaves of a new graph."""
+    """The changes of these parameters, as leaves of a new graph."""
     return {name: model.changes[name].detach().requires_grad_() for name in names}

@@ -9,14 +9,15 @@ from evopress.runtime.config_class import config_class
 
 @config_class
 class Tuning:
-    """Adam on scales and norms, towards the dense model's predictions on text of the search split.
+    """Trains scales and norms with Adam, to match the dense model's predictions on text of the search split.
 
     `tokens` is the number of tokens of all steps together; 0 means no tuning. A step uses `windows` windows.
-    `scales_lr` is the learning rate of relative changes of scales, `norms_lr` that of norms, relative to the root mean
-    square of their weights; 0 leaves the kind as it is. The rate rises over the share `warmup` of the steps and then
-    falls as a cosine. KL on `validation_tokens` is measured `checks` times, and tuning stops after `patience` checks
-    without a better one. `compare_uniform` also tunes the uniform profile, for comparison. `save_minutes` is the time
-    between saved states.
+    `scales_lr` is the learning rate for scales, whose changes are relative to the stored scale. `norms_lr` is the
+    learning rate for norms, whose changes are relative to the root mean square of their weights. A rate of 0 means that
+    these parameters are not trained. The rate rises linearly over the share `warmup` of the steps, then falls as a
+    cosine. KL on `validation_tokens` is measured before the first step and `checks` times after it. Tuning stops after
+    `patience` checks in a row without a better one. `compare_uniform` also tunes the uniform profile, for comparison.
+    `seed` determines the order of the windows. The state is saved at every check and every `save_minutes`.
     """
 
     tokens: int = Field(default=0, ge=0)
@@ -32,23 +33,26 @@ class Tuning:
     save_minutes: float = Field(default=5.0, gt=0)
 
     def num_steps(self, window: int) -> int:
-        """The steps on windows of this length."""
+        """The number of steps with windows of this length."""
         return ceil(self.tokens / (self.windows * window))
 
     def check_steps(self, window: int) -> list[int]:
-        """After how many steps KL on validation tokens is measured."""
+        """The steps after which KL on validation tokens is measured."""
         steps = self.num_steps(window)
         return sorted({ceil(steps * check / self.checks) for check in range(1, self.checks + 1)})
 
 
 STEP_COST = 5
-"""Token equivalents of a token in a step: dense, compressed and recomputed forward passes, and one backward pass."""
+"""The cost of a token in a step, in token equivalents.
+
+The dense model, the compressed model and its recomputation take a forward pass each, and the backward pass counts 2.
+"""
 
 
 def token_equivalents(settings: Tuning, steps: int, checks: int, *, windows: tuple[int, int]) -> float:
-    """The cost of so many steps and checks, whose validation windows have the shape `windows`.
+    """The cost of this many steps and checks. `windows` is the shape of the validation split: (windows, tokens).
 
-    The dense model runs once on the validation tokens. All blocks count as if they ran.
+    The dense model runs once on the validation tokens. A dropped sub-block counts as if it ran.
     """
     count, length = windows
     validation_tokens = length * min(count, max(1, settings.validation_tokens // length))

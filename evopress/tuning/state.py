@@ -1,4 +1,4 @@
-"""The state of a tuning that is under way, and the result of a finished one, in memory and in files."""
+"""The state of an unfinished tuning, and the result of a finished one, in memory and in files."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -13,10 +13,10 @@ from evopress.tuning.tensor_files import Tensors, read_tensors, write_tensors
 
 @dataclass(frozen=True)
 class TuningState:
-    """What is known after `step` steps. The tensors are named as the parameters are.
+    """The state after `step` steps. The tensors are keyed by the names of the parameters.
 
-    `checks` has the steps after which KL was measured, with the KL; the first is that of the untuned model. `best` are
-    the changes of the best check, empty for the untuned model.
+    `checks` has a pair (step, KL) for every measurement; the first is that of the untuned model. `best` has the changes
+    at the best check. It is empty as long as the untuned model is the best.
     """
 
     changes: Tensors
@@ -31,18 +31,18 @@ class TuningState:
 
     @property
     def checks_since_best(self) -> int:
-        """How many checks followed the best one."""
+        """The number of checks after the best one."""
         kls = [kl for _, kl in self.checks]
         return len(kls) - 1 - kls.index(min(kls))
 
     def to(self, device: torch.device) -> "TuningState":
-        """The same state on a device."""
+        """The same state, with its tensors on a device."""
         moments = {name: Moments(*(moment.to(device) for moment in moments)) for name, moments in self.moments.items()}
         changes, best = ({name: r.to(device) for name, r in kept.items()} for kept in (self.changes, self.best))
         return replace(self, changes=changes, best=best, moments=moments)
 
     def checked(self, kl: float) -> "TuningState":
-        """The state with one more check, whose changes are kept if it is the best one."""
+        """The state with one more check. If it is the best so far, its changes become `best`."""
         is_best = not self.checks or kl < self.best_kl
         best = {name: change.clone() for name, change in self.changes.items()} if is_best and self.step else self.best
         return replace(self, best=best, checks=[*self.checks, (self.step, kl)])
@@ -50,7 +50,7 @@ class TuningState:
 
 @dataclass(frozen=True)
 class TuningResult:
-    """A finished tuning: the changes, empty where the untuned model was the best, and the checks."""
+    """A finished tuning: the checks, and the changes at the best one, which are empty if that is the untuned model."""
 
     changes: Tensors
     checks: list[tuple[int, float]]
@@ -61,18 +61,18 @@ class TuningResult:
 
     @property
     def kl_after(self) -> float:
-        """That of the model that is kept."""
+        """KL of the model that is kept."""
         return min(kl for _, kl in self.checks)
 
 
 def new_state(changes: Mapping[str, Tensor]) -> TuningState:
-    """Before the first step."""
+    """The state before the first step."""
     moments = {name: Moments(torch.zeros_like(r), torch.zeros_like(r)) for name, r in changes.items()}
     return TuningState(dict(changes), moments)
 
 
 def save_state(path: Path, state: TuningState, identity: Mapping[str, object]) -> None:
-    """Replace the file by this state."""
+    """Write the state. An older file is replaced."""
     tensors = _prefixed("changes", state.changes) | _prefixed("best", state.best)
     for moment in Moments._fields:
         tensors |= _prefixed(moment, {name: getattr(moments, moment) for name, moments in state.moments.items()})
@@ -80,7 +80,7 @@ def save_state(path: Path, state: TuningState, identity: Mapping[str, object]) -
 
 
 def read_state(path: Path, identity: Mapping[str, object]) -> TuningState | None:
-    """The saved state; None if there is none, or one of another identity or damaged."""
+    """The saved state; None if the file is missing, damaged, or has another identity."""
     content = read_tensors(path, identity)
     if content is None:
         return None
@@ -91,12 +91,12 @@ def read_state(path: Path, identity: Mapping[str, object]) -> TuningState | None
 
 
 def save_result(path: Path, result: TuningResult, identity: Mapping[str, object]) -> None:
-    """Write the finished tuning."""
+    """Write a finished tuning."""
     write_tensors(path, _prefixed("changes", result.changes), {"identity": identity, "checks": result.checks})
 
 
 def read_result(path: Path, identity: Mapping[str, object]) -> TuningResult | None:
-    """The finished tuning; None if there is none, or one of another identity or damaged."""
+    """The finished tuning; None if the file is missing, damaged, or has another identity."""
     content = read_tensors(path, identity)
     if content is None:
         return None

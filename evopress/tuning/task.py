@@ -1,4 +1,4 @@
-"""One tuning: what is tuned, and how."""
+"""The task of one tuning."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from evopress.tuning.tunable_model import TunableModel, tunable_model
 
 @dataclass(frozen=True)
 class TuningTask:
-    """What is tuned, and how. `identity` is everything that the result depends on; `path` gets the result."""
+    """What is tuned, and how. The result depends only on `identity`, and is written to `path`."""
 
     settings: Tuning
     context: EvaluationContext
@@ -22,17 +22,17 @@ class TuningTask:
 
     @property
     def num_steps(self) -> int:
-        """The steps of the whole task."""
+        """The number of steps of the whole task."""
         return self.settings.num_steps(self.context.splits.search.shape[1])
 
     @property
     def state_path(self) -> Path:
-        """Where the state is while the task is not finished."""
+        """The file of the saved state. It exists only while the task is unfinished."""
         return self.path.with_suffix(".partial.safetensors")
 
     @property
     def name(self) -> str:
-        """As in the results: tuned, or uniform_tuned."""
+        """The name in the results: tuned or uniform_tuned."""
         return self.path.stem
 
     def model(self) -> TunableModel:

@@ -1,4 +1,4 @@
-"""Files of tuning: safetensors with facts about them, complete or absent, used only for what they were made for."""
+"""Safetensors files with facts in their metadata. A file is complete or absent, and is read only by its identity."""
 
 import hashlib
 import json
@@ -20,9 +20,9 @@ Tensors = dict[str, Tensor]
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, object]) -> None:
-    """Replace a file. `facts` are JSON, with an `identity`.
+    """Write a file, in place of an older one. `facts` must be JSON values and contain an `identity`.
 
-    All are in one key of the metadata, because the order of several would not always be the same.
+    All facts are in one key of the metadata. With several keys, their order in the file could differ from run to run.
     """
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     facts = {**facts, "sha256": _sha256(on_cpu)}
@@ -30,7 +30,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str,
 
 
 def read_tensors(path: Path, identity: Mapping[str, object]) -> tuple[Tensors, dict[str, Any]] | None:
-    """The tensors and the facts of a file; None if there is none, or one of another identity or damaged."""
+    """The tensors and the facts of a file; None if the file is missing, damaged, or has another identity."""
     if not path.exists():
         return None
     try:
@@ -38,7 +38,7 @@ def read_tensors(path: Path, identity: Mapping[str, object]) -> tuple[Tensors, d
             facts = json.loads(file.metadata()["tuning"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         is_intact = facts["sha256"] == _sha256(tensors)
-    except Exception as error:  # the exceptions of safetensors have no common class but this
+    except Exception as error:  # safetensors raises exceptions of several unrelated classes
         log.warning("%s is damaged (%s) and will be recreated", path, error)
         return None
     if not is_intact:

@@ -1,9 +1,9 @@
-"""A compressed model whose scales and norms can change. Its weights stay packed, and are decoded whenever a block runs.
+"""A compressed model whose scales and norms can change. Its weights stay packed. A block is decoded when it runs.
 
-A parameter is a tensor of changes r, and the value that it stands for is ``start + r·unit``. For the scales of a layer
-start and unit are the scale itself, so r is a relative change. For a norm the unit is the root mean square of its
-weights. Parameters are named by the layer and the part (`model.layers.0.mlp.up_proj.scales`) or as in the model
-(`model.norm.weight`).
+A parameter is a tensor of changes r. It stands for the value ``start + r·unit``. For the scales of a layer, start and
+unit are both the stored scale, so r is a relative change. For a norm, the unit is the root mean square of its weights.
+The name of a parameter is that of the layer and the part (`model.layers.0.mlp.up_proj.scales`), or for a norm its name
+in the model (`model.norm.weight`).
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,12 +21,12 @@ from evopress.space.units import Profile
 from evopress.weights.base import CompressedWeight, FloatPart
 
 Changes = Mapping[str, Tensor]
-"""The changes r by the name of the parameter."""
+"""The tensors of changes r by the names of their parameters."""
 
 
 @dataclass(frozen=True)
 class TunableModel(CompressibleModel):
-    """The model at `profile`, with the packed weights of its layers by full name. Steps replace `changes`."""
+    """The model at `profile`. `packed` has its weights by full layer name. Training replaces tensors in `changes`."""
 
     profile: Profile
     packed: Mapping[str, CompressedWeight]
@@ -36,7 +36,7 @@ class TunableModel(CompressibleModel):
         return self.decoded(block, choice, self.changes)
 
     def decoded(self, block: int, choice: BlockChoice, changes: Changes) -> dict[str, Tensor]:
-        """The weights of the layers and norms of a block by local name, with a graph to `changes`."""
+        """The weights of the layers and trained norms of a block, by local name, with a graph back to `changes`."""
         lm = self.lm
         weights = {}
         for local, _ in choice.levels:
@@ -51,20 +51,20 @@ class TunableModel(CompressibleModel):
         return weights
 
     def final_norm_weight(self, changes: Changes) -> Tensor | None:
-        """The weight of the last norm, with a graph to `changes`; None where it does not change."""
+        """The weight of the final norm, with a graph back to `changes`; None if it is not trained."""
         name, lm = final_norm_name(self.lm), self.lm
         if name not in changes:
             return None
         return changed(norm_part(lm.model.get_parameter(name)), changes[name]).to(lm.dtype)
 
     def names_of_block(self, block: int) -> list[str]:
-        """The parameters of a block."""
+        """The names of the parameters of a block."""
         prefix = f"{self.lm.block_names[block]}."
         return [name for name in self.changes if name.startswith(prefix)]
 
 
 def values_of(name: str, packed: CompressedWeight, changes: Changes) -> dict[str, Tensor]:
-    """The values of the float parts of a layer. Parts without changes keep their value; none changes: empty."""
+    """The values of the float parts of a layer; empty if none has changes. Parts without changes keep their values."""
     parts = packed.float_parts()
     if not any(f"{name}.{part}" in changes for part in parts):
         return {}
@@ -75,19 +75,19 @@ def values_of(name: str, packed: CompressedWeight, changes: Changes) -> dict[str
 
 
 def changed(part: FloatPart, change: Tensor) -> Tensor:
-    """start + r·unit."""
+    """The value start + r·unit of a parameter."""
     return part.value + change * part.unit
 
 
 def norm_part(weight: Tensor) -> FloatPart:
-    """The weight of a norm, and the unit of its changes."""
+    """The weight of a norm, with the unit of its changes."""
     value = weight.detach().float()
     size = value.square().mean().sqrt()
     return FloatPart(value, torch.where(size > 0, size, 1.0).expand_as(value))
 
 
 def is_norm(module: Module) -> bool:
-    """Whether a module scales its input by a vector of weights."""
+    """Whether the weight of a module is a vector, as that of a norm is."""
     weight = getattr(module, "weight", None)
     return isinstance(weight, Tensor) and weight.ndim == 1 and "weight" in dict(module.named_parameters(recurse=False))
 
@@ -102,16 +102,16 @@ def norms_of_block(lm: LanguageModel, block: int, choice: BlockChoice) -> Iterat
 
 
 def final_norm_name(lm: LanguageModel) -> str:
-    """The parameter of the last norm."""
+    """The name of the weight of the final norm."""
     return f"{lm.family.norm}.weight"
 
 
 def tunable_model(
     model: CompressibleModel, profile: Profile, levels: PackedLevels | None, *, kinds: frozenset[str]
 ) -> TunableModel:
-    """The model at `profile`, nothing changed yet. Reads all its weights.
+    """The model at `profile` before training. Reads the packed weights of all its layers.
 
-    `kinds` of "scales" and "norms" can change.
+    `kinds` says what is trained: "scales", "norms" or both.
     """
     lm = model.lm
     packed: dict[str, CompressedWeight] = {}

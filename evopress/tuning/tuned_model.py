@@ -1,4 +1,4 @@
-"""A model with the scales and norms that tuning found, rounded to what a file stores, as the rest of a run sees it."""
+"""The tuned model that the rest of a run uses. Its scales and norms are rounded as in a file."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ from evopress.weights.base import CompressedWeight
 
 @dataclass(frozen=True)
 class TunedLevels:
-    """The levels of a database, some of them with other scales: `tuned` by full layer name and level."""
+    """The levels of a database, with `tuned` weights in place of some. Keys are the full layer name and the level."""
 
     database: PackedLevels
     tuned: Mapping[tuple[str, int], CompressedWeight]
@@ -36,9 +36,9 @@ class TunedLevels:
 def tuned_context(
     context: EvaluationContext, model: TunableModel, changes: Changes, *, cache_gb: float
 ) -> EvaluationContext:
-    """The context with the changed weights, measured against the dense model of `context`.
+    """A context whose model has the changed weights. KL is still measured from the dense model of `context`.
 
-    Its model shares all other tensors with that of `context`. `cache_gb` limits the decoded weights.
+    The new model shares all other tensors with the model of `context`. At most `cache_gb` of decoded weights are kept.
     """
     lm = context.lm.with_parameters(_norms(model, changes))
     weights = None
@@ -50,7 +50,7 @@ def tuned_context(
 
 
 def _levels(model: TunableModel, changes: Changes) -> dict[tuple[str, int], CompressedWeight]:
-    """The changed layers, by full name and level."""
+    """The weights of the changed layers, by full name and level."""
     levels = {}
     for block, choice in enumerate(model.choices(model.profile)):
         for local, level in choice.levels:
@@ -62,7 +62,7 @@ def _levels(model: TunableModel, changes: Changes) -> dict[tuple[str, int], Comp
 
 
 def _norms(model: TunableModel, changes: Changes) -> dict[str, Tensor]:
-    """The changed norms by full parameter name, in the type and on the device of the model's own."""
+    """The changed norms by full parameter name, with the dtype and device of the originals."""
     lm = model.lm
     weights: dict[str, Tensor] = (
         {final_norm_name(lm): lm.model.get_parameter(final_norm_name(lm))} if final_norm_name(lm) in changes else {}

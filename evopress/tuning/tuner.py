@@ -1,4 +1,4 @@
-"""Tunes the scales and norms of a model with chosen levels, towards the dense model's predictions.
+"""Tunes the scales and norms of a model with fixed levels, to match the dense model's predictions.
 
 ::
 
@@ -6,10 +6,10 @@
     for each step:
         windows ← the next ones of the search split
         for the head and each block, from the last to the first:
-            g ← the gradient of the mean KL(dense ‖ compressed) at its parameters
-            r ← r + Adam(g)                       at once; see `gradients.py`
-        sometimes: measure the rounded model on validation tokens, and keep the best
-    the best model, or the untuned one
+            g ← the gradient of the mean KL(dense ‖ compressed) with respect to its parameters
+            r ← r + Adam(g)                       immediately; see `gradients.py`
+        at some steps: measure the rounded model on validation tokens, and keep the best
+    return the best model, which may be the untuned one
 """
 
 import logging
@@ -31,13 +31,13 @@ from evopress.tuning.tuned_model import tuned_context
 log = logging.getLogger(__name__)
 
 Report = Callable[[Mapping[str, float], int], None]
-"""Receives `loss` or `kl_validation`, and the step."""
+"""Receives a metric, `loss` or `kl_validation`, and the step."""
 
 
 def tune(task: TuningTask, report: Report) -> tuple[EvaluationContext | None, TuningResult]:
-    """The tuned model as a context, or None where the untuned one is better; and the checks. Collective.
+    """The context of the tuned model, and the result. The context is None if the untuned model is the best. Collective.
 
-    A finished task is read from its file, and one that was stopped goes on from its last saved state.
+    A finished task is read from its file. A task that was stopped continues from its last saved state.
     """
     result = distributed.from_first(partial(read_result, task.path, task.identity))
     model = task.model()
@@ -47,9 +47,13 @@ def tune(task: TuningTask, report: Report) -> tuple[EvaluationContext | None, Tu
             save_result(task.path, result, task.identity)
             task.state_path.unlink(missing_ok=True)
     else:
-        log.info("the tuning is done already: %s", task.path)
+        log.info("%s: finished earlier, read from %s", task.name, task.path)
     if not result.changes:
-        log.info("%s: the untuned model stays, KL %.4f on validation tokens", task.name, result.kl_before)
+        log.info(
+            "%s: KL on validation tokens never fell below %.4f, so the untuned model is kept",
+            task.name,
+            result.kl_before,
+        )
         return None, result
     log.info("%s: KL on validation tokens %.4f before, %.4f after", task.name, result.kl_before, result.kl_after)
     changes = {name: change.to(model.lm.device) for name, change in result.changes.items()}
@@ -58,7 +62,7 @@ def tune(task: TuningTask, report: Report) -> tuple[EvaluationContext | None, Tu
 
 
 def _run(task: TuningTask, model: TunableModel, report: Report) -> TuningResult:
-    """All steps that are left, with their checks."""
+    """Take the remaining steps, with their checks."""
     settings = task.settings
     state = distributed.from_first(partial(read_state, task.state_path, task.identity))
     state = new_state(model.changes) if state is None else state.to(model.lm.device)
@@ -70,7 +74,9 @@ def _run(task: TuningTask, model: TunableModel, report: Report) -> TuningResult:
     saved = time.monotonic()
     for step in progress(range(state.step + 1, task.num_steps + 1), desc=task.name, unit="step"):
         if state.checks_since_best >= settings.patience:
-            log.info("%s: stopped after %d of %d steps, as KL no longer falls", task.name, state.step, task.num_steps)
+            log.info(
+                "%s: stopped after %d of %d steps, because KL no longer falls", task.name, state.step, task.num_steps
+            )
             break
         signals.raise_if_interrupted()
         state, loss = _step(task, model, state, step)
@@ -86,14 +92,14 @@ def _run(task: TuningTask, model: TunableModel, report: Report) -> TuningResult:
 
 
 def _step(task: TuningTask, model: TunableModel, state: TuningState, step: int) -> tuple[TuningState, float]:
-    """The state after one more step, and the mean KL before it. Changes those of `model` too."""
+    """Take one step. Returns the new state, and the mean KL before the step. Also updates `model.changes`."""
     settings, pool = task.settings, task.context.splits.search
     chosen = windows_of_step(step, per_step=settings.windows, num_windows=len(pool), seed=settings.seed)
     factor = rate_factor(step, steps=task.num_steps, warmup=settings.warmup)
     moments, loss = dict(state.moments), 0.0
     for group in gradient_groups(model, pool[chosen]):
         loss += group.kl
-        for name, gradient in group.of_parameters.items():
+        for name, gradient in group.by_name.items():
             rate = factor * (settings.norms_lr if name.endswith(".weight") else settings.scales_lr)
             update, moments[name] = adam_update(gradient, moments[name], step=step, learning_rate=rate)
             model.changes[name] = model.changes[name] + update
@@ -101,7 +107,7 @@ def _step(task: TuningTask, model: TunableModel, state: TuningState, step: int) 
 
 
 def _kl(task: TuningTask, model: TunableModel) -> float:
-    """KL of the model with its changes, rounded as in a file, on validation tokens."""
+    """KL on validation tokens of the model with its changes, rounded as in a file."""
     pool = task.context.splits.validation
     tokens = pool[: max(1, task.settings.validation_tokens // pool.shape[1])]
     context = tuned_context(task.context, model, model.changes, cache_gb=0)

@@ -56,7 +56,7 @@ def test_gradients_block_by_block_are_those_through_the_whole_model(family, comp
     expected_kl, expected = whole_model_gradients(model, tokens)
     groups = list(gradient_groups(model, tokens))
     assert sum(group.kl for group in groups) == pytest.approx(expected_kl, rel=1e-9)
-    measured = {name: gradient for group in groups for name, gradient in group.of_parameters.items()}
+    measured = {name: gradient for group in groups for name, gradient in group.by_name.items()}
     assert measured.keys() == expected.keys() == model.changes.keys()
     for name, gradient in expected.items():
         largest = gradient.abs().max()
@@ -74,6 +74,6 @@ def test_norms_are_tuned_around_dropped_parts_and_not_inside_them(tmp_path):
     assert not any("self_attn" in name for name in first)
     assert {"model.layers.0.post_attention_layernorm.weight", "model.layers.0.mlp.up_proj.scales"} <= first
     groups = list(gradient_groups(moved(model), token_windows(1, 8)))
-    gradients = {name: gradient for group in groups for name, gradient in group.of_parameters.items()}
+    gradients = {name: gradient for group in groups for name, gradient in group.by_name.items()}
     assert not gradients["model.layers.0.input_layernorm.weight"].any(), "nothing reads it"
     assert gradients["model.layers.0.post_attention_layernorm.weight"].any()

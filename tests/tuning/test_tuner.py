@@ -1,4 +1,4 @@
-"""Tuning lowers the KL, keeps the better model, and goes on to the same bytes after a kill."""
+"""Tuning lowers the KL, keeps the better model, and ends with the same bytes after a kill."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -128,14 +128,14 @@ def test_a_file_that_does_not_fit_is_made_again(damage, context, tmp_path):
     assert (task.path.read_bytes() == content) == (damage != "other settings")
 
 
-def test_the_untuned_model_stays_where_nothing_is_gained(context, tmp_path, caplog):
+def test_the_untuned_model_is_kept_if_nothing_is_gained(context, tmp_path, caplog):
     caplog.set_level("INFO")
     steps: list[int] = []
     task = task_in(tmp_path / "run", context, replace(SETTINGS, scales_lr=1.0, norms_lr=1.0, patience=2))
     tuned, result = tune(task, lambda metrics, step: steps.append(step))
     assert tuned is None and result.kl_after == result.kl_before
     assert max(steps) == 12, "two of four checks without a better one"
-    assert "the untuned model stays" in caplog.text
+    assert "the untuned model is kept" in caplog.text
     assert load_file(task.path) == {}
 
 
