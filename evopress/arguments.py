@@ -1,4 +1,4 @@
-"""The command line: arguments that are rewritten before Hydra sees them, and names and hints made of arguments."""
+"""The command line: rewrites arguments before Hydra sees them, and makes folder names and hints from them."""
 
 import atexit
 import logging
@@ -12,10 +12,10 @@ from pathlib import Path
 import yaml
 
 PLAIN_VALUE = re.compile(r"[\w./:+@%*?|$-]*", re.ASCII)
-"""What Hydra takes without quotes, next to lists, dicts and sweeps."""
+"""Values that Hydra reads without quotes, apart from lists, dicts and sweeps."""
 
 LONGEST_NAME = 200
-"""Characters of the name of a folder; file systems allow 255 bytes."""
+"""The most characters that the name of a folder has. File systems allow 255 bytes."""
 
 
 def expand_resume(arguments: list[str]) -> list[str]:
@@ -37,7 +37,7 @@ def expand_resume(arguments: list[str]) -> list[str]:
 
 
 def start_folder(run: Path) -> Path | None:
-    """The folder in which a run was started; None for a run that does not say so."""
+    """The folder in which a run was started; None if the run has no valid record of it."""
     try:
         saved = yaml.safe_load((run / ".hydra" / "hydra.yaml").read_text(encoding="utf-8"))
         folder = saved["hydra"]["runtime"]["cwd"]
@@ -47,7 +47,7 @@ def start_folder(run: Path) -> Path | None:
 
 
 def folder_name(number: object, overrides: object) -> str:
-    """A name for the folder of a job of a sweep: its number, and its overrides in characters that need no quotes."""
+    """A name for the folder of a job of a sweep: its number and overrides, without characters that need quotes."""
     words = re.sub(r"[^\w.]+", "-", str(overrides), flags=re.ASCII)
     return f"{number}_{words}"[:LONGEST_NAME].rstrip("-_.")
 
@@ -58,7 +58,7 @@ def with_home(path: object) -> str:
 
 
 def suggest_quotes(arguments: list[str]) -> list[str]:
-    """A line for each argument whose value Hydra may not read without quotes, with the quotes that it needs."""
+    """A hint for each argument whose value Hydra may not read without quotes. It shows the argument with quotes."""
     lines = []
     for argument in arguments:
         key, sign, value = argument.partition("=")
@@ -68,7 +68,7 @@ def suggest_quotes(arguments: list[str]) -> list[str]:
 
 
 def _quoted(value: str) -> str:
-    """A value as Hydra reads it literally."""
+    """The value in quotes, so that Hydra reads it literally."""
     doubled = re.sub(r'(\\+)(?="|$)', r"\1\1", value)  # backslashes matter only before a quote
     escaped = doubled.replace('"', r"\"").replace("${", r"\${")
     return f'"{escaped}"'
@@ -85,11 +85,13 @@ def _refuse_hydra_settings(saved: Path) -> None:
     suspicious += ["a @package line"] if re.search(r"^\s*#.*@package", content, re.MULTILINE) else []
     suspicious += [f"the folder {path.name}" for path in saved.iterdir() if path.is_dir()]
     if suspicious:
-        raise SystemExit(f"{saved} has {suspicious[0]}, which no run writes: it could run code, so it is not resumed")
+        raise SystemExit(
+            f"{saved} has {suspicious[0]}, which no run writes: it could run code, so the run is not resumed"
+        )
 
 
 def quiet_unless_first(arguments: list[str]) -> list[str]:
-    """In every process but the first: log errors only, and return arguments with a temporary run directory."""
+    """In every process but the first, log errors only, and add a temporary run directory to the arguments."""
     if os.environ.get("RANK", "0") == "0":
         return arguments
     logging.disable(logging.WARNING)

@@ -1,4 +1,4 @@
-"""`python -m evopress.run`: compose the configuration and run the job."""
+"""`python -m evopress.run`: composes the configuration and runs the job."""
 
 import logging
 import os
@@ -28,24 +28,24 @@ log = logging.getLogger(__name__)
 
 
 class JobFailedError(Exception):
-    """A job of a sweep failed, and its message is logged. The other jobs go on."""
+    """A job of a sweep failed. Its error is already logged, and the other jobs continue."""
 
 
-# Registered on import, because the worker processes of a sweep's launcher import this module and do not call `main`.
+# Registered on import, because the worker processes of a sweep's launcher import this module but do not call `main`.
 OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
 OmegaConf.register_new_resolver("with_home", with_home, replace=True)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name="config")
 def compress(cfg: DictConfig) -> None:
-    """Run the job of a configuration. Known errors end the process with one message, and code 130 or 2.
+    """Run the job of a configuration. A known error ends the process with one message and code 2, a signal with 130.
 
-    Raises JobFailedError in a sweep instead, which Hydra keeps until all jobs are done.
+    In a sweep, an error raises JobFailedError instead. Hydra keeps it until all jobs are done.
     """
-    signals.listen()  # again, for the worker processes of a sweep's launcher, which do not go through main
+    signals.listen()  # again, for the worker processes of a sweep's launcher, which do not call main
     folder = Path(cfg.resume or HydraConfig.get().runtime.output_dir).absolute()
     try:
-        from evopress.pipeline import run_job  # imports torch and transformers, for seconds; errors in keys come before
+        from evopress.pipeline import run_job  # takes seconds, so Hydra checks the keys first
         from evopress.runtime import distributed
 
         signals.raise_if_interrupted()
@@ -56,9 +56,9 @@ def compress(cfg: DictConfig) -> None:
         run_job(build_job(cfg, folder))
     except (Exception, KeyboardInterrupt) as error:
         if signals.was_interrupted():
-            log.warning("interrupted; go on with: python -m evopress.run resume=%s", folder)
+            log.warning("interrupted; continue with: python -m evopress.run resume=%s", folder)
         elif isinstance(error, OSError):
-            log.error("%s; once that is fixed, go on with: python -m evopress.run resume=%s", error, folder)
+            log.error("%s; once that is fixed, continue with: python -m evopress.run resume=%s", error, folder)
         elif isinstance(error, (ConfigError, ValueError)):
             log.error("%s", error)
         else:
@@ -70,7 +70,10 @@ def compress(cfg: DictConfig) -> None:
 
 
 def _prepare_resumed(cfg: DictConfig, folder: Path) -> None:
-    """Go to the folder where the run was started: relative paths begin there. Raises ConfigError for foreign code."""
+    """Change to the folder where the run was started, because relative paths start there.
+
+    Raises ConfigError if the saved settings would run code from outside evopress that this command does not name.
+    """
     hydra_cfg = HydraConfig.get()
     config_dirs = [source.path for source in hydra_cfg.runtime.config_sources if source.provider == "command-line"]
     check_resumed(cfg, overrides=hydra_cfg.overrides.task, config_dirs=config_dirs)
@@ -78,23 +81,25 @@ def _prepare_resumed(cfg: DictConfig, folder: Path) -> None:
     if started_in is None or started_in == Path.cwd():
         return
     if started_in.is_dir():
-        log.info("relative paths begin in %s, where this run was started", started_in)
+        log.info("relative paths start from %s, where this run was started", started_in)
         os.chdir(started_in)
     else:
-        log.warning("this run was started in %s, which is not here: relative paths begin in %s", started_in, Path.cwd())
+        log.warning(
+            "this run was started in %s, which does not exist: relative paths start from %s", started_in, Path.cwd()
+        )
 
 
 def main() -> None:
     """The entry point. Ends the process with code 130 after a signal, and with 1 if the configuration is wrong."""
     signals.listen()
     sys.argv[1:] = quiet_unless_first(expand_resume(sys.argv[1:]))
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors are raised to here; Hydra would print a traceback for some
-    logging.raiseExceptions = False  # no traceback for a log line that does not fit on a full disk
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises errors instead of printing some of them
+    logging.raiseExceptions = False  # no traceback if the disk is too full for a log line
     try:
         compress()
     except KeyboardInterrupt:  # before there is a run to resume
         sys.exit(130)
-    except JobFailedError as error:  # other processes may have logged it
+    except JobFailedError as error:  # perhaps it was logged in a worker process only
         print(f"a job of the sweep failed: {error}", file=sys.stderr)
         sys.exit(2)
     except CompactHydraException as error:  # the configuration could not be composed
@@ -110,5 +115,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # The function of the module by its name, not of __main__: launchers send its name to their worker processes.
+    # main of the module evopress.run, not of __main__: launchers send the name of the module to their worker processes.
     import_module("evopress.run").main()

@@ -1,4 +1,4 @@
-"""Finds errors that would stop a run hours after its start, before the weights of its model are read."""
+"""Checks that run before the weights of a model are read. They find errors that would stop the run hours later."""
 
 from functools import partial
 from random import Random
@@ -23,7 +23,7 @@ def check_start(job: Job, lm: LanguageModel, space: Space) -> None:
     process must call it.
 
     Raises:
-        ValueError: An export format, a search, a budget or a task does not fit the model.
+        ValueError: An export format, a search, a budget, a task or the length of the windows does not fit the model.
     """
     if job.data.bos:
         bos_tokens(lm.tokenizer)
@@ -48,7 +48,7 @@ def _check_positions(job: Job, lm: LanguageModel) -> None:
 
 
 def check_searches(job: Job, lm: LanguageModel, space: Space) -> None:
-    """Run every search up to its first question.
+    """Start every search, and stop at its first question.
 
     Raises ValueError if a search does not fit the space, no profile meets a budget, or a budget drops every block.
     """

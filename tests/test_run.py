@@ -47,7 +47,7 @@ def test_the_command_without_arguments_compresses_and_its_run_can_be_resumed_fro
     (tmp_path / "run" / "search.jsonl").write_bytes(log[: len(log) * 2 // 3])
     again = start("resume=../run", cwd=elsewhere)
     assert again.returncode == 0, again.stderr
-    assert not list(elsewhere.iterdir()) and f"relative paths begin in {tmp_path}" in again.stdout
+    assert not list(elsewhere.iterdir()) and f"relative paths start from {tmp_path}" in again.stdout
     assert (tmp_path / "run" / "profile.json").read_bytes() == profile
     assert (tmp_path / "run" / "search.jsonl").read_bytes() == log
     assert "is complete" in again.stdout

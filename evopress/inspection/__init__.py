@@ -1,4 +1,4 @@
-"""Says what a run, database, profile or checkpoint is, and whether it is intact. Loads no model and runs no code.
+"""Describes a run, database, profile or checkpoint, and checks whether it is intact. Loads no model, runs no code.
 
 May import runtime, space, database and report.
 """

@@ -1,6 +1,6 @@
-"""`python -m evopress.inspection PATH`: what a run, database, profile or checkpoint is, and whether it is intact.
+"""`python -m evopress.inspection PATH`: describes a run, database, profile or checkpoint, and checks that it is intact.
 
-Exit code 0: nothing is damaged; a run or a database may still be unfinished, which is said. 1: something is damaged.
+Exit code 0: nothing is damaged. A run or a database may be unfinished; the output says so. 1: something is damaged.
 2: the path does not exist or is something else. Reads only JSON, YAML, text and safetensors; loads no model.
 """
 
@@ -14,7 +14,7 @@ from evopress.inspection.paths import inspect_path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the findings; returns the exit code."""
+    """Print the findings, and return the exit code."""
     description, _, exit_codes = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(prog="python -m evopress.inspection", description=description, epilog=exit_codes)
     parser.add_argument("path", type=Path, metavar="PATH", help="file or folder")

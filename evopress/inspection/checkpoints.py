@@ -1,4 +1,4 @@
-"""Whether a checkpoint of safetensors files is intact, judged by the headers of the files."""
+"""Checks a checkpoint of safetensors files by the headers of the files."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ INDEX = "model.safetensors.index.json"
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor as the header of its file describes it. A packed tensor has a `weight_shape`, that of its weight."""
+    """A tensor as the header of its file describes it. `weight_shape` is the unpacked shape of a packed weight."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -45,14 +45,14 @@ def inspect_checkpoint(folder: Path) -> Finding:
 
 
 def inspect_safetensors(path: Path) -> Finding:
-    """A single safetensors file."""
+    """The size of a single safetensors file, and whether its header is intact."""
     finding = Finding("safetensors file", path)
     finding.facts = size_facts(read_header(path, finding))
     return finding
 
 
 def _weight_map(folder: Path, finding: Finding) -> dict[str, str]:
-    """The index: tensor → file. Entries that point outside the folder are defects and left out."""
+    """The index, from tensors to files. Entries that point outside the folder are left out and reported as defects."""
     listed = read_object(folder / INDEX, finding).get("weight_map")
     if not isinstance(listed, dict):
         finding.defects.append(f"{INDEX} has no weight_map")
@@ -63,7 +63,7 @@ def _weight_map(folder: Path, finding: Finding) -> dict[str, str]:
 
 
 def read_header(path: Path, finding: Finding) -> dict[str, StoredTensor]:
-    """The tensors in the header of a safetensors file; empty, and a defect, if the file is missing or damaged."""
+    """The tensors in the header of a safetensors file. A missing or damaged file is a defect and has none."""
     try:
         with safe_open(path, "pt") as file:
             names = set(file.keys())

@@ -1,4 +1,4 @@
-"""Whether a level database matches its manifest."""
+"""Checks a level database against its manifest."""
 
 import json
 from collections import Counter
@@ -17,7 +17,7 @@ REBUILT = "the next run with these settings builds it again"
 
 
 def is_database(folder: Path) -> bool:
-    """Whether a folder holds a manifest of evopress, or a manifest and blocks."""
+    """Whether a folder has a manifest with a fingerprint, or a manifest and files of blocks."""
     if not (folder / "manifest.json").is_file():
         return False
     return "fingerprint" in read_object(folder / "manifest.json", Finding("", folder)) or any(folder.glob("block-*"))
@@ -42,7 +42,7 @@ def inspect_database(folder: Path) -> Finding:
     expected = [str(block) for block in listed] if isinstance(listed, list) else []
     missing = [_block_name(block) for block in expected if block not in entries]
     if missing:
-        finding.unfinished = f"{', '.join(missing)} missing; the next run with these settings goes on from there"
+        finding.unfinished = f"{', '.join(missing)} missing; the next run with these settings builds the rest"
     counts = " or ".join(map(str, sorted(set(num_levels.values()))))
     notes = [str(note) for entry in entries.values() for note in entry.get("notes") or ()]
     finding.facts |= {
@@ -60,7 +60,9 @@ def _check_fingerprint(finding: Finding, identity: Mapping, *, recorded: object)
     if recorded != actual:
         finding.defects.append("the fingerprint in manifest.json does not match its identity")
     elif not finding.path.resolve().name.endswith(actual[:12]):
-        finding.defects.append(f"the folder has the name of another database; this one is {actual[:12]}")
+        finding.defects.append(
+            f"the folder has the name of another database: the name of this one ends with {actual[:12]}"
+        )
 
 
 def _blocks_in_words(entries: Mapping[str, Mapping], expected: list[str]) -> str:
@@ -77,7 +79,7 @@ def _block_name(block: str) -> str:
 
 
 def _levels_of_block(finding: Finding, name: str, entry: Mapping) -> Mapping[str, int]:
-    """Number of levels per layer of one block; empty, and a defect, if its file does not match its entry."""
+    """The number of levels per layer of one block. A file that does not match its entry is a defect and has none."""
     file = entry.get("file")
     if not isinstance(file, str) or Path(file).name != file:
         finding.defects.append(f"{_block_name(name)}: its entry in manifest.json cannot be read; {REBUILT}")
@@ -88,7 +90,7 @@ def _levels_of_block(finding: Finding, name: str, entry: Mapping) -> Mapping[str
     elif path.stat().st_size != entry.get("bytes"):
         problem = f"{file} has {path.stat().st_size} bytes, not {entry.get('bytes')}"
     elif sha256_of(path) != entry.get("sha256"):
-        problem = f"{file} has another SHA-256 than the manifest says"
+        problem = f"{file} does not have the SHA-256 in the manifest"
     else:
         return _levels_in_header(path, finding)
     finding.defects.append(f"{_block_name(name)}: {problem}; {REBUILT}")

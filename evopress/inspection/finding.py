@@ -1,4 +1,4 @@
-"""What an inspection reports, and the reading of JSON that it needs."""
+"""The result of an inspection, and functions that read JSON and describe settings for it."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -10,14 +10,14 @@ from evopress.runtime.json_files import parse_json
 
 
 class UnknownFileError(ValueError):
-    """The path is nothing that evopress writes."""
+    """The path is not something that evopress writes."""
 
 
 @dataclass
 class Finding:
-    """What a path is. `facts` are printed in order; `defects` say what is damaged and what to do about it.
+    """The result of inspecting a path. `facts` are printed in order. `defects` say what is damaged.
 
-    `unfinished` says how to go on; it is empty for something finished.
+    `unfinished` says how to continue. It is empty if nothing is left to do.
     """
 
     kind: str
@@ -38,7 +38,7 @@ class Finding:
 
 
 def read_object(path: Path, finding: Finding) -> dict:
-    """The object in a JSON file, without its checksum. If there is none: an empty dict, and a defect."""
+    """The object in a JSON file, without its checksum. Adds a defect and returns an empty dict if it cannot be read."""
     try:
         content = parse_json(path.read_bytes())
         if isinstance(content, dict):
@@ -65,5 +65,5 @@ def with_counts(labels: Iterable[str]) -> str:
 
 
 def _printable(line: str) -> str:
-    """Replace control characters, with which a file could change what a terminal shows."""
+    """Replace control characters. A file could use them to change what a terminal shows."""
     return "".join(character if character.isprintable() else "?" for character in line)

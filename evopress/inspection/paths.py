@@ -1,4 +1,4 @@
-"""What a path is: chooses the inspection that fits it."""
+"""Chooses the inspection that fits a path."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from evopress.report.run_folders import RUN_FILES, find_runs, is_run
 
 
 def inspect_path(path: Path) -> list[Finding]:
-    """What `path` is; several findings for a folder that holds several runs or databases.
+    """The finding for `path`, or several for a folder that holds several runs or databases.
 
     Raises UnknownFileError for anything that evopress does not write, FileNotFoundError if `path` does not exist.
     """
@@ -56,6 +56,6 @@ def _inspect_file(path: Path) -> Finding:
 
 def _inspect_json(path: Path) -> Finding:
     finding = inspect_profile(path)
-    if path.name != "profile.json" and finding.defects:
-        raise UnknownFileError(f"{path} is not a profile: it has no list `units` of units and levels")
+    if path.name != "profile.json" and not finding.facts:
+        raise UnknownFileError(f"{path} is not an intact profile: {finding.defects[0]}")
     return finding

@@ -1,4 +1,4 @@
-"""Whether a profile is intact, and which levels it chose."""
+"""Checks a profile, and counts its levels."""
 
 from collections import Counter
 from pathlib import Path
@@ -37,7 +37,7 @@ def inspect_profile(path: Path) -> Finding:
 
 
 def inspect_text_profile(path: Path) -> Finding:
-    """A profile of lines `layer: level`. Raises UnknownFileError if the first line is not one."""
+    """A profile of lines `layer: level`. Raises UnknownFileError if the first line does not have this form."""
     finding = Finding("profile", path)
     levels = []
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):

@@ -1,4 +1,4 @@
-"""How far a run has come, and whether its files are intact."""
+"""Checks the files of a run, and says which of its stages are done."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from evopress.report.wording import megabytes
 
 
 def inspect_run(folder: Path) -> Finding:
-    """Which stages are done, the main figures, and the command that resumes the run."""
+    """Which stages are done, the sizes and KLs of the models, and the command that resumes an unfinished run."""
     run = read_run(folder)
     finding = Finding("run", folder, defects=list(run.defects))
     finding.facts["what"] = ", ".join(filter(None, (run.title, f"search {run.search}" if run.search else "")))

@@ -1,1 +1,4 @@
-"""A search for every budget of a list, all on one database. May import every room except planning and the pipeline."""
+"""Runs a search for every budget in a list, all on one database.
+
+May import every room except planning and the pipeline.
+"""

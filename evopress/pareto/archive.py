@@ -1,4 +1,4 @@
-"""`archive.csv`: every profile that the searches of a front evaluated."""
+"""`archive.csv`, with every profile that the searches of a front evaluated."""
 
 import csv
 import io
@@ -13,7 +13,7 @@ HEADER = ("target", "batch", "levels", "cost", "size_bytes", "fitness")
 
 
 def archive_csv(space: Space, jobs: Sequence[Job]) -> str:
-    """A row for every profile of every minibatch of every search: target, minibatch, levels, cost, bytes, fitness."""
+    """A header, and a row for every profile that a search measured on a minibatch. Columns are those of `HEADER`."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(HEADER)

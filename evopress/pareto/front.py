@@ -1,8 +1,9 @@
-"""Search many budgets on one database, from the largest model to the smallest.
+"""Searches several budgets on one database, from the largest model to the smallest.
 
-Each target gets a run directory inside that of the job. A guided search starts from the best profiles of the next
-larger budget, so it can be short. The folder of the job also gets `front.csv`, `front.png` with the searched, the
-uniform and the additive curve, `comparison.html`, and `archive.csv` with every profile that a search evaluated.
+Each target has a run directory inside that of the job. The best profiles for one budget take part in the search for
+the next smaller one, which can therefore be shorter. The folder of the job also gets `front.csv`, `front.png` with the
+searched, the uniform and the additive curve, `comparison.html`, and `archive.csv` with every profile that a search
+evaluated.
 """
 
 import csv
@@ -31,7 +32,7 @@ from evopress.targets import jobs_by_target
 log = logging.getLogger(__name__)
 
 NUM_RUNNERS_UP = 1
-"""How many profiles, next to its result, a search passes on from its last comparison to the next search."""
+"""How many profiles of its last comparison a search passes on to the next search, in addition to its result."""
 
 
 def trace_front(
@@ -71,7 +72,7 @@ def _write_front(job: Job, context: EvaluationContext, target_jobs: Sequence[Job
 
 
 def front_csv(points: Sequence[FrontPoint]) -> str:
-    """A header, and a row per point."""
+    """A header, and a row for each point."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([field.name for field in fields(FrontPoint)])
@@ -93,7 +94,7 @@ def _point(job: Job, data_set: str, kl_additive: float | None) -> FrontPoint:
 
 
 def _additive_kl(context: EvaluationContext, budget: Budget) -> float | None:
-    """KL of the profile with the lowest sum of layer errors; None for drops, which have no layer errors."""
+    """KL of the profile with the lowest sum of layer errors. None if blocks are dropped: drops have no layer errors."""
     if context.database is None:
         return None
     errors = layer_errors(context.space, context.database)

@@ -90,7 +90,7 @@ def test_an_undamaged_database_is_intact(database, capsys):
 def test_a_flipped_byte_in_a_block_is_a_defect(place, database, capsys):
     flip_a_byte(database / "block-001.safetensors", place)
     (defect,) = single_finding(database).defects
-    assert defect.startswith("block 1: block-001.safetensors has another SHA-256")
+    assert defect.startswith("block 1: block-001.safetensors does not have the SHA-256")
     assert main([str(database)]) == 1
     assert "DAMAGED" in capsys.readouterr().out
 
@@ -208,6 +208,19 @@ def test_a_profile_whose_costs_do_not_add_up_is_damaged(tmp_path):
     ):
         path.write_text(json.dumps(damaged))
         assert single_finding(path).state == "DAMAGED"
+
+
+def test_a_profile_under_another_name_is_damaged_if_its_costs_do_not_add_up(tmp_path):
+    profile = json.loads(to_json(bit_space([8, 8]), (0, 1)))
+    path = tmp_path / "best.json"
+    path.write_text(json.dumps(profile | {"cost": profile["cost"] + 1}))
+    (defect,) = single_finding(path).defects
+    assert "add up to" in defect
+    path.write_text(json.dumps(profile | {"units": 3}))
+    with pytest.raises(
+        UnknownFileError, match=r"best\.json is not an intact profile: the list of units cannot be read"
+    ):
+        inspect_path(path)
 
 
 def test_a_text_profile_is_recognised_and_its_mistakes_are_defects(tmp_path):
