@@ -190,7 +190,7 @@ LATE_ERRORS: dict[str, Late] = {
         },
     ),
     "evolution, number of generations": Late(
-        "search.generations=null is a number for drops only",
+        "search.generations=null is for a budget of drops only",
         changes={"search": replace(SEARCH, generations=None), "budget": Budget(metric="bits", target=2.7)},
     ),
     # tasks

@@ -258,7 +258,7 @@ def test_other_evaluation_settings_repeat_the_evaluation_but_not_the_search(tmp_
 def test_a_run_directory_with_other_settings_is_refused(tmp_path, model_folders):
     model = model_folders("llama")
     run_job(small_job(tmp_path / "run", tmp_path, model))
-    with pytest.raises(ValueError, match=r"other settings \(seed: 0 there, 1 here\)"):
+    with pytest.raises(ValueError, match=r"other settings \(seed: 0 in the file, 1 now\)"):
         run_job(small_job(tmp_path / "run", tmp_path, model, seed=1))
 
 

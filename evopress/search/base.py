@@ -1,4 +1,4 @@
-"""The contract of a search: a generator that asks questions and is sent their answers."""
+"""The contract of a search: a generator that asks questions and is sent the answers."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
@@ -15,11 +15,11 @@ Fitness = Literal["kl", "perplexity", "topk_kl"]
 
 @dataclass(frozen=True)
 class Batch:
-    """Asks for the fitness of `profiles`, lower is better, all on the same `num_tokens` fresh search tokens.
+    """Asks for the fitness of `profiles`. The answer is one float per profile, and lower is better.
 
-    `label` is the progress of the search, for people ("generation 3/50, stage 1/2"). `fitness` overrides the fitness of
-    the run, for methods that are defined by a certain one. With `excerpt`, only that many tokens of each window are
-    used, so the same cost covers more texts. The answer is one float per profile.
+    All profiles are compared on the same `num_tokens` fresh search tokens. `label` tells people how far the search is
+    ("generation 3/50, stage 1/2"). `fitness` overrides the fitness of the run, for methods that prescribe one. With
+    `excerpt`, only that many tokens of each window are used, so the same number of tokens covers more windows.
     """
 
     profiles: tuple[Profile, ...]
@@ -44,7 +44,7 @@ class Table:
       counting this one; 0 if fewer units remain.
     - `relative_change`: [unit][i], ‖after − before‖ / ‖after‖ of the same two streams; infinite if fewer units remain.
     - `switch_effects`: [switch][2], with one row for each level of each unit in turn: the first- and second-order
-      change of the KL if only this unit went from its level in `profile` to that level. 0 for drops and for units
+      change of the KL if only this unit moved from its level in `profile` to that level. 0 for drops and for units
       inside a dropped one. `arguments[0]` is the number of random draws.
 
     `excerpt` means the same as in `Batch`.
@@ -62,29 +62,29 @@ T = TypeVar("T")
 Question = Batch | Table
 Answer = list[float] | Rows
 SearchStep = Generator[Question, Answer, T]
-"""A part of a search: it yields questions, is sent their answers, and returns a T."""
+"""A part of a search: it yields questions, is sent the answers, and returns a T."""
 SearchRun = SearchStep[Profile]
 
 
 def fitness_of(batch: Batch) -> SearchStep[list[float]]:
-    """`fitness = yield from fitness_of(Batch(…))` asks for fitness."""
+    """Ask for fitness: `fitness = yield from fitness_of(Batch(…))`."""
     answer = yield batch
     return cast(list[float], answer)
 
 
 def rows_of(table: Table) -> SearchStep[Rows]:
-    """`rows = yield from rows_of(Table(…))` asks for a table."""
+    """Ask for a table: `rows = yield from rows_of(Table(…))`."""
     answer = yield table
     return cast(Rows, answer)
 
 
 class Search(ABC):
-    """Picks one level per unit within a budget. Pure Python: it sees no model and no tensor.
+    """Picks one level per unit within a budget. A search never sees the model or a tensor.
 
-    A subclass is a frozen, keyword-only pydantic dataclass. Everything random comes from `rng`, so the same seed and
-    the same answers give the same profile. A killed search is resumed by replaying its answers.
+    A subclass is a frozen, keyword-only pydantic dataclass. All randomness comes from `rng`, so the same seed and the
+    same answers give the same profile. A killed search is resumed by replaying its answers.
 
-    An example that returns the better of two profiles::
+    This example returns the better of two profiles::
 
         def run(self, space, budget, rng):
             profiles = (space.uniform(0), space.uniform(1))
@@ -94,7 +94,7 @@ class Search(ABC):
 
     @abstractmethod
     def run(self, space: Space, budget: Budget, rng: Random) -> SearchRun:
-        """A generator that yields questions, is sent their answers, and returns the profile it chose."""
+        """A generator that yields questions, is sent the answers, and returns the profile it chose."""
 
     def num_questions(self, space: Space, budget: Budget) -> int | None:
         """The number of questions that `run` will ask, for the progress display; None if unknown."""
@@ -103,7 +103,8 @@ class Search(ABC):
     def warm_started(self, profiles: Sequence[Profile], position: float) -> "Search":
         """The search to run for one of several budgets, given the results for the next larger budget.
 
-        `profiles` has the best profile there first, then close ones. They may exceed this budget. For the largest
-        budget there are none. `position`, in (0, 1], is 1 for the smallest budget. The default ignores both.
+        `profiles` starts with the best profile for the larger budget, followed by profiles that came close. They may
+        exceed this budget. For the largest budget, `profiles` is empty. `position` is in (0, 1], and 1 for the smallest
+        budget. The default ignores both.
         """
         return self

@@ -1,4 +1,4 @@
-"""Other caps than those of the budget: tightened step by step, or on some of the units only."""
+"""Caps other than those of the budget: relaxed at first, one per trade group, or on some of the units only."""
 
 from collections.abc import Sequence
 from random import Random
@@ -10,14 +10,14 @@ Caps = tuple[Cap, ...]
 
 
 def group_caps(space: Space, profile: Profile) -> Caps:
-    """One cap per trade group, at the cost of the group in `profile`."""
+    """One cap per trade group: the group's cost in `profile`."""
     return tuple(Cap(members, space.cost(profile, members)) for members in space.trade_groups.values())
 
 
 def tightened_caps(space: Space, caps: Sequence[Cap], profile: Profile, *, num_steps: int) -> Caps:
-    """Caps after the first of `num_steps` equal steps from the cost of `profile` down to `caps`.
+    """The caps after the first of `num_steps` equal steps from the cost of `profile` down to `caps`.
 
-    A cap that `profile` already meets stays as it is.
+    A cap that `profile` already meets is not changed.
     """
 
     def tightened(cap: Cap) -> Cap:
@@ -28,7 +28,10 @@ def tightened_caps(space: Space, caps: Sequence[Cap], profile: Profile, *, num_s
 
 
 def caps_on_random_units(space: Space, caps: Sequence[Cap], profile: Profile, *, share: float, rng: Random) -> Caps:
-    """The caps on a random `share` of the units, while the other units stay as in `profile`."""
+    """The caps on a random selection of units, while the other units stay as in `profile`.
+
+    Each unit is selected with the probability `share`.
+    """
     restricted = []
     for cap in caps:
         members = tuple(unit for unit in cap.members if rng.random() < share)
@@ -43,7 +46,7 @@ def caps_on_levels(space: Space, caps: Sequence[Cap], profile: Profile) -> Caps:
 
 
 def caps_with_and_without_drops(space: Space, caps: Caps, profile: Profile) -> list[Caps]:
-    """The caps, then those on levels alone, if these are different and can be met."""
+    """The caps, followed by the caps on levels alone if these differ and can be met."""
     on_levels = caps_on_levels(space, caps, profile)
     movable = {index for cap in on_levels for index in cap.members}
     lowest = [len(u.levels) - 1 if i in movable else profile[i] for i, u in enumerate(space.units)]

@@ -22,7 +22,7 @@ from evopress.space.units import Profile, Space
 
 @dataclass(frozen=True)
 class SearchTask:
-    """What to search: a method on a space within a budget. Everything random comes from `seed`."""
+    """What to run: a search method on a space within a budget. All randomness comes from `seed`."""
 
     method: Search
     space: Space
@@ -34,7 +34,7 @@ class SearchTask:
 class AnsweredQuestion:
     """One question with its answer. `token_equivalents` is its cost in tokens through the whole model.
 
-    A `replayed` answer comes from the log of a killed run and took no time in this one.
+    A `replayed` answer was read from the search log and not computed in this run.
     """
 
     number: int
@@ -65,7 +65,7 @@ def run_search(
 ) -> Profile:
     """Run a search to its end and return its profile. `on_answer` is called for every answer, replayed ones included.
 
-    Raises RuntimeError if the search returns a profile that exceeds the budget.
+    Raises ValueError if the log does not match the search, and RuntimeError if the returned profile exceeds the budget.
     """
     recorded = distributed.from_first(log.load)
     run = task.method.run(task.space, task.budget, Random(task.seed))
@@ -92,7 +92,7 @@ def minibatch_rng(seed: int, number: int) -> Random:
 def _answered(
     number: int, question: Question, answer: Answerer, *, log: SearchLog, recorded: Sequence[dict]
 ) -> AnsweredQuestion:
-    """Take the answer from the `recorded` lines if it is there; otherwise ask for it and record it."""
+    """Take the answer from the `recorded` lines if it is there; otherwise compute it and record it."""
     started = time.monotonic()
     replayed = number < len(recorded)
     if replayed:
@@ -105,11 +105,11 @@ def _answered(
 
 
 def _checked(task: SearchTask, profile: Profile) -> Profile:
-    """The profile in normal form. Raises RuntimeError if it exceeds the budget."""
+    """The profile with units inside dropped parents at level 0. Raises RuntimeError if it exceeds the budget."""
     task.space.check(profile)
     profile = task.space.normalized(profile)
     if not task.budget.holds_in_sum(task.space, profile):
-        raise RuntimeError(f"{type(task.method).__name__} returned a profile that breaks the budget")
+        raise RuntimeError(f"{type(task.method).__name__} returned a profile that exceeds the budget")
     return profile
 
 

@@ -1,4 +1,4 @@
-"""Drops in a space that also has levels. The effect of a drop is measured, because gradients do not predict it."""
+"""Drops in a space that also has levels. Their effects are measured, because gradients do not predict them."""
 
 from math import inf
 
@@ -9,29 +9,32 @@ from evopress.space.units import Profile, Space
 
 
 def dropped(space: Space, profile: Profile, index: int) -> Profile:
-    """`profile` without the sub-block that is unit `index`."""
+    """`profile` with one sub-block dropped: the unit `index`."""
     return switched(space, profile, index, 1)
 
 
 def restored(space: Space, profile: Profile, index: int, *, like: int | None) -> Profile:
-    """`profile` with the dropped sub-block kept, at the levels of the sub-block `like`, else at its last levels."""
+    """`profile` with a dropped sub-block restored: the unit `index`.
+
+    Its layers get the levels that the layers of the sub-block `like` have, or their last levels if `like` is None.
+    """
     levels = list(profile)
     levels[index] = 0
-    models = space.children[like] if like is not None else ()
+    layers_to_copy = space.children[like] if like is not None else ()
     for place, child in enumerate(space.children[index]):
         last = len(space.units[child].levels) - 1
-        levels[child] = min(last, profile[models[place]]) if place < len(models) else last
+        levels[child] = min(last, profile[layers_to_copy[place]]) if place < len(layers_to_copy) else last
     return tuple(levels)
 
 
 def measure_drop_effects(
     space: Space, profile: Profile, num_tokens: int, *, excerpt: int | None = None
 ) -> SearchStep[dict[int, list[float]]]:
-    """The change of the KL when one sub-block alone is dropped, or restored if it is dropped; for all that may be.
+    """The change of the KL when a single sub-block is dropped, or restored if it is already dropped.
 
-    All are measured on one minibatch. Returns scores by unit, one per level, with 0 for the present state. Units inside
-    a dropped sub-block have scores as well: 0 for the levels with which it was restored, and infinity for the others,
-    which were not tried.
+    Every sub-block that may be dropped is measured, all on one minibatch. Returns one score per level for each of these
+    units; the score of the present state is 0. Units inside a dropped sub-block have scores as well: 0 for the level
+    with which they were restored, and infinity for the levels that were not tried.
     """
     changed = {i: _with_drop_changed(space, profile, i) for i in space.children if len(space.units[i].levels) > 1}
     profiles = (profile, *changed.values())
@@ -39,15 +42,16 @@ def measure_drop_effects(
     base, *fitness = yield from fitness_of(batch)
     check_any_finite(fitness)
     scores: dict[int, list[float]] = {}
-    for (index, other), value in zip(changed.items(), fitness, strict=True):
+    for (index, changed_profile), value in zip(changed.items(), fitness, strict=True):
         scores[index] = [value - base, 0.0] if profile[index] else [0.0, value - base]
         for child in space.children[index] if profile[index] else ():
-            scores[child] = [0.0 if level == other[child] else inf for level in range(len(space.units[child].levels))]
+            num_levels = len(space.units[child].levels)
+            scores[child] = [0.0 if level == changed_profile[child] else inf for level in range(num_levels)]
     return scores
 
 
 def _with_drop_changed(space: Space, profile: Profile, index: int) -> Profile:
-    """A kept sub-block is dropped; a dropped one is restored like the nearest kept one of its kind."""
+    """`profile` with a kept sub-block dropped, or a dropped one restored like the nearest kept one of its kind."""
     if not profile[index]:
         return dropped(space, profile, index)
     unit = space.units[index]

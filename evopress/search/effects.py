@@ -1,4 +1,4 @@
-"""Tables of predicted switch effects: how the KL changes when one unit alone leaves a profile."""
+"""Tables of predicted switch effects: how the KL changes when a single unit of a profile changes its level."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,10 @@ from evopress.space.units import Profile, Space
 
 @dataclass(frozen=True)
 class TableSettings:
-    """`draws` is the number of random vectors per token for the curvature; `excerpt` means the same as in `Table`."""
+    """How a table is made. `draws` is the number of random vectors per token for the curvature.
+
+    `excerpt` means the same as in `Batch`.
+    """
 
     num_tokens: int
     draws: int
@@ -20,7 +23,10 @@ class TableSettings:
 
 @dataclass(frozen=True)
 class Effects:
-    """[unit][level]: the predicted change of the KL when the unit alone leaves `profile`, to first and second order."""
+    """The predicted change of the KL when a single unit of `profile` moves to a level: [unit][level].
+
+    `first` has the first-order terms of the prediction and `second` the second-order terms.
+    """
 
     profile: Profile
     first: LevelScores
@@ -28,7 +34,7 @@ class Effects:
 
 
 def predict_effects(space: Space, profile: Profile, settings: TableSettings) -> SearchStep[Effects]:
-    """Asks for the effects of all switches from `profile`."""
+    """Ask for the effects of all switches from `profile`."""
     table = Table("switch_effects", settings.num_tokens, (float(settings.draws),), profile, settings.excerpt)
     rows = iter((yield from rows_of(table)))
     by_unit = [[next(rows) for _ in unit.levels] for unit in space.units]
@@ -39,13 +45,14 @@ def predict_effects(space: Space, profile: Profile, settings: TableSettings) -> 
 def mean_effects(space: Space, tables: Sequence[Effects]) -> Effects:
     """The effects at the profile of the last table, averaged over the tables.
 
-    For each unit, only the tables in which it leaves the same level as in the last one count.
+    For each unit, an earlier table counts only if the unit has the same level there as in the last one, and is not
+    inside a dropped sub-block in either.
     """
     last = tables[-1]
 
     def counts(table: Effects, unit: int) -> bool:
-        is_inside_dropped = (space.is_inside_dropped(unit, profile) for profile in (last.profile, table.profile))
-        return table.profile[unit] == last.profile[unit] and (table is last or not any(is_inside_dropped))
+        inside_dropped = (space.is_inside_dropped(unit, profile) for profile in (last.profile, table.profile))
+        return table.profile[unit] == last.profile[unit] and (table is last or not any(inside_dropped))
 
     def mean(order: Callable[[Effects], LevelScores]) -> LevelScores:
         by_unit = ([order(table)[unit] for table in tables if counts(table, unit)] for unit in range(len(space)))

@@ -9,7 +9,7 @@ _DIGITS = string.digits + string.ascii_letters
 
 
 def encode(profile: Profile) -> str:
-    """One character per unit: 0-9, a-z, A-Z."""
+    """One character per unit: 0-9, a-z, A-Z. A unit can have at most 62 levels."""
     return "".join(_DIGITS[level] for level in profile)
 
 

@@ -1,4 +1,4 @@
-"""Estimated effects of single switches: measurements combined with predictions of a table that is fitted to them."""
+"""Estimated effects of single switches: measurements, combined with a table's predictions that are fitted to them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,18 +13,19 @@ from evopress.space.budget import Cap
 from evopress.space.units import Profile, Space
 
 DEFAULT_SLOPES = ((1.0, 1.0), (0.0, 1.0))
-"""Weights of the two orders, for switches up and for switches down, until there are measurements to fit them to.
+"""Weights of the first and second order, for switches up and for switches down, until there are enough measurements.
 
-The first order is the smaller part of the effect of a switch down. The lowest scores would be those with most noise.
+For switches down, the first order is left out. It is the smaller part of their effects, so the lowest scores would be
+those with the most noise.
 """
 
 MIN_MEASUREMENTS = 3
-"""Number of measured switches that are needed to fit the two slopes."""
+"""Number of measured switches that are needed to fit the two weights."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """The measured change of the fitness for single switches from `profile`, all on one minibatch."""
+    """The measured changes of the fitness for single switches from `profile`, all on one minibatch."""
 
     profile: Profile
     changes: Mapping[Switch, float]
@@ -32,10 +33,10 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Estimates:
-    """The estimated change of the fitness for every switch by one level from `profile`.
+    """The estimated change of the fitness for every switch from `profile` by one level.
 
-    `measured` are the switches with finite measurements. `noise` is the median difference between those measurements
-    and the predictions.
+    `measured` are the switches with finite measurements. `noise` is the median absolute difference between their
+    measurements and the predictions.
     """
 
     profile: Profile
@@ -47,11 +48,11 @@ class Estimates:
 def estimate_changes(
     space: Space, caps: Sequence[Cap], effects: Effects, *, measurements: Sequence[Measurement]
 ) -> Estimates:
-    """Estimates for every switch by one level from the profile of `effects`, of the units under the caps.
+    """Estimates for every switch by one level of the units under the caps, from the profile of `effects`.
 
-    Predictions are a least-squares fit of the two orders of `effects` to the measurements, with switches up and down
-    fitted separately. The prediction counts as one more measurement in the mean, to counter the winner's curse: the
-    switches with the best measurements are those with the luckiest noise.
+    The predictions are a least-squares fit of the two orders of `effects` to the measurements. Switches up and switches
+    down are fitted separately. An estimate is the mean of a switch's measurements and its prediction. Including the
+    prediction counters the winner's curse: the switches with the best measurements are mostly lucky.
     """
     values = _values_by_switch(measurements, effects.profile)
     finite = {switch: fmean(changes) for switch, changes in values.items() if all(map(isfinite, changes))}
@@ -61,14 +62,14 @@ def estimate_changes(
     for switches, default_slopes in zip(directions, DEFAULT_SLOPES, strict=True):
         predictions = _predictions(effects, switches, finite, default_slopes=default_slopes)
         for switch in switches:
-            counts = isfinite(predictions[switch]) or switch not in values
-            estimates[switch] = fmean([*values.get(switch, ()), *([predictions[switch]] if counts else [])])
+            use_prediction = isfinite(predictions[switch]) or switch not in values
+            estimates[switch] = fmean([*values.get(switch, ()), *([predictions[switch]] if use_prediction else [])])
         misfits += [abs(finite[s] - predictions[s]) for s in switches if s in finite and isfinite(predictions[s])]
     return Estimates(effects.profile, estimates, frozenset(finite), median(misfits) if misfits else 0.0)
 
 
 def promising_switches(space: Space, caps: Sequence[Cap], estimates: Estimates, *, share: float) -> list[Switch]:
-    """The best `share` of the switches up, and of those down, by estimated change per cost."""
+    """The best `share` of the switches up, and of the switches down, by estimated change per cost."""
 
     def rank(switch: Switch) -> tuple[bool, float, Switch]:
         unit, level = switch
@@ -97,7 +98,7 @@ def _predictions(
     *,
     default_slopes: tuple[float, float],
 ) -> dict[Switch, float]:
-    """Slopes times orders. The slopes are fitted to what was measured, if that is enough for a fit."""
+    """The weighted sum of the two orders. The weights are fitted to the measurements if there are enough of them."""
     orders = {(unit, level): (effects.first[unit][level], effects.second[unit][level]) for unit, level in switches}
     usable = [switch for switch in switches if switch in measured and all(map(isfinite, orders[switch]))]
     slopes = default_slopes

@@ -31,12 +31,13 @@ from evopress.space.units import Profile, Space
 
 @config_class
 class Evolution(Search):
-    """The paper's search. `generations: null` means k(n−k)/1.5, the paper's number for dropping k of n sub-blocks.
+    """The paper's search.
 
-    Raises ValueError for null if nothing is dropped.
+    With `generations: null`, there are k(n−k)/1.5 generations, the paper's number for dropping k of the n units in a
+    trade group. A search with null raises ValueError if the budget is not one of drops.
 
-    The search starts from the uniform profile. If that does not exist or does not spend the budget,
-    `initial_candidates` random profiles are compared on `initial_tokens`.
+    The search starts from the uniform profile that spends the budget. If there is none, it starts from the best of
+    `initial_candidates` random profiles, compared on `initial_tokens`.
     """
 
     generations: int | None = Field(ge=0)
@@ -53,7 +54,8 @@ class Evolution(Search):
         survivors = [self.offspring, *(stage.survivors for stage in self.stages)]
         if any(later > earlier for earlier, later in pairwise(survivors)):
             raise ValueError(
-                f"search.stages must keep fewer and fewer of the {self.offspring} offspring, not {survivors[1:]}"
+                f"search.stages keep {survivors[1:]} of {self.offspring} offspring, but no stage may keep more "
+                f"candidates than the stage before: lower its survivors or raise search.offspring"
             )
         if self.stages[-1].survivors != self.population:
             raise ValueError(
@@ -73,7 +75,7 @@ class Evolution(Search):
         for generation in range(1, num_generations + 1):
             offspring = mutants(space, caps, parents, count=self.offspring, rng=rng, max_switches=self.max_switches)
             if not offspring:
-                break  # the budget leaves no other profile
+                break  # no other profile is within the budget
             label = f"generation {generation}/{num_generations}"
             parents = yield from select_survivors(
                 parents, offspring, stages=self.stages, label=label, sign=self._sign()
@@ -98,7 +100,7 @@ class Evolution(Search):
         if self.generations is not None:
             return self.generations
         if budget.metric != "drop":
-            raise ValueError("search.generations=null is a number for drops only: set search.generations")
+            raise ValueError("search.generations=null is for a budget of drops only: set search.generations")
         num_units = len(space) // len(space.trade_groups)
         num_dropped = budget.achieved(space, random_profile(space, budget, Random(0))) * num_units
         return round(num_dropped * (num_units - num_dropped) / 1.5)

@@ -1,4 +1,4 @@
-"""A profile from a file, so that profiles from elsewhere are evaluated in the same way."""
+"""Reads a profile from a file, so that profiles from elsewhere are evaluated in the same way."""
 
 from pathlib import Path
 from random import Random
@@ -30,8 +30,8 @@ class FixedProfile(Search):
             raise ValueError(f"search.path {self.path!r} is not a file: set it to a profile.json or profile.txt")
         try:
             text = file.read_text(encoding="utf-8")
-            zero = uniform_profile(space, budget) if budget.metric == "sparsity" else None
-            profile = from_json(space, text) if text.lstrip().startswith("{") else from_text(space, text, zero)
+            uniform = uniform_profile(space, budget) if budget.metric == "sparsity" else None
+            profile = from_json(space, text) if text.lstrip().startswith("{") else from_text(space, text, uniform)
         except ValueError as error:
             raise ValueError(f"search.path {self.path}: {error}") from error
         if not budget.holds_in_sum(space, profile):
@@ -41,11 +41,12 @@ class FixedProfile(Search):
 
 
 def _excess(budget: Budget, achieved: float) -> str:
-    """Why a profile exceeds the budget, and the target that it holds."""
+    """The end of an error message: what a profile achieves, and which targets it would meet."""
     if budget.metric in ("drop", "sparsity"):
         removed = "drops" if budget.metric == "drop" else "removes"
         return (
             f"{removed} {achieved:g} of the model, less than budget.target={budget.target}: set budget.target to at "
             f"most {achieved:g}, or give a profile that {removed} more"
         )
-    return f"has {achieved:g} {budget.metric}, above budget.target={budget.target}: set budget.target to at least that"
+    measured = f"takes {achieved:.0f} bytes" if budget.metric == "size" else f"has {achieved:g} bits per weight"
+    return f"{measured}, above budget.target={budget.target}: set budget.target to at least that"

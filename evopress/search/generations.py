@@ -1,12 +1,12 @@
-"""Last phase of the guided search: Algorithm 1 with mutants that a table proposes.
+"""Last phase of the guided search: the paper's Algorithm 1 with mutants that a table proposes.
 
 ::
 
     repeat generations times:
         every few generations: table ← effects of all switches from profile
-        offspring ← the table's path if it is of this profile, and mutants: profiles of least summed noisy score with a
-            random share of the units free to move
-        profile ← the survivor of the stages, in the last of which profile joins
+        offspring ← the table's path, if the table was made at this profile; then mutants, each of which has the least
+            sum of noisy scores while only a random share of the units may move
+        profile ← the survivor of the stages; profile itself joins in the last stage
 """
 
 from collections.abc import Sequence
@@ -25,10 +25,10 @@ from evopress.space.units import Profile, Space
 
 @dataclass(frozen=True)
 class Generations:
-    """`num_generations` generations, with a new table after every `generations_per_table`.
+    """`num_generations` generations, with a new table every `generations_per_table` generations.
 
-    At most a share `free_share` of the units may move in a mutant. `noise` is the standard deviation of the log-normal
-    factors on its scores.
+    In a mutant, each unit may move with a probability of at most `free_share`. The scores of a mutant are multiplied by
+    log-normal factors; `noise` is the standard deviation of their logarithms.
     """
 
     num_generations: int
@@ -42,9 +42,9 @@ class Generations:
     scoring: Scoring
 
     def run(self, space: Space, caps: Caps, profile: Profile, *, tables: Sequence[Effects], rng: Random) -> SearchRun:
-        """`profile`, which is within the caps, or a better one. Drops stay as they are.
+        """Returns `profile`, which must be within the caps, or a better one. Drops stay as they are.
 
-        `tables` are those made on the way to `profile`.
+        `tables` are the tables of the rounds.
         """
         tables = list(tables)
         for number in range(1, self.num_generations + 1):
@@ -52,7 +52,7 @@ class Generations:
                 tables.append((yield from predict_effects(space, profile, self.table)))
             offspring = self._offspring(space, caps, profile, tables=tables, rng=rng)
             if not offspring:
-                continue  # the budget leaves no other profile
+                continue  # no other profile is within the budget
             label = f"generation {number}/{self.num_generations}"
             (profile,) = yield from select_survivors(
                 [profile], offspring, stages=self.stages, label=label, excerpt=self.stage_excerpt

@@ -1,29 +1,30 @@
-"""Search guided by gradients: predicted effects of switches propose profiles, the fitness of the whole model decides.
+"""Search guided by gradients: predicted switch effects propose profiles, and the fitness of the whole model decides.
 
-Algorithm 1 draws its switches at random, and sums of measured errors are wrong about many switches at once. Here a
-table predicts the effect of every single switch at the current profile, an exact knapsack turns it into whole profiles,
-and the true fitness picks one of them. The next table is made there::
+The paper's Algorithm 1 draws its switches at random. Sums of measured errors mislead when many switches are made at
+once. Here a table predicts the effect of every single switch at the current profile, a knapsack solver turns the table
+into whole profiles, and the true fitness picks one of them. The next table is made at that profile::
 
-    profile ← the uniform one that spends the budget, or the lowest above it, or a configured one
+    profile ← the configured start; else the uniform profile that spends the budget, or the lowest one above the budget
     profile ← rounds of a table and a line search along its proposals        (rounds.py)
     profile ← refinements, which measure promising switches one by one       (refinement.py)
     profile ← generations of Algorithm 1, whose mutants a table proposes     (generations.py)
 
-If no uniform profile spends the budget, the rounds start above it and lower the cap in equal steps. An evenly spaced
-mixture within the budget may have broken down, and gradients there say little about better profiles.
+If no uniform profile spends the budget, the rounds start above the budget and lower the cap in equal steps. They do not
+start from an evenly spaced mixture within the budget: that model may be so damaged that gradients there say little
+about better profiles.
 
-A switch to a costlier level ("up") is scored first + `up_curvature` · second. In the rounds, a switch to a cheaper
-level ("down") is scored by its second-order effect alone: the first-order terms of switches down promise gains that
-vanish when many units go down together. The generations move few units at a time. There the first-order terms of
-switches down are weighted by `down_slope`.
+The score of a switch to a costlier level ("up") is first + `up_curvature` · second. In the rounds, the score of a
+switch to a cheaper level ("down") is its second-order effect alone: the first-order terms of switches down promise
+gains that vanish when many units go down together. The generations move few units at a time. There the first-order
+terms of switches down are weighted by `down_slope`.
 
-Refinements and generations have excerpt lengths of their own. Their gains are smaller than the difference that a longer
-context makes, so they need longer excerpts than the rounds.
+Refinements and the stages of generations have their own excerpt lengths. Their gains are smaller than the difference
+that a longer context makes, so they need longer excerpts than the rounds.
 
 Gradients do not predict drops, because a drop changes the model too much. In a space of drops alone, `Swaps` is used
-instead. If a space has both levels and drops, every round also measures each sub-block's drop alone. The knapsack
-weighs these effects against those of the table, and each proposal is made with drops and without. The refinements and
-generations leave drops as they are.
+instead. If a space has both levels and drops, every round also measures the drop of each single sub-block. The knapsack
+weighs these effects against those of the table, and each proposal is made twice: with drops that may change, and with
+drops that stay. The refinements and generations leave drops as they are.
 """
 
 from collections.abc import Sequence
@@ -52,14 +53,14 @@ from evopress.space.units import Profile, Space
 class Guided(Search):
     """Rounds of a table and a line search, then refinements, then generations whose mutants a table proposes.
 
-    `trade` says which units may trade levels: `any` two, so that only the budget counts, or only those of one trade
-    group, so that each of the `groups` keeps the cost it has in the evenly spaced profile.
+    `trade` says which units may trade levels. With `any`, all units may, and only the budget counts. With `groups`,
+    only units of the same trade group may, and each group keeps the cost that it has in the evenly spaced profile.
 
-    `start` and `others` are profiles. They need not be within the budget. The search begins at `start`; `others` are
-    lowered to the budget for the last line search of the rounds.
+    `start` and `others` are profiles. They need not be within the budget. The search begins at `start`. The `others`
+    are lowered to the budget for the last line search of the rounds.
 
-    In a space of drops alone, every round, refinement and generation is a round of swaps. They begin at the first of
-    `others` if there is one, else at `start`.
+    In a space of drops alone, every round, refinement and generation is a round of swaps. The first of these rounds
+    begins at the first of `others` if there is one, else at `start`.
     """
 
     rounds: int = Field(ge=0)
@@ -90,7 +91,7 @@ class Guided(Search):
                 f"the last of search.stages keeps {self.stages[-1].survivors} candidates: set its survivors to 1"
             )
         if self.refinements and not self.refinement:
-            raise ValueError("search.refinements needs search.refinement: set its tokens and share")
+            raise ValueError("search.refinements needs search.refinement: set its numbers of tokens and its share")
         return self
 
     def num_questions(self, space: Space, budget: Budget) -> int:
@@ -105,9 +106,10 @@ class Guided(Search):
         )
 
     def warm_started(self, profiles: Sequence[Profile], position: float) -> "Guided":
-        """Run 25 % (largest budget) to 65 % (smallest) of the refinements and generations, but not 0 unless set to 0.
+        """Begin with `profiles` among the `others`, and run only a share of the refinements and generations.
 
-        They gain most where the budget is smallest.
+        The share is 25 % + 40 % · `position`, because they gain most where the budget is smallest. At least one is run
+        unless their number is set to 0.
         """
 
         def share(times: int) -> int:
@@ -134,7 +136,7 @@ class Guided(Search):
         return (yield from self._generations().run(space, caps, profile, tables=tables, rng=rng))
 
     def _start_profile(self, space: Space, budget: Budget) -> Profile:
-        """The profile to start from. It may exceed the budget if there are rounds to lower it."""
+        """The profile to start from. It may exceed the budget if there are rounds, because these lower it."""
         if self.start:
             if not self.rounds and not budget.holds(space, self.start):
                 raise ValueError(
@@ -164,9 +166,11 @@ class Guided(Search):
         return TableSettings(self.table_tokens, self.draws, self.excerpt)
 
     def _swaps(self) -> Swaps:
-        """Per token, the effects of some 60 units cost three times as much as a table, and a comparison half as much.
+        """The swaps that take the place of this search in a space of drops alone.
 
-        So effects are measured on half the tokens of a table, and comparisons use three times those of a line search.
+        Per token, measuring the effects of about 60 units costs three times as much as a table, and comparing swaps
+        costs half as much as a line search of the rounds. So the effects get half the tokens of a table, and the
+        comparisons get three times the tokens of a line search.
         """
         return Swaps(
             rounds=self.rounds + self.refinements + self.generations,

@@ -1,16 +1,17 @@
 """The profile of least summed error within the budget: a multiple-choice knapsack, one level per unit under a cap.
 
-Where the cost axis is short enough, dynamic programming solves it exactly::
+If the cost axis is short enough, dynamic programming solves the problem exactly::
 
     best[c] ← least error of the units so far at total cost c
     for each unit:  best'[c] = min over its levels l of  best[c − cost_l] + error_l
 
 The units inside a droppable parent are processed one after another in the same way. Then best'[c] is the smaller of
-their result (the parent is kept) and of best[c] + the error of the drop, which costs nothing.
+their result (the parent is kept) and best[c] + the error of the drop, which costs nothing.
 
-Where it is too long, costs are rounded up to coarser steps. The roundings of thousands of units add up to a tenth of
-the budget, so a Lagrangian relaxation, which is nearly exact for many units, is solved as well (lagrangian.py), and the
-profile of lower error is taken.
+If the cost axis is too long, costs are rounded up to coarser steps. The roundings of thousands of units add up to a
+tenth of the budget. So a Lagrangian relaxation, which is nearly exact for many units, is solved as well
+(lagrangian.py), and the profile of lower error is taken. If even the coarse problem is too large for dynamic
+programming, only the relaxation is solved.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,23 +25,23 @@ from evopress.space.budget import Cap
 from evopress.space.units import Profile, Space
 
 LevelScores = list[list[float]]
-"""[unit][level]: a number for every level of every unit, lower is better; an error, or a change of the fitness."""
+"""[unit][level]: an error or a change of the fitness for every level of every unit. Lower is better."""
 
 MAX_STATES = 20_000
-"""Finest resolution of the cost axis."""
+"""The largest number of steps on the cost axis of dynamic programming."""
 
 MAX_WORK = 200_000_000
-"""The most levels × states of dynamic programming, which take about a second."""
+"""The largest number of levels × states for dynamic programming. This many take about a second."""
 
 MAX_ERROR = 1e100
-"""Errors of this size and beyond count as infinite, so that sums of errors cannot overflow."""
+"""Errors of at least this size count as infinite, so that sums of errors cannot overflow."""
 
 
 def solve_knapsack(space: Space, caps: Sequence[Cap], errors: LevelScores) -> Profile:
     """The profile of least summed error under the caps, which do not overlap. Raises ValueError when none fits.
 
     A level whose error is NaN or infinite is used only if nothing else fits the budget. A unit whose parent is not
-    under the same cap is treated as if its parent is kept.
+    under the same cap is treated as if its parent were kept.
     """
     worst = 1.0 + 2.0 * sum(abs(error) for unit in errors for error in unit if abs(error) < MAX_ERROR)
     errors = [[error if abs(error) < MAX_ERROR else worst for error in unit] for unit in errors]
@@ -55,10 +56,10 @@ def solve_knapsack(space: Space, caps: Sequence[Cap], errors: LevelScores) -> Pr
 class _Knapsack:
     """The knapsack of one cap.
 
-    `tops` are the members whose parent is not a member. `inside` has the members inside each member that is a parent.
-    `extra` has, for each unit, the cost of each level above its cheapest one, and `spare` is the cap's cost above that
-    of the cheapest profile. The cost of keeping a parent includes the cheapest levels of the units inside it. Dynamic
-    programming counts costs in units of `step`, rounded up.
+    `tops` are the members that are not inside another member. `inside` has the members inside each member that is a
+    parent. `extra` has the cost of each level of each unit, minus that of its cheapest level. The cost of keeping a
+    parent includes the cheapest levels of the units inside it. `spare` is what the cheapest profile leaves of the cap.
+    Dynamic programming counts costs in units of `step`, rounded up.
     """
 
     tops: tuple[int, ...]
@@ -84,7 +85,7 @@ class _Knapsack:
         return cls(tops, inside, extra, spare, max(divisor, -(-spare // MAX_STATES)))
 
     def solve(self, errors: LevelScores) -> dict[int, int]:
-        """The level of each member; 0 inside what is dropped."""
+        """The level of each member; 0 for members inside a dropped one."""
         is_exact = all(cost % self.step == 0 for of_unit in self.extra.values() for cost in of_unit)
         is_fast = sum(map(len, self.extra.values())) * self.num_states <= MAX_WORK
         solutions = [self._by_dynamic_programming(errors)] if is_fast else []
@@ -126,7 +127,7 @@ class _Knapsack:
         return self._traced_back(steps, chosen)
 
     def _traced_back(self, steps: Mapping[int, list[int]], chosen: Mapping[int, np.ndarray]) -> dict[int, int]:
-        """The levels that lead to the least error, from the last unit to the first."""
+        """The levels that lead to the least error, traced from the last unit to the first."""
         levels, state = {}, self.num_states - 1
         for top in reversed(self.tops):
             levels[top] = int(chosen[top][state])

@@ -1,12 +1,13 @@
-"""The knapsack of many units: nearly exact, in time that grows with the number of units and not with the costs.
+"""Solves the knapsack of many units nearly exactly. The time grows with the number of units, not with the costs.
 
-With a price λ on cost, every unit can be chosen alone::
+With a price λ on cost, the level of each unit can be chosen independently of the others::
 
     L(λ) = Σ over units of  min over levels l of (error_l + λ · cost_l)  −  λ · max_cost
 
-L(λ) is a lower bound on the least summed error, for every λ ≥ 0. The least λ whose choice meets the cap is found by
-bisection. The rest of the cap is then spent by the switches that lower the error most per cost, as far as they fit.
-Only the cost that no switch fits into is lost, so the gap to the optimum shrinks with the number of units.
+L(λ) is a lower bound on the least summed error, for every λ ≥ 0. Bisection finds the least λ whose choice meets the
+cap. What is left of the cap is then spent on the switches that lower the error most per cost, as long as any fits. Only
+the remainder that is too small for any switch is lost, so the relative gap to the optimum shrinks as the number of
+units grows.
 
 Source: M. Fisher, The Lagrangian Relaxation Method for Solving Integer Programming Problems, Management Science 1981.
 """
@@ -18,7 +19,7 @@ from heapq import heapify, heappop, heappush
 import numpy as np
 
 BISECTIONS = 100
-"""Steps of the search for λ. They determine it to the last bit of a float64."""
+"""Most steps of the bisection. Between 0 and 1, they determine every λ above 1e-14 to the last bit of a float64."""
 
 Levels = np.ndarray
 """One level index per unit, int64."""
@@ -26,10 +27,10 @@ Levels = np.ndarray
 
 @dataclass(frozen=True)
 class Relaxation:
-    """Units with the cost and the error of each level, (units, levels); levels that do not exist have infinite error.
+    """A knapsack. `costs` and `errors` are (units, levels). Levels that do not exist have infinite error.
 
-    `children` maps a parent, by its row, to the rows of the units inside it. A parent has the levels kept and, if it
-    can be dropped, dropped. Units inside a dropped parent cost nothing and have no error.
+    `children` maps the row of a parent to the rows of the units inside it. Level 0 of a parent keeps it; level 1, if it
+    has one, drops it. Units inside a dropped parent cost nothing and have no error.
     """
 
     costs: np.ndarray
@@ -38,8 +39,8 @@ class Relaxation:
     max_cost: int
 
     def solve(self) -> Levels:
-        """One level per unit, within the cap; 0 inside what is dropped. The cheapest choice must be within the cap."""
-        return self._spend(self._cheapest_feasible())
+        """One level per unit, within the cap; 0 inside a dropped parent. The cheapest choice must be within the cap."""
+        return self._spend(self._best_within_cap())
 
     def lower_bound(self, price: float) -> float:
         """L(price)."""
@@ -47,20 +48,20 @@ class Relaxation:
         return self.error(levels) + price * (self.cost(levels) - self.max_cost)
 
     def cost(self, levels: Levels) -> int:
-        return int(np.take_along_axis(self.costs, levels[:, None], 1)[self._counts(levels)].sum())
+        return int(np.take_along_axis(self.costs, levels[:, None], 1)[self._is_present(levels)].sum())
 
     def error(self, levels: Levels) -> float:
-        return float(np.take_along_axis(self.errors, levels[:, None], 1)[self._counts(levels)].sum())
+        return float(np.take_along_axis(self.errors, levels[:, None], 1)[self._is_present(levels)].sum())
 
-    def _counts(self, levels: Levels) -> np.ndarray:
-        """Which units are not inside a dropped parent, bool (units,)."""
-        counts = np.ones(len(levels), dtype=bool)
+    def _is_present(self, levels: Levels) -> np.ndarray:
+        """Whether each unit is outside of dropped parents, bool (units,)."""
+        is_present = np.ones(len(levels), dtype=bool)
         for parent, members in self.children.items():
-            counts[list(members)] = levels[parent] == 0
-        return counts
+            is_present[list(members)] = levels[parent] == 0
+        return is_present
 
     def _best_at(self, price: float) -> Levels:
-        """The choice of least error + price · cost. Of equals the cheapest level is taken."""
+        """The choice of least error + price · cost. Ties go to the cheapest level."""
         values = self.errors + price * self.costs
         ties = values == values.min(1, keepdims=True)
         levels = np.where(ties, self.costs, np.iinfo(np.int64).max).argmin(1)
@@ -72,8 +73,8 @@ class Relaxation:
                 levels[list(members)] = 0
         return levels
 
-    def _cheapest_feasible(self) -> Levels:
-        """The choice at the least price that meets the cap, by bisection."""
+    def _best_within_cap(self) -> Levels:
+        """The choice at the least price whose choice meets the cap, by bisection."""
         low, high = 0.0, 1.0
         levels = self._best_at(low)
         if self.cost(levels) <= self.max_cost:
@@ -96,8 +97,8 @@ class Relaxation:
     def _spend(self, levels: Levels) -> Levels:
         """Make the switch that lowers the error most per cost and still fits, until there is none."""
         levels, slack = levels.copy(), self.max_cost - self.cost(levels)
-        counts = self._counts(levels)
-        heap = [entry for unit in np.flatnonzero(counts).tolist() for entry in self._switches(levels, unit)]
+        present = np.flatnonzero(self._is_present(levels)).tolist()
+        heap = [entry for unit in present for entry in self._switches(levels, unit)]
         heapify(heap)
         while heap:
             _, extra, unit, level, current = heappop(heap)

@@ -18,7 +18,7 @@ from evopress.search.encoding import decode, question_key
 from evopress.space.units import Profile
 
 SHOWN_CHARACTERS = 20
-"""How much of a differing value an error shows; hashes and lists can be long."""
+"""How many characters of a differing value an error message shows. Hashes and lists can be long."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class SearchLog:
     def load(self) -> list[dict]:
         """The recorded lines, one per answer.
 
-        Writes the header into a new file, and removes a last line that a kill left incomplete. Raises ValueError when
-        the file is damaged or was written with other settings.
+        Writes the header into a new file, and removes a last line that a kill left incomplete. Raises ValueError if the
+        file is damaged or was written with other settings.
         """
         lines = self.path.read_bytes().split(b"\n") if self.path.exists() else [b""]
         incomplete_line = lines.pop()
@@ -62,8 +62,9 @@ class SearchLog:
         key = question_key(question)
         if {name: line.get(name) for name in key} != key:
             raise ValueError(
-                f"{self.path} records another question than this search asks ({line.get('label') or line.get('ask')}): "
-                f"it was written by another version or with other settings; delete it to search again"
+                f"{self.path} records a question that this search does not ask "
+                f"({line.get('label') or line.get('ask')}), so it was written by another version or with other "
+                f"settings: delete it to search again"
             )
         return line["answer"], line["token_equivalents"]
 
@@ -82,18 +83,19 @@ class SearchLog:
 
 
 def _differences(recorded: Mapping, expected: Mapping, prefix: str = "") -> list[str]:
-    """The dotted keys with other values, each with its value in the file and now."""
+    """The dotted keys whose values differ, each with its value in the file and its value now."""
     differing = []
     for key in {**recorded, **expected}:
         before, now = recorded.get(key), expected.get(key)
         if isinstance(before, Mapping) and isinstance(now, Mapping):
             differing += _differences(before, now, f"{prefix}{key}.")
         elif before != now:
-            differing.append(f"{prefix}{key}: {_shown(before)} there, {_shown(now)} here")
+            differing.append(f"{prefix}{key}: {_shown(before)} in the file, {_shown(now)} now")
     return differing
 
 
 def _shown(value: object) -> str:
+    """The value as JSON, cut to `SHOWN_CHARACTERS`."""
     text = json.dumps(value)
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
 

@@ -23,8 +23,10 @@ def mutate(space: Space, caps: Sequence[Cap], parent: Profile, *, rng: Random, m
     """Raise random units, and lower others in the same trade groups until the caps hold again.
 
     If all steps in a group have the same cost, this is the paper's switch: one unit goes a level up and another one
-    down. Otherwise (units of several sizes, or widths 2, 4, 8) more units are lowered. Returns None, a rejected mutant,
-    when more than 10 levels changed or when less than 80 % of the saved cost was spent again.
+    down. Otherwise (units of several sizes, or widths 2, 4, 8) more than one unit may be lowered.
+
+    Returns None, a rejected mutant, if nothing changed, if a cap does not hold, if the units moved by more than 10
+    levels in all, or if less than 80 % of the saved cost was spent again.
 
     If sub-blocks may be dropped, the mutation switches drops instead, with a probability equal to the share of
     sub-blocks among the units.
@@ -51,17 +53,18 @@ def mutate(space: Space, caps: Sequence[Cap], parent: Profile, *, rng: Random, m
     child = tuple(levels)
     if child == parent or any(cap.slack(space, child) < 0 for cap in caps):
         return None
-    return child if _is_fair(space, parent, child) else None
+    return child if _is_small_and_balanced(space, parent, child) else None
 
 
 def switch_drops(space: Space, caps: Sequence[Cap], profile: Profile, *, rng: Random) -> Profile | None:
-    """Drop a kept sub-block, restore a dropped one, or exchange two of one kind; then repair the budget.
+    """Drop a kept sub-block, restore a dropped one, or exchange two of one kind. Then return to the budget.
 
     A restored sub-block gets the levels of another one of its kind: the one dropped in exchange, or a random kept one.
-    Then random units are lowered until the caps hold, and raised until the slack is spent. Returns None if that fails.
+    Then random units are lowered until the caps hold, and raised until the slack is spent. Returns None if the caps
+    still do not hold, or if nothing may be dropped.
 
-    The limits of `mutate` do not apply. The cost of one MLP can raise far more than ten small units, and the slack is
-    always spent here.
+    The limits of `mutate` do not apply. The cost of one MLP pays for raising far more than ten small units, and the
+    slack is always spent here.
     """
     droppable = [index for index in space.children if len(space.units[index].levels) > 1]
     if not droppable:
@@ -90,7 +93,7 @@ def _with_drops_switched(space: Space, profile: Profile, droppable: Sequence[int
 def mutants(
     space: Space, caps: Sequence[Cap], parents: Sequence[Profile], *, count: int, rng: Random, max_switches: int
 ) -> list[Profile]:
-    """Up to `count` distinct mutants of random parents, none of them a parent; fewer if there are not enough."""
+    """Up to `count` distinct mutants of random parents, none of which is a parent."""
 
     def draw() -> Profile | None:
         return mutate(space, caps, rng.choice(parents), rng=rng, max_switches=max_switches)
@@ -99,7 +102,7 @@ def mutants(
 
 
 def distinct_profiles(draw: Callable[[], Profile | None], count: int, *, exclude: set[Profile]) -> list[Profile]:
-    """Up to `count` distinct profiles from `draw`; gives up after 200 draws in a row without a new one."""
+    """Up to `count` distinct profiles from `draw`. Gives up after 200 draws in a row without a new profile."""
     profiles: dict[Profile, None] = {}
     tries = 0
     while len(profiles) < count and tries < MAX_TRIES:
@@ -111,8 +114,8 @@ def distinct_profiles(draw: Callable[[], Profile | None], count: int, *, exclude
     return list(profiles)
 
 
-def _is_fair(space: Space, parent: Profile, child: Profile) -> bool:
-    """Whether few enough levels changed and enough of the saved cost was spent again."""
+def _is_small_and_balanced(space: Space, parent: Profile, child: Profile) -> bool:
+    """Whether the units moved by few enough levels, and enough of the saved cost was spent again."""
     changes = [
         (abs(new - old), unit.levels[new].cost - unit.levels[old].cost)
         for unit, old, new in zip(space.units, parent, child, strict=True)

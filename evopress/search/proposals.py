@@ -1,4 +1,4 @@
-"""Profiles proposed by level scores: an exact knapsack, and repairs of the budget by score per cost."""
+"""Profiles proposed by level scores: by solving a knapsack, or by making the switches of the best score per cost."""
 
 from collections.abc import Sequence
 from itertools import product
@@ -14,7 +14,7 @@ from evopress.space.units import Profile, Space
 
 
 def best_by_scores(space: Space, caps: Sequence[Cap], profile: Profile, *, scores: LevelScores) -> Profile:
-    """The profile of least summed score within `caps`. Units that are under no cap stay as in `profile`."""
+    """The profile of least summed score within `caps`. Units under no cap keep their levels in `profile`."""
     caps = tuple(cap for cap in caps if cap.members)
     best = solve_knapsack(space, caps, scores)
     movable = {unit for cap in caps for unit in cap.members}
@@ -22,9 +22,9 @@ def best_by_scores(space: Space, caps: Sequence[Cap], profile: Profile, *, score
 
 
 def fit_to_caps(space: Space, caps: Sequence[Cap], profile: Profile, *, scores: LevelScores) -> Profile:
-    """`profile` lowered until the caps hold, then with the slack spent, by the switches of the best score per cost.
+    """Lower `profile` until the caps hold, then spend the slack, always by the switch of the best score per cost.
 
-    Drops stay as they are, so the result may still break a cap.
+    Drops stay as they are, so the result may still exceed a cap.
     """
     for cap in caps:
         profile = _lower(space, cap, profile, scores=scores)
@@ -32,7 +32,7 @@ def fit_to_caps(space: Space, caps: Sequence[Cap], profile: Profile, *, scores: 
 
 
 def spend_slack(space: Space, caps: Sequence[Cap], profile: Profile, *, scores: LevelScores) -> Profile:
-    """Make the switch to a costlier level with the best score per cost that fits, until none fits within the caps."""
+    """Make the switch to a costlier level with the best score per cost that fits under the caps, until none fits."""
     for cap in caps:
         slack, levels = cap.slack(space, profile), list(profile)
         queue = SwitchQueue(space, levels, space.tradable_units(profile, cap.members), scores)
@@ -43,7 +43,7 @@ def spend_slack(space: Space, caps: Sequence[Cap], profile: Profile, *, scores: 
 
 
 def _lower(space: Space, cap: Cap, profile: Profile, *, scores: LevelScores) -> Profile:
-    """`profile` after the switches to cheaper levels with the best score per cost, until the cap holds."""
+    """Make the switch to a cheaper level with the best score per cost, until the cap holds."""
     slack, levels = cap.slack(space, profile), list(profile)
     queue = SwitchQueue(space, levels, space.tradable_units(profile, cap.members), scores)
     while slack < 0 and (switch := queue.pop(-inf, -1)) is not None:
@@ -52,9 +52,10 @@ def _lower(space: Space, cap: Cap, profile: Profile, *, scores: LevelScores) -> 
 
 
 def path_from_table(space: Space, caps: Caps, tables: Sequence[Effects], *, scoring: Scoring) -> list[Profile]:
-    """Distinct proposals of the last table, one for each damping, from bold to cautious; without its own profile.
+    """The distinct proposals of the last table, one for each damping. The profile of the table itself is left out.
 
-    If there are both levels and drops, each damping gives two: with its drops, and with the drops left as they are.
+    If there are both levels and drops, each damping gives two proposals: one in which drops may change, and one in
+    which they stay as they are.
     """
     profile = tables[-1].profile
     path = []

@@ -1,16 +1,16 @@
 """Second phase of the guided search: the most promising switches are measured one by one.
 
-Close to the best profile, a single switch changes the KL by a hundredth or less. There a table can find the switches
+Close to the best profile, a single switch changes the KL by one percent or less. There a table can find the switches
 that are worth measuring, but it is too inaccurate to choose among them. Measuring all switches would cost more than all
-rounds before. So many small refinements measure a few each, and all measurements of a switch count as long as its unit
-stays as it is::
+the rounds did. So there are many small refinements that measure a few switches each. All measurements of a switch count
+as long as its unit keeps its level::
 
     repeat:
         table ← first- and second-order effects of all switches from profile, averaged with earlier tables
         estimates ← for every switch one level up or down: its measurements combined with the table
-        promising ← the share of the switches up, and of those down, with the best estimated effect per cost
+        promising ← a share of the switches up, and of those down: those with the best estimated effect per cost
         measured ← the fitness after each of them alone, minus that of profile, all on one minibatch
-        path ← for each caution c: the profile of measured switches of least summed (estimate + c · noise)
+        path ← for each caution c: the profile made of measured switches with the least sum of (estimate + c · noise)
         profile ← the fittest of path and profile, on another minibatch
 """
 
@@ -31,12 +31,12 @@ from evopress.search.switches import Switch, switched
 from evopress.space.units import Profile, Space
 
 CAUTIONS = (0.25, 0.5, 1.0, 2.0)
-"""Each times the noise of a single estimate is a margin by which every switch has to improve the fitness."""
+"""Multiples of the noise of a single estimate: margins by which every switch has to improve the fitness."""
 
 
 @config_class
 class Refinement:
-    """Tokens of one refinement: of its table, of every switch that is measured, and of the line search.
+    """Settings of a refinement: the numbers of tokens for its table, for each measured switch and for its line search.
 
     `share` is the share of the switches that are measured.
     """
@@ -50,9 +50,9 @@ class Refinement:
     def run(
         self, space: Space, caps: Caps, profile: Profile, *, times: int, tables: Sequence[Effects] = ()
     ) -> SearchRun:
-        """`profile`, which is within the caps, or a better one, after so many refinements. Drops stay as they are.
+        """Returns `profile`, which must be within the caps, or a better one after `times` refinements.
 
-        `tables` are those made on the way to `profile`.
+        Drops stay as they are. `tables` are the tables of the rounds.
         """
         caps = caps_on_levels(space, caps, profile)
         table = TableSettings(self.table_tokens, draws=1, excerpt=self.excerpt)
@@ -88,7 +88,7 @@ class Refinement:
 
 
 def _path(space: Space, caps: Caps, effects: Effects, estimates: Estimates) -> list[Profile]:
-    """Profiles made of measured switches, from bold to cautious. The table decides how their slack is spent."""
+    """Profiles made of measured switches, from bold to cautious. Their slack is spent by the scores of the table."""
     table = [
         [sum(both) for both in zip(*unit, strict=True)] for unit in zip(effects.first, effects.second, strict=True)
     ]

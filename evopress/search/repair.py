@@ -12,7 +12,7 @@ from evopress.space.units import Space
 
 
 def cost_of_raising(space: Space, unit: int, level: int) -> int:
-    """Extra cost of the unit when it goes up from `level`."""
+    """Extra cost of the unit when it goes one level up from `level`."""
     return space.units[unit].levels[level - 1].cost - space.units[unit].levels[level].cost
 
 
@@ -33,7 +33,7 @@ def can_be_raised(space: Space, caps: Sequence[Cap], levels: Sequence[int], *, u
 def raise_until_spent(
     space: Space, caps: Sequence[Cap], levels: list[int], *, pick: Callable[[list[int]], int]
 ) -> None:
-    """Raise one unit after another, each time the one that `pick` chooses, until no unit can be raised."""
+    """Raise the unit that `pick` chooses among those that can be raised, until there are none."""
     while raisable := raisable_units(space, caps, levels):
         levels[pick(raisable)] -= 1
 
@@ -57,7 +57,7 @@ def lower_at_random(space: Space, cap: Cap, levels: list[int], *, candidates: Se
 
 
 def drop_in_order(space: Space, cap: Cap, levels: list[int], *, order: Sequence[int]) -> None:
-    """Drop these sub-blocks one after another until `cap` holds. Those that must stay are skipped."""
+    """Drop the sub-blocks of `order` one after another until `cap` holds. Those that must be kept are skipped."""
     for unit in order:
         if cap.slack(space, levels) < 0 and len(space.units[unit].levels) > 1:
             levels[unit] = 1

@@ -5,7 +5,7 @@
     repeat rounds times, with the caps tightened in equal steps down to the budget:
         table ← first- and second-order effects of all switches from profile
         path ← for each damping: the profile of least summed score
-        profile ← the fittest of path, of profile if it is within the caps, and in the last round of `others`
+        profile ← the fittest of path; of profile itself, if it is within the caps; and of `others`, in the last round
 """
 
 from collections.abc import Sequence
@@ -33,10 +33,10 @@ class Rounds:
     def run(
         self, space: Space, caps: Caps, profile: Profile, *, others: Sequence[Profile]
     ) -> SearchStep[tuple[Profile, list[Effects]]]:
-        """The best profile found from `profile`, which may exceed the caps, and the tables made on the way.
+        """Returns the best profile that the rounds reach from `profile`, and all their tables.
 
-        `others` are lowered to the caps and join the last line search. If they joined earlier, they would win, because
-        they are refined already, and the rounds would not get any further.
+        `profile` may exceed the caps. The `others` are lowered to the caps and join the last line search. If they
+        joined earlier, they would win, because they are already refined, and the rounds would make no progress.
         """
         tables: list[Effects] = []
         for number in range(1, self.num_rounds + 1):
@@ -56,7 +56,7 @@ class Rounds:
         return profile, tables
 
     def _effects(self, space: Space, profile: Profile) -> SearchStep[Effects]:
-        """The predicted effects. If there are levels and drops, those of drops are measured, on half the tokens."""
+        """The predicted effects. If drops are possible, their effects are measured instead, on half the tokens."""
         effects = yield from predict_effects(space, profile, self.table)
         if not space.children:
             return effects
@@ -67,7 +67,7 @@ class Rounds:
     def _candidates(
         self, space: Space, caps: Caps, tables: Sequence[Effects], *, others: Sequence[Profile]
     ) -> list[Profile]:
-        """The last table's own profile, its path, and `others` lowered to the caps; only profiles within the caps."""
+        """Profile and path of the last table, and `others` lowered to the caps; only profiles within the caps."""
         profile = tables[-1].profile
         scores = level_scores(space, tables, self.scoring, damping=1.0)
         lowered = [fit_to_caps(space, caps, other, scores=scores) for other in others]

@@ -1,4 +1,4 @@
-"""From a table of predicted switch effects to one score per level, lower is better."""
+"""Turns a table of predicted switch effects into one score per level. Lower is better."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ from evopress.space.units import Space
 
 @dataclass(frozen=True)
 class Scoring:
-    """Weights of the two orders of a switch effect.
+    """Weights of the first and second order of a switch effect.
 
-    A switch to a costlier level is scored first + `up_curvature` · second, any other one `down_slope` · first + second.
-    Second-order terms that are losses are multiplied by a damping as well. Each of the `dampings` gives a proposal; the
-    larger it is, the fewer units leave their level.
+    The score of a switch to a costlier level is first + `up_curvature` · second. The score of any other switch is
+    `down_slope` · first + second. Positive second-order terms, which are losses, are also multiplied by a damping. Each
+    of the `dampings` gives a proposal. The larger the damping, the fewer units leave their level.
     """
 
     dampings: Sequence[float]
@@ -33,7 +33,7 @@ def level_scores(space: Space, tables: Sequence[Effects], scoring: Scoring, *, d
     def score(unit: int, level: int) -> float:
         levels = space.units[unit].levels
         curvature = second[unit][level]
-        if curvature > 0:  # it is negative if restoring a dropped sub-block helps; gains are not damped
+        if curvature > 0:  # only losses are damped; a negative value is the gain of restoring a dropped sub-block
             curvature *= damping
         if levels[level].cost > levels[profile[unit]].cost:
             return first[unit][level] + scoring.up_curvature * curvature

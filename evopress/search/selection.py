@@ -17,7 +17,7 @@ def best_first(profiles: Sequence[Profile], fitness: Sequence[float], sign: floa
 
 
 def check_any_finite(fitness: Sequence[float]) -> None:
-    """Raises ValueError when no fitness is finite, because then there is nothing to choose by."""
+    """Raises ValueError if no fitness is finite, because then no profile can be chosen."""
     if not any(map(isfinite, fitness)):
         raise ValueError(
             f"the fitness of all {len(fitness)} candidates is NaN or infinite, so none can be chosen: set "
@@ -27,7 +27,7 @@ def check_any_finite(fitness: Sequence[float]) -> None:
 
 @config_class
 class Stage:
-    """One step of the selection: the number of candidates that survive it, and of tokens they are compared on."""
+    """One step of the selection: how many candidates survive it, and on how many tokens they are compared."""
 
     survivors: int = Field(gt=0)
     tokens: int = Field(gt=0)

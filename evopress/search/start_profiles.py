@@ -1,4 +1,4 @@
-"""Profiles to start from: uniform, evenly spaced or random, on the budget.
+"""Profiles to start from: uniform, evenly spaced or random, and as close to the budget as possible.
 
 They keep everything that may be dropped, unless the budget cannot be met by levels alone.
 """
@@ -21,10 +21,10 @@ from evopress.space.units import Profile, Space
 def uniform_profile(space: Space, budget: Budget) -> Profile | None:
     """The least compressed uniform profile within the budget, if it spends the budget; else None.
 
-    Uniform means one level for all units. The budget is spent when no unit can go one level up within it. A uniform
-    profile drops nothing, so a budget of drops has one only if its target is zero.
+    Uniform means one level for all units. The budget is spent if no unit can go one level up within it. In a space of
+    drops alone, a uniform profile drops nothing or all that may be dropped, so the result is None for most targets.
 
-    Raises ValueError when no profile is within the budget.
+    Raises ValueError if no profile is within the budget.
     """
     for level in range(_num_levels(space)):
         profile = space.uniform(level)
@@ -36,10 +36,12 @@ def uniform_profile(space: Space, budget: Budget) -> Profile | None:
 
 
 def random_profile(space: Space, budget: Budget, rng: Random) -> Profile:
-    """Lower random units of the lowest uniform profile above the budget until all caps hold.
+    """Lower random units of the most compressed uniform profile above the budget until all caps hold.
 
-    Source: arXiv 2410.14649, Appendix on fractional targets. Unlike there, the remaining slack is then spent: random
-    units are raised where that fits.
+    If levels alone do not suffice, random sub-blocks are dropped as well.
+
+    Source: arXiv 2410.14649, Appendix on fractional targets. Unlike the paper, this then spends the remaining slack by
+    raising random units where that fits.
     """
     caps = budget.caps(space)
     levels = list(lowest_uniform_above(space, budget))
@@ -54,11 +56,12 @@ def random_profile(space: Space, budget: Budget, rng: Random) -> Profile:
 
 
 def evenly_spaced_profile(space: Space, budget: Budget) -> Profile:
-    """The uniform profile if it spends the budget, else a mixture of two neighbouring levels that does.
+    """The uniform profile if it spends the budget, else a mixture of two neighbouring levels within the budget.
 
-    The mixture is the lowest uniform profile above the budget in which some units are one level lower, evenly spaced
-    through the model, until all caps hold. If even the last level is too large, evenly spaced sub-blocks are dropped as
-    well. Nothing here is random. Raises ValueError when no profile is within the budget.
+    The mixture starts from the most compressed uniform profile above the budget. Units that are evenly spaced through
+    the model are lowered by one level until all caps hold. If even the last level costs too much, evenly spaced
+    sub-blocks are dropped, and units are raised again to spend the slack. Nothing here is random. Raises ValueError if
+    no profile is within the budget.
     """
     uniform = uniform_profile(space, budget)
     if uniform:
@@ -90,18 +93,19 @@ def check_profiles(space: Space, key: str, profiles: Iterable[Profile]) -> None:
 
 def out_of_reach_message(space: Space, budget: Budget) -> str:
     """The error message for a budget that no profile meets."""
-    smallest = budget.achieved(space, _most_compressed(space))
+    achieved = budget.achieved(space, _most_compressed(space))
+    smallest = f"{achieved:.0f} bytes" if budget.metric == "size" else f"{achieved:g}"
     remedy = "raise" if budget.metric in ("bits", "size") else "lower"
-    keep = ", or keep less with compress.keep_*" if budget.metric == "drop" else ""
-    return f"budget.target is {budget} but the most compressed profile has {smallest:g}: {remedy} budget.target{keep}"
+    keep = ", or keep fewer sub-blocks with compress.keep_*" if budget.metric == "drop" else ""
+    return f"budget.target is {budget} but the most compressed profile has {smallest}: {remedy} budget.target{keep}"
 
 
 def _lower_evenly(space: Space, cap: Cap, levels: list[int]) -> None:
     """Lower units of `cap` in place until it holds, so that the savings grow evenly through the model.
 
     In model order, a unit is lowered if the savings so far would otherwise fall behind by more than half of what this
-    unit saves. When units have different sizes, that may save too little or too much. Then the smallest others are
-    lowered as well, or the largest that fit are raised again.
+    unit saves. When units have different sizes, that may save too little or too much. Then the smallest of the other
+    units are lowered as well, or lowered units are raised again, the largest first, as far as the cap allows.
     """
     savings = {
         i: cost_of_raising(space, i, levels[i] + 1)
@@ -129,7 +133,7 @@ def _lower_evenly(space: Space, cap: Cap, levels: list[int]) -> None:
 
 
 def _evenly_spread(indices: Sequence[int]) -> list[int]:
-    """The indices in an order in which the first k, for every k, are spread evenly: a golden-ratio sequence."""
+    """The indices in the order of a golden-ratio sequence: for every k, the first k of them are spread evenly."""
     return [indices[place] for place in sorted(range(len(indices)), key=lambda i: (i + 1) * 0.6180339887498949 % 1)]
 
 
@@ -138,6 +142,6 @@ def _num_levels(space: Space) -> int:
 
 
 def _most_compressed(space: Space) -> Profile:
-    """Every unit at its last level, and everything dropped that may be dropped."""
+    """The profile with every unit at its last level, and everything dropped that may be dropped."""
     lowest = space.uniform(_num_levels(space) - 1)
     return tuple(len(space.units[i].levels) - 1 if i in space.children else level for i, level in enumerate(lowest))

@@ -1,10 +1,11 @@
-"""Search for drops by measured swaps: single effects propose, the fitness of several swaps at once decides.
+"""Search for drops by measured swaps: single effects propose swaps, and the fitness of several swaps at once decides.
 
-A drop changes a model too much for gradients to predict its effect, and the effects of single drops are wrong about
-many drops at once. But there are few units, and profiles that differ in one unit share all blocks before it. So each
-effect can be measured at the current profile::
+A drop changes a model too much for gradients to predict its effect, and effects that are measured one by one in the
+dense model mislead when many units are dropped. But there are few units, and profiles that differ in one unit share all
+blocks before it. So each effect can be measured at the current profile::
 
-    profile ← the blocks whose single drops hurt least are dropped; or, with `start`, that profile fitted to the budget
+    profile ← the dense model without the blocks whose single drops hurt least; with `start`: that profile, fitted to
+        the budget
     repeat rounds times:
         effects ← change of the fitness when one unit alone is dropped, or restored if it is dropped; for every unit,
             all on one minibatch, averaged with earlier rounds in which the unit was in the same state
@@ -33,10 +34,10 @@ from evopress.space.units import Profile, Space
 
 @config_class
 class Swaps(Search):
-    """`rounds` of single effects on `effect_tokens` and a comparison of up to `max_swaps` at once on `line_tokens`.
+    """`rounds` rounds. Each one measures single effects, then compares the best swap, the best two, and so on.
 
-    With `excerpt`, only that many tokens of each window are used. Raises ValueError for a space that is not one of
-    drops.
+    Effects are measured on `effect_tokens`. Up to `max_swaps` swaps at once are compared on `line_tokens`. With
+    `excerpt`, only that many tokens of each window are used. Raises ValueError for a space in which layers have levels.
     """
 
     rounds: int = Field(ge=0)
@@ -55,7 +56,7 @@ class Swaps(Search):
 
     def run(self, space: Space, budget: Budget, rng: Random) -> SearchRun:
         if not space.is_depth_pruning:
-            raise ValueError("search=swaps measures what can be dropped: use it with compress=drop")
+            raise ValueError("search=swaps searches for drops alone: use it with compress=drop")
         check_profiles(space, "search.start", [self.start] if self.start else [])
         caps = budget.caps(space)
         profile = yield from self._start_profile(space, budget, rng)
@@ -74,14 +75,14 @@ class Swaps(Search):
         return profile
 
     def _start_profile(self, space: Space, budget: Budget, rng: Random) -> SearchRun:
-        if self.start is None:  # blocks: in a dense model, drops of single sub-blocks say less about many drops at once
+        if self.start is None:  # whole blocks, because single sub-blocks of a dense model say less about many drops
             scores = Scores(score="kl", tokens=self.effect_tokens, excerpt=self.excerpt)
             return (yield from scores.run(space, budget, rng))
         effects = yield from self._measure_effects(space, self.start, "start")
         return fit_drops_to_caps(space, budget.caps(space), self.start, effects=effects)
 
     def _measure_effects(self, space: Space, profile: Profile, label: str) -> SearchStep[dict[int, float]]:
-        """The change of the fitness when one unit alone is dropped or restored, for the units that may be dropped."""
+        """The change of the fitness when a single unit is dropped or restored, for all units that may be dropped."""
         units = [i for i, unit in enumerate(space.units) if len(unit.levels) > 1]
         changed = (flipped(profile, (i,)) for i in units)
         label = f"{label}, {len(units)} single changes"
@@ -92,10 +93,10 @@ class Swaps(Search):
 
 
 def fit_drops_to_caps(space: Space, caps: Sequence[Cap], profile: Profile, *, effects: Mapping[int, float]) -> Profile:
-    """`profile` with the units dropped that hurt least, or restored that help most, until every cap is met exactly.
+    """Drop the units that hurt least, or restore those that help most, until every cap is met exactly.
 
-    `effects` are the changes of the fitness when a unit alone is dropped or restored. Raises ValueError if a cap cannot
-    be met.
+    `effects` are the changes of the fitness when a single unit is dropped or restored. Raises ValueError if a cap
+    cannot be met.
     """
     for cap in caps:
         must_drop = cap.slack(space, profile) < 0
@@ -105,12 +106,12 @@ def fit_drops_to_caps(space: Space, caps: Sequence[Cap], profile: Profile, *, ef
             wanted = cap.slack(space, profile) < 0 if must_drop else cap.slack(space, changed) >= 0
             profile = changed if wanted else profile
         if cap.slack(space, profile) < 0:
-            raise ValueError("budget.target drops more than may be dropped: lower it, or keep fewer by compress.keep_*")
+            raise ValueError("budget.target drops more than compress.keep_* allows: lower it, or keep fewer sub-blocks")
     return profile
 
 
 def path_of_swaps(caps: Sequence[Cap], profile: Profile, effects: Mapping[int, float]) -> list[Profile]:
-    """The profiles after the best swap, after the best two, and so on. `effects`: see `fit_drops_to_caps`."""
+    """The profiles after the best swap, after the best two, and so on. `effects` are as in `fit_drops_to_caps`."""
     swaps = []
     for cap in caps:
         order = sorted((i for i in cap.members if isfinite(effects.get(i, nan))), key=lambda i: (effects[i], i))

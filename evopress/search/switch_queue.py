@@ -1,4 +1,4 @@
-"""The switches of many units in order of their score per cost, without a look at all of them for every switch."""
+"""A queue of the switches of many units, ordered by score per cost. Taking the next one does not scan them all."""
 
 from collections.abc import Iterable, Iterator
 from heapq import heapify, heappop, heappush
@@ -9,14 +9,13 @@ from evopress.search.switches import Switch
 from evopress.space.units import Space
 
 Entry = tuple[bool, float, int, int, int, int]
-"""Whether the score is NaN, change of score per cost, unit, level, level it leaves, extra cost."""
+"""Whether the score is NaN, change of score per cost, unit, new level, old level, extra cost."""
 
 
 class SwitchQueue:
     """All switches of `units` from `levels`, which `make` changes in place.
 
-    The range of costs given to `pop` may only shrink from call to call, because a switch that is outside of it is
-    forgotten.
+    `pop` discards the switches outside its range of costs, so the range may only shrink from call to call.
     """
 
     def __init__(self, space: Space, levels: list[int], units: Iterable[int], scores: LevelScores):
@@ -27,15 +26,15 @@ class SwitchQueue:
         heapify(self._heap)
 
     def pop(self, lowest: float, highest: float) -> Switch | None:
-        """The switch of the best score per cost whose extra cost is in the range, or None. NaN comes last."""
+        """The switch with the best score per cost whose extra cost is in the range, or None. NaN comes last."""
         while self._heap:
-            _, _, unit, level, left, extra = heappop(self._heap)
-            if self.levels[unit] == left and lowest <= extra <= highest:
+            _, _, unit, level, old_level, extra = heappop(self._heap)
+            if self.levels[unit] == old_level and lowest <= extra <= highest:
                 return unit, level
         return None
 
     def make(self, switch: Switch) -> int:
-        """Make the switch; returns its extra cost."""
+        """Make the switch and return its extra cost."""
         unit, level = switch
         options = self.space.units[unit].levels
         extra = options[level].cost - options[self.levels[unit]].cost

@@ -6,7 +6,7 @@ from evopress.space.budget import Cap
 from evopress.space.units import Profile, Space
 
 Switch = tuple[int, int]
-"""A unit and the level it would go to."""
+"""A unit and its new level."""
 
 
 def switched(space: Space, profile: Profile, unit: int, level: int) -> Profile:
@@ -25,7 +25,7 @@ def all_switched(space: Space, profile: Profile) -> list[Profile]:
 
 
 def neighbouring_switches(space: Space, caps: Sequence[Cap], profile: Profile) -> tuple[list[Switch], list[Switch]]:
-    """All switches by one level of the units under the caps: those to a costlier level, and the others."""
+    """All switches by one level of the units under the caps: first those to a costlier level, then the others."""
     ups: list[Switch] = []
     downs: list[Switch] = []
     for unit in sorted(unit for cap in caps for unit in cap.members):

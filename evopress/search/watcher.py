@@ -1,11 +1,11 @@
-"""Watches a search: sends metrics of every answer to the tracker and adds up the cost."""
+"""Watches a search: adds up the cost of the answers and sends metrics of the new ones to the tracker."""
 
 from evopress.runtime.tracking import Tracker
 from evopress.search.driver import AnsweredQuestion
 
 
 class SearchWatcher:
-    """Call it with every answered question. `token_equivalents` is the cost of the search so far, replay included."""
+    """Called with every answered question. `token_equivalents` is the cost so far, replayed answers included."""
 
     def __init__(self, tracker: Tracker):
         self.tracker = tracker

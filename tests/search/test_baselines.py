@@ -178,7 +178,7 @@ def test_brute_force_is_the_minimum_and_refuses_too_many():
     best, questions = play(BruteForce(tokens=8), space, budget, linear_fitness(weights))
     assert len(questions[0].profiles) == 36
     assert linear_fitness(weights)(best) == min(map(linear_fitness(weights), questions[0].profiles))
-    with pytest.raises(ValueError, match=r"lower budget.target, or keep less"):
+    with pytest.raises(ValueError, match=r"lower budget.target, or keep fewer sub-blocks"):
         play(BruteForce(tokens=8), keeping(space, 0, 2, 4), budget, linear_fitness(weights))
     with pytest.raises(ValueError, match="36 masks, more than search"):
         play(BruteForce(tokens=8, max_profiles=35), space, budget, linear_fitness(weights))
@@ -218,8 +218,11 @@ def test_a_fixed_profile_is_read_from_every_format_and_checked(tmp_path):
         (tmp_path / name).write_text(text)
         assert play(FixedProfile(path=str(tmp_path / name)), space, BITS3, lambda p: 0.0)[0] == profile
     (tmp_path / "over.txt").write_text(to_text(space, (0, 0, 2)))
-    with pytest.raises(ValueError, match=r"3.33333 bits, above budget.target=3"):
+    with pytest.raises(ValueError, match=r"has 3.33333 bits per weight, above budget.target=3"):
         play(FixedProfile(path=str(tmp_path / "over.txt")), space, BITS3, lambda p: 0.0)
+    large, target = bit_space([8_000_000] * 3).with_costs_in_bytes(), Budget(metric="size", target="9MB")
+    with pytest.raises(ValueError, match=r"takes 10000000 bytes, above budget.target=9MB"):
+        play(FixedProfile(path=str(tmp_path / "over.txt")), large, target, lambda p: 0.0)
     with pytest.raises(ValueError, match="is not a file"):
         play(FixedProfile(path=str(tmp_path / "none")), space, BITS3, lambda p: 0.0)
 

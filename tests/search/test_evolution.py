@@ -60,14 +60,14 @@ def test_generations_null_is_the_number_of_the_paper_for_drops():
     space, budget = drop_space(32), Budget(metric="drop", target=0.25)
     method = evolution(generations=None)
     assert method.num_questions(space, budget) == 1 + 2 * round(8 * 24 / 1.5)
-    with pytest.raises(ValueError, match=r"for drops only: set search.generations"):
+    with pytest.raises(ValueError, match=r"for a budget of drops only: set search.generations"):
         play(method, bit_space([8] * 4), BITS3, sum)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"stages": [Stage(survivors=9, tokens=1), Stage(survivors=1, tokens=1)]}, "fewer and fewer"),
+        ({"stages": [Stage(survivors=9, tokens=1), Stage(survivors=1, tokens=1)]}, "no stage may keep more"),
         ({"stages": [Stage(survivors=2, tokens=1)]}, "search.population"),
         ({"offspring": 0}, "greater than 0"),
         ({"genrations": 3}, "genrations"),

@@ -58,3 +58,6 @@ def test_an_error_names_what_an_out_of_reach_budget_could_be():
         evenly_spaced_profile(bit_space([8, 8]), Budget(metric="bits", target=1.5))
     with pytest.raises(ValueError, match=r"has 0.7: lower budget.target$"):
         evenly_spaced_profile(sparse_space(2), Budget(metric="sparsity", target=0.8))
+    large = bit_space([8_000_000] * 2).with_costs_in_bytes()
+    with pytest.raises(ValueError, match=r"is 1MB but the most compressed profile has 4000000 bytes: raise"):
+        evenly_spaced_profile(large, Budget(metric="size", target="1MB"))

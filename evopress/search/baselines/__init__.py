@@ -1,1 +1,1 @@
-"""Published searches, for comparison. They import the contract and the tools of the search room."""
+"""Published searches and simple baselines, to compare with. They use the contract and the tools of evopress/search."""

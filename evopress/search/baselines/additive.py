@@ -21,11 +21,11 @@ from evopress.space.units import Profile, Space
 
 @config_class
 class Additive(Search):
-    """Dynamic programming on additive errors.
+    """Solves the knapsack of additive errors.
 
-    `errors` are the compressor's normalised layer errors (`layer`), or the change of the fitness on `tokens` when one
-    unit alone leaves the `around` profile (`measured`). That profile is the evenly spaced one on the budget, or the
-    least compressed one.
+    With `layer`, the `errors` are the compressor's normalised layer errors. With `measured`, they are the changes of
+    the fitness on `tokens` when a single unit of one profile changes its level. `around` names that profile: the evenly
+    spaced one on the budget (`uniform`), or the least compressed one.
     """
 
     errors: Literal["layer", "measured"]
@@ -38,7 +38,7 @@ class Additive(Search):
     def run(self, space: Space, budget: Budget, rng: Random) -> SearchRun:
         if self.errors == "layer":
             if space.is_depth_pruning:
-                raise ValueError("search.errors=layer needs levels of layers: use search.errors=measured")
+                raise ValueError("search.errors=layer needs layers with levels: use search.errors=measured for drops")
             errors = yield from rows_of(Table("layer_error", self.tokens))
         else:
             errors = yield from self._measure_errors(space, budget)
@@ -54,7 +54,7 @@ class Additive(Search):
 
 
 def error_table(space: Space, start: Profile, *, base: float, fitness: Mapping[Profile, float]) -> LevelScores:
-    """[unit][level]: the change of the fitness, which is `base` at `start`, when the unit alone goes to the level."""
+    """[unit][level]: how the fitness, which is `base` at `start`, changes when only this unit moves to this level."""
     return [
         [fitness.get(switched(space, start, i, level), base) - base for level in range(len(unit.levels))]
         for i, unit in enumerate(space.units)

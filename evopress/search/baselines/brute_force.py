@@ -1,4 +1,4 @@
-"""Every profile that spends the budget, for small spaces: the exact answer to compare other searches with."""
+"""Evaluates every profile that spends the budget. In small spaces, this shows how close other searches come."""
 
 from collections.abc import Iterator
 from itertools import combinations, product
@@ -17,7 +17,7 @@ from evopress.space.units import Profile, Space
 
 @config_class
 class BruteForce(Search):
-    """Evaluates all drop masks on `tokens`. Raises ValueError if there are more than `max_profiles`."""
+    """Evaluates all drop masks on `tokens`. Raises ValueError if there are more than `max_profiles` of them."""
 
     tokens: int = Field(gt=0)
     max_profiles: int = Field(default=10_000, gt=0)
@@ -27,15 +27,15 @@ class BruteForce(Search):
 
     def run(self, space: Space, budget: Budget, rng: Random) -> SearchRun:
         if not space.is_depth_pruning:
-            raise ValueError("search=brute_force enumerates drops: use it with compress=drop")
+            raise ValueError("search=brute_force searches for drops alone: use it with compress=drop")
         caps = budget.caps(space)
         number = prod(comb(len(_droppable(space, cap)), -cap.slack(space, space.uniform(0))) for cap in caps)
         if not number:
             raise ValueError(out_of_reach_message(space, budget))
         if number > self.max_profiles:
             raise ValueError(
-                f"there are {number} masks, more than search.max_profiles={self.max_profiles}: raise it, use "
-                f"compress.granularity=block, or another search"
+                f"there are {number} masks, more than search.max_profiles={self.max_profiles}: raise it, set "
+                f"compress.granularity=block, or use another search"
             )
         profiles = list(_masks(space, caps))
         fitness = yield from fitness_of(Batch(tuple(profiles), self.tokens, f"all {number} masks"))

@@ -1,4 +1,4 @@
-"""Greedy descent: from the least compressed profile, always take the step that costs least fitness per cost saved."""
+"""Greedy descent: from the least compressed profile, always take the step that hurts fitness least per cost saved."""
 
 from math import isfinite, isnan
 from random import Random
@@ -19,8 +19,8 @@ from evopress.space.units import Profile, Space
 class Greedy(Search):
     """Each step tries every unit one level lower on `tokens`, and lowers the best `per_step` of them.
 
-    Only units under a cap that is still broken are tried. With many units, `per_step` above 1 saves evaluations. If the
-    last step saves more than needed, the slack is spent on the units whose last step hurt most per cost.
+    Only units under a cap that is still exceeded are tried. With many units, `per_step` above 1 saves evaluations. If
+    the last step saves more than needed, the slack is spent on the units that hurt most per cost in that step.
     """
 
     tokens: int = Field(gt=0)
@@ -31,9 +31,9 @@ class Greedy(Search):
         profile = space.uniform(0)
         step = 0
         loss_per_cost: dict[int, float] = {}
-        while broken := [cap for cap in caps if cap.slack(space, profile) < 0]:
+        while exceeded := [cap for cap in caps if cap.slack(space, profile) < 0]:
             step += 1
-            members = [i for cap in broken for i in cap.members]
+            members = [i for cap in exceeded for i in cap.members]
             lowerable = [i for i in members if _saves_by_lowering(space, profile, i)]
             if not lowerable:
                 raise ValueError(out_of_reach_message(space, budget))
@@ -58,7 +58,7 @@ def _lowered(space: Space, profile: Profile, index: int) -> Profile:
 
 
 def _saves_by_lowering(space: Space, profile: Profile, index: int) -> bool:
-    """Whether the unit can go a level down, and costs less there."""
+    """Whether the unit can go one level down, and costs less there."""
     if profile[index] >= len(space.units[index].levels) - 1:
         return False
     return space.cost(_lowered(space, profile, index)) < space.cost(profile)

@@ -1,8 +1,8 @@
 """OWL: blocks with more outliers keep more weights.
 
 Source: arXiv 2310.05175. The outlier ratio D_b of a block is the share of its scores |w|·‖x‖ above M times their mean.
-The share of weights that a block keeps is 1 − target + D_b, with the D_b scaled to a range of 2λ and shifted to a mean
-of 0.
+The share of weights that a block keeps is 1 − target + D_b, where the D_b are scaled to a range of 2λ and shifted to a
+mean of 0.
 """
 
 from random import Random
@@ -19,9 +19,10 @@ from evopress.space.units import Profile, Space
 
 @config_class
 class Owl(Search):
-    """Every pair of `multiples` (M) and `spreads` (λ) makes one profile; the fittest on `tokens` is returned.
+    """Every pair of one of the `multiples` (M) and one of the `spreads` (λ) gives a profile. The fittest is returned.
 
-    The sparsities of a block are rounded to levels that its layers have, and then adjusted to the exact budget.
+    The profiles are compared on `tokens`. The sparsity of each block is rounded to the levels of its layers, and these
+    are then adjusted to the exact budget.
     """
 
     multiples: list[float] = Field(min_length=1)
@@ -33,7 +34,7 @@ class Owl(Search):
 
     def run(self, space: Space, budget: Budget, rng: Random) -> SearchRun:
         if budget.metric != "sparsity":
-            raise ValueError("search=owl assigns sparsities: use it with budget=sparsity50 or the like")
+            raise ValueError("search=owl assigns sparsities: use it with budget=sparsity50 or another sparsity")
         (cap,) = budget.caps(space)
         if cap.slack(space, space.uniform(max(len(unit.levels) for unit in space.units))) < 0:
             raise ValueError(
@@ -52,17 +53,17 @@ class Owl(Search):
 
 
 def block_sparsities(ratios: list[float], target: float, spread: float) -> list[float]:
-    """Sparsity of each block from its outlier ratio; their mean is `target`, their range 2·`spread`."""
+    """The sparsity of each block from its outlier ratio. The mean is `target` and the range is 2·`spread`."""
     low, high = min(ratios), max(ratios)
     if high == low:
         return [target] * len(ratios)
     scaled = [2 * spread * (ratio - low) / (high - low) for ratio in ratios]
     mean = sum(scaled) / len(scaled)
-    return [target - (kept - mean) for kept in scaled]
+    return [target - (ratio - mean) for ratio in scaled]
 
 
 def nearest_profile(space: Space, cap: Cap, sparsities: list[float]) -> Profile:
-    """The levels nearest to the sparsity of each block, adjusted step by step until they spend the cap.
+    """The levels that are nearest to the sparsity of each block, adjusted step by step until they spend the cap.
 
     Nothing is dropped.
     """
@@ -89,6 +90,6 @@ def nearest_profile(space: Space, cap: Cap, sparsities: list[float]) -> Profile:
 
 
 def _movable(space: Space, levels: list[int], step: int) -> list[int]:
-    """The units that have a level `step` levels further down."""
+    """The units that can move by `step` levels; a positive step is down."""
     tradable = space.tradable_units(levels, range(len(space)))
     return [i for i in tradable if 0 <= levels[i] + step < len(space.units[i].levels)]

@@ -15,9 +15,9 @@ from evopress.space.units import Profile, Space
 
 @config_class
 class Random(Search):
-    """`candidates` random profiles that spend the budget, compared on one minibatch of `tokens`.
+    """The fittest of `candidates` random profiles within the budget, compared on one minibatch of `tokens`.
 
-    If the uniform profile spends the budget, a random profile is the result of `walk` mutations of it.
+    If a uniform profile spends the budget, each random profile is the result of `walk` mutations of it.
     """
 
     candidates: int = Field(gt=0)

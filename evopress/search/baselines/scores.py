@@ -1,12 +1,12 @@
-"""Depth pruning by scores: every unit gets one number, and the units with the lowest numbers are dropped.
+"""Depth pruning by scores: every unit gets a score, and the units with the lowest scores are dropped.
 
-The published methods differ only in the number:
+The published methods differ in the score:
 
-- `cosine` — ShortGPT (arXiv 2403.03853): how little a block changes the direction of the residual stream;
-- `window` — Gromov et al. (arXiv 2403.17887): the consecutive blocks that together change its direction least;
+- `cosine` — ShortGPT (arXiv 2403.03853): how much a block changes the direction of the residual stream;
+- `window` — Gromov et al. (arXiv 2403.17887): the same for consecutive blocks, which are dropped together;
 - `relative_change` — weight subcloning (arXiv 2312.09299): ‖out − in‖ / ‖out‖ of a block;
 - `perplexity` — Shortened Llama (arXiv 2402.02834): perplexity with only this block removed;
-- `kl` — the same with the KL divergence from the dense model.
+- `kl` — the KL divergence from the dense model with only this block removed.
 """
 
 from collections.abc import Sequence
@@ -24,15 +24,15 @@ from evopress.space.budget import Budget, Cap
 from evopress.space.units import Profile, Space
 
 Units = tuple[int, ...]
-"""Indices of units that are kept or dropped together: the attention and the MLP of a block."""
+"""Indices of units that are kept or dropped together, such as the attention and the MLP of a block."""
 
 
 @config_class
 class Scores(Search):
-    """Drops the units with the lowest scores. With `whole_blocks`, attention and MLP of a block share one score.
+    """Drops the units with the lowest scores. With `whole_blocks`, the attention and the MLP of a block share a score.
 
-    With `excerpt`, only that many tokens of each window are used. Raises ValueError for a space that is not one of
-    drops.
+    With `excerpt`, only that many tokens of each window are used. Raises ValueError for a space in which layers have
+    levels.
     """
 
     score: Literal["cosine", "window", "relative_change", "perplexity", "kl"]
@@ -45,26 +45,26 @@ class Scores(Search):
 
     def run(self, space: Space, budget: Budget, rng: Random) -> SearchRun:
         if not space.is_depth_pruning:
-            raise ValueError("this search scores what can be dropped: use it with compress=drop")
+            raise ValueError("this search scores drops: use it with compress=drop")
         if self.score == "window":
             return (yield from self._best_window(space, budget))
-        together = units_by_block(space) if self.whole_blocks else [(index,) for index in range(len(space))]
-        scores = yield from self._scores(space, together)
+        groups = units_by_block(space) if self.whole_blocks else [(index,) for index in range(len(space))]
+        scores = yield from self._scores(space, groups)
         check_any_finite(scores)
-        score_of = {unit: score for units, score in zip(together, scores, strict=True) for unit in units}
-        return _lowest(space, budget.caps(space), [score_of[unit] for unit in range(len(space))])
+        score_of = {unit: score for units, score in zip(groups, scores, strict=True) for unit in units}
+        return _drop_lowest(space, budget.caps(space), [score_of[unit] for unit in range(len(space))])
 
-    def _scores(self, space: Space, together: Sequence[Units]) -> SearchStep[list[float]]:
+    def _scores(self, space: Space, groups: Sequence[Units]) -> SearchStep[list[float]]:
         """One score for each group of units that are dropped together."""
         if self.score == "perplexity" or self.score == "kl":
-            profiles = tuple(with_dropped(space, units) for units in together)
+            profiles = tuple(with_dropped(space, units) for units in groups)
             batch = Batch(profiles, self.tokens, "single drops", fitness=self.score, excerpt=self.excerpt)
             return (yield from fitness_of(batch))
         assert self.score != "window"
-        distance = float(len(together[0]))
+        distance = float(len(groups[0]))
         table = yield from rows_of(Table(self.score, self.tokens, (distance,), excerpt=self.excerpt))
         sign = -1.0 if self.score == "cosine" else 1.0
-        return [sign * table[units[0]][0] for units in together]
+        return [sign * table[units[0]][0] for units in groups]
 
     def _best_window(self, space: Space, budget: Budget) -> SearchRun:
         length = -min(cap.slack(space, space.uniform(0)) for cap in budget.caps(space))
@@ -75,8 +75,8 @@ class Scores(Search):
         windows = [units for units in windows if all(len(space.units[i].levels) > 1 for i in units)]
         if not windows:
             raise ValueError(
-                f"there are no {length} consecutive blocks that may all be dropped: lower budget.target, or keep less "
-                f"with compress.keep_*"
+                f"there are no {length} consecutive blocks that may all be dropped: lower budget.target, or keep fewer "
+                f"sub-blocks with compress.keep_*"
             )
         distance = float(length * len(by_block[0]))
         table = yield from rows_of(Table("cosine", self.tokens, (distance,), excerpt=self.excerpt))
@@ -94,12 +94,12 @@ def units_by_block(space: Space) -> list[Units]:
 
 
 def with_dropped(space: Space, units: Units) -> Profile:
-    """The profile that drops these units, as far as they may be dropped, and keeps everything else."""
+    """The profile that drops those of these units that may be dropped, and keeps everything else."""
     return tuple(int(index in units and len(unit.levels) > 1) for index, unit in enumerate(space.units))
 
 
-def _lowest(space: Space, caps: Sequence[Cap], scores: Sequence[float]) -> Profile:
-    """Drop exactly as much as the caps require, with the lowest sum of scores."""
+def _drop_lowest(space: Space, caps: Sequence[Cap], scores: Sequence[float]) -> Profile:
+    """The profile with the lowest sum of scores that drops exactly as much as the caps require."""
     lowest = min(0.0, *scores)
     errors: LevelScores = [
         [0.0] if len(unit.levels) == 1 else [0.0, score - lowest + 1.0]

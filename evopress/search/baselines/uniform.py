@@ -1,4 +1,4 @@
-"""The same level for every unit, a baseline without a search."""
+"""The same level for every unit: a baseline without a search."""
 
 from random import Random
 
@@ -11,7 +11,7 @@ from evopress.space.units import Space
 
 @config_class
 class Uniform(Search):
-    """Asks no questions. If no uniform profile spends the budget, evenly spaced units are one level lower."""
+    """Asks no questions. If no uniform profile spends the budget, some evenly spaced units are one level lower."""
 
     def num_questions(self, space: Space, budget: Budget) -> int:
         return 0
