@@ -1,4 +1,4 @@
-"""Reports of one run and comparisons of several, from their folders alone, without the model.
+"""Reports of single runs and comparisons of several, made from their folders alone, without the model.
 
 May import runtime, search and evaluation.
 """

@@ -1,4 +1,4 @@
-"""`python -m evopress.report DIR...`: the report of every run, and a comparison if there are several."""
+"""`python -m evopress.report DIR...`: writes the report of every run, and a comparison if there are several."""
 
 import argparse
 import sys
@@ -11,12 +11,12 @@ from evopress.report.run_page import write_report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0, or 2 if a folder holds no run."""
+    """Write the pages. Returns the exit code: 0, or 2 if a folder holds no run."""
     options = _parse(arguments)
     runs = list(dict.fromkeys(run for folder in options.folders for run in find_runs(folder)))
     empty = [folder for folder in options.folders if not find_runs(folder)]
     if empty:
-        message = f"{empty[0]} holds no run: give a folder that contains .hydra or results.json, or a parent of such"
+        message = f"{empty[0]} holds no run: give a folder that contains .hydra or results.json, or a folder above it"
         print(message, file=sys.stderr)
         return 2
     for run in runs:

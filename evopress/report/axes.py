@@ -29,7 +29,7 @@ def log_scale(axes: Axes) -> None:
 
 
 def height_of_labels(kinds: Sequence[str]) -> float:
-    """Inches that the labels of a grid take beyond those of short names such as gate_proj."""
+    """The inches by which the labels of a grid are taller than a short name such as gate_proj."""
     return 0.06 * max(0, max(len(shortened(kind)) for kind in kinds) - len("gate_proj"))
 
 

@@ -18,7 +18,7 @@ def run_plots(run: Run) -> Iterator[tuple[str, Caption, Draw]]:
         "fitness",
         Caption(
             "Search",
-            "Every profile that was tried. Minibatches differ, so points of one step compare best with each other.",
+            "Every profile that the search tried. Minibatches differ, so compare points of the same step.",
             _fitness_alt(run),
         ),
         partial(figures.fitness_over_tokens, run),
@@ -29,7 +29,7 @@ def run_plots(run: Run) -> Iterator[tuple[str, Caption, Draw]]:
         Caption(
             "Profile",
             "The level of every unit. Brighter cells keep more.",
-            f"Heat map of the levels, blocks by kinds of layers. {histogram}",
+            f"Heat map of the levels, with a row per block and a column per kind of layer. {histogram}",
         ),
         partial(figures.profile_map, run),
     )
@@ -45,21 +45,21 @@ def run_plots(run: Run) -> Iterator[tuple[str, Caption, Draw]]:
     parts = "; ".join(f"{candidate} {part} {megabytes(size)} MB" for candidate, part, size in byte_parts(run))
     yield (
         "bytes",
-        Caption("Where the bytes go", "Size of the file, scales and zero points included.", f"Stacked bars: {parts}"),
+        Caption("Where the bytes go", "Size of the file, with scales and zero points.", f"Stacked bars: {parts}"),
         partial(figures.bytes_by_part, run),
     )
     stages = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in run.seconds.items())
     yield (
         "seconds",
-        Caption("Time", "Seconds per stage, over all attempts of a resumed run.", f"Bar chart: {stages}"),
+        Caption("Time", "Seconds per stage, summed over all attempts of a resumed run.", f"Bar chart: {stages}"),
         partial(figures.seconds_by_stage, run),
     )
     yield (
         "position",
         Caption(
             "KL by position",
-            "Mean over the test windows; the thick lines are means over neighbouring positions.",
-            "Line chart of the mean KL at each position of a test window, uniform and searched.",
+            "Mean over the test windows. The thick lines are averages over neighbouring positions.",
+            "Line chart of the mean KL at each position of a test window, with a line per model.",
         ),
         partial(figures.kl_by_position, run),
     )

@@ -1,4 +1,4 @@
-"""The level that a profile chose for each unit, read from `profile.json`."""
+"""The level of each unit in a profile, read from `profile.json`."""
 
 import re
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ MAX_LEVEL = 61
 class Choice:
     """The level of one unit. `blocks` and `kind` come from the unit's name, such as model.layers.3.mlp.up_proj.
 
-    `kept` orders the levels of any compressor: bits, or the share of weights that is not removed.
+    `kept` orders the levels of any compressor. It is the bits, or the share of weights that is not removed.
     """
 
     unit: str
@@ -55,7 +55,7 @@ def _short(kind: str) -> str:
 
 
 def _kept(label: str, level: int) -> float:
-    """Bits or the share of weights that a level keeps, from its label; without a number there, minus its index."""
+    """The bits or the share of weights that a level keeps, read from its label. Minus the index if it has no number."""
     if label in ("kept", "dropped"):
         return float(label == "kept")
     if match := re.fullmatch(r"(\d+(?:\.\d+)?) ?(bits?)?", label):

@@ -27,7 +27,7 @@ class Point:
 
 
 def pareto_points(runs: Sequence[Run], data_set: str) -> list[Point]:
-    """The uniform and the searched profile of every run; sizes are in MB if all runs are of one model."""
+    """The uniform and the searched profile of every run. Sizes are in MB if all runs have the same model."""
     in_bytes = _have_same_model(runs)
     points = []
     for run in runs:
@@ -41,7 +41,7 @@ def pareto_points(runs: Sequence[Run], data_set: str) -> list[Point]:
 
 
 def pareto_front(points: Iterable[Point]) -> list[Point]:
-    """The points not dominated by another one (no larger, no worse, and better in one of the two), by size."""
+    """The points that no other point dominates, by size. Such a point is no larger, no worse, and different."""
     front: list[Point] = []
     for point in sorted(points, key=lambda point: (point.size, point.kl)):
         if not front or point.kl < front[-1].kl:
@@ -68,7 +68,7 @@ def pareto_plot(runs: Sequence[Run], data_set: str, style: Style) -> Figure | No
 
 
 def _scatter(axes: Axes, points: Sequence[Point], style: Style) -> None:
-    """A marker and a colour per method; hollow for uniform profiles, filled for searched ones."""
+    """Draw a marker and colour per method, hollow for uniform profiles and filled for searched ones."""
     by_method: dict[str, list[Point]] = {}
     for point in points:
         by_method.setdefault(point.method, []).append(point)
@@ -100,7 +100,7 @@ def are_comparable(base: Run, other: Run) -> bool:
 
 
 def profile_difference(base: Run, other: Run, style: Style) -> Figure | None:
-    """How much more (positive) or less `other` keeps than `base`, per cell; None if they are not comparable."""
+    """How much more (positive) or less (negative) `other` keeps than `base` in each cell; None if not comparable."""
     if not are_comparable(base, other):
         return None
     base_cells, other_cells = base.cells, other.cells
@@ -119,6 +119,6 @@ def profile_difference(base: Run, other: Run, style: Style) -> Figure | None:
 
 
 def num_different(base: Run, other: Run) -> int:
-    """How many units of `other` have another level than in `base`."""
+    """The number of units whose levels differ between `base` and `other`."""
     labels = {choice.unit: choice.label for choice in base.choices}
     return sum(labels.get(choice.unit) != choice.label for choice in other.choices)

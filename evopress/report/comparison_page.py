@@ -19,7 +19,7 @@ from evopress.report.record import CandidateScores, Run
 from evopress.report.run_page import TaskScore, main_scores
 
 MAX_DIFFERENCES = 12
-"""A comparison draws at most this many differences of profiles."""
+"""A comparison draws at most this many differences between profiles."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Row:
 
 
 def write_comparison(folders: Sequence[Path], path: Path) -> Path:
-    """Write a page that compares several runs, and its plots as PNGs into a folder next to it. Returns `path`."""
+    """Write a page that compares several runs, and its plots as PNG files in a folder next to it. Returns `path`."""
     runs = [read_run(folder) for folder in folders]
     names = _short_names(runs)
     rows = [_row(name, run, path) for name, run in zip(names, runs, strict=True)]
@@ -66,8 +66,8 @@ def _pareto_plots(runs: Sequence[Run], data_sets: Sequence[str], folder: Path) -
         ]
         caption = Caption(
             f"KL on {name} against size",
-            "Lower left is better. Hollow: the uniform profile of the run; filled: the searched one.",
-            f"Scatter plot of KL on {name} over size. {'; '.join(points)}",
+            "Lower left is better. Hollow points are uniform profiles, filled points are searched ones.",
+            f"Scatter plot of KL on {name} against size. {'; '.join(points)}",
         )
         plots.append(render_plot(caption, partial(pareto_plot, runs, name), folder / f"pareto-{number}.png"))
     return [plot for plot in plots if plot]
@@ -78,7 +78,7 @@ def _difference_plots(runs: Sequence[Run], names: Sequence[str], folder: Path) -
     for base, other in comparable_pairs(runs)[:MAX_DIFFERENCES]:
         caption = Caption(
             f"{names[other]} − {names[base]}",
-            "What each unit keeps more (positive, purple) or less (negative, orange).",
+            "How much more (positive, purple) or less (negative, orange) each unit keeps.",
             f"Heat map of the difference between the profiles of {names[other]} and {names[base]}. "
             f"{num_different(runs[base], runs[other])} units differ.",
         )
@@ -88,7 +88,7 @@ def _difference_plots(runs: Sequence[Run], names: Sequence[str], folder: Path) -
 
 
 def comparable_pairs(runs: Sequence[Run]) -> list[tuple[int, int]]:
-    """(base, other) as indices into `runs`: every run with the first comparable run before it."""
+    """Pairs (base, other) of indices into `runs`. Each run is paired with the first comparable run before it."""
     pairs = []
     for number, run in enumerate(runs):
         bases = [base for base in range(number) if are_comparable(runs[base], run)]
@@ -116,7 +116,7 @@ def _link(folder: Path, page: Path) -> str | None:
 
 
 def _short_names(runs: Sequence[Run]) -> list[str]:
-    """A name per run, as short as possible: the method and budget, and further facts until all names differ."""
+    """A short name for each run: the method and budget, the model if models differ, and more until all names differ."""
     forms = ("{0.model}", "{0.method} {0.budget}", "{0.search}", "seed {0.seed}", "{0.name}", "{0.folder}")
     parts = [[form.format(run) for run in runs] for form in forms]
     chosen: list[list[str]] = []

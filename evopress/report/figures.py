@@ -18,7 +18,7 @@ from evopress.report.wording import duration, megabytes, shortened
 
 
 def fitness_over_tokens(run: Run, style: Style) -> Figure | None:
-    """Every profile tried against the tokens spent so far, and the best so far on the largest minibatches."""
+    """The fitness of every profile against the tokens spent so far, and the best so far on the largest minibatches."""
     batches = [batch for batch in run.batches if isfinite(batch.best)]
     if not batches:
         return None
@@ -60,7 +60,7 @@ def _points(batches: Sequence[EvaluatedBatch], num_tokens: int) -> list[tuple[fl
 
 
 def profile_map(run: Run, style: Style) -> Figure | None:
-    """A grid of blocks (rows) and kinds of layers (columns); each cell shows its level, brighter if more is kept."""
+    """A grid with a row per block and a column per kind of layer. A cell shows its level, brighter if more is kept."""
     cells = run.cells
     if not cells:
         return None
@@ -98,7 +98,7 @@ def level_histogram(run: Run, style: Style) -> Figure | None:
 
 
 def bytes_by_part(run: Run, style: Style) -> Figure | None:
-    """The size of the dense and of the searched model: the part that is not compressed, and the units by level."""
+    """The sizes of the dense and the searched model, split into the units at each level and all other parts."""
     parts = byte_parts(run)
     if not parts:
         return None
@@ -150,10 +150,11 @@ def seconds_by_stage(run: Run, style: Style) -> Figure | None:
 
 
 def kl_by_position(run: Run, style: Style) -> Figure | None:
-    """Mean KL at each position of a test window, for the uniform, the searched and the tuned model."""
+    """Mean KL at each position of a test window, for the uniform, the searched and the tuned model, if measured."""
+    colours = {"uniform": style.other, "searched": style.accent, "tuned": style.text}
     curves = [
         (name, values)
-        for name in ("uniform", "searched", "tuned")
+        for name in colours
         if name in run.candidates
         for values in list(run.candidates[name].kl_by_position.values())[:1]
         if values
@@ -161,9 +162,9 @@ def kl_by_position(run: Run, style: Style) -> Figure | None:
     if not curves:
         return None
     figure, axes = new_axes(2.8)
-    for (name, values), colour in zip(curves, (style.other, style.accent), strict=False):
-        axes.plot(range(len(values)), values, lw=0.6, alpha=0.45, color=colour)
-        axes.plot(*_smoothed(values), lw=1.8, color=colour, label=name)
+    for name, values in curves:
+        axes.plot(range(len(values)), values, lw=0.6, alpha=0.45, color=colours[name])
+        axes.plot(*_smoothed(values), lw=1.8, color=colours[name], label=name)
     shown = [value for _, values in curves for value in values if isfinite(value)]
     if shown and min(shown) > 0 and max(shown) / min(shown) > 50:
         log_scale(axes)
@@ -175,14 +176,14 @@ def kl_by_position(run: Run, style: Style) -> Figure | None:
 
 
 def _smoothed(values: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Positions, and a moving average over a sixteenth of them, which shows the trend through the noise."""
+    """Positions, and moving averages over a sixteenth of the curve, which show the trend."""
     width = max(1, len(values) // 16)
     means = np.convolve(values, np.full(width, 1 / width), mode="valid")
     return np.arange(len(means)) + (width - 1) / 2, means
 
 
 def _colours(choices: Sequence[Choice]) -> Callable[[float], tuple[float, ...]]:
-    """Viridis, from the least to the most that any of the units keeps."""
+    """A function from what a unit keeps to a colour of viridis, scaled to the range of `choices`."""
     kept = [choice.kept for choice in choices]
     low, high = min(kept), max(kept)
 

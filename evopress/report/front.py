@@ -36,9 +36,9 @@ class FrontPoint:
 
 
 def front_figure(points: Sequence[FrontPoint], metric: str, data_set: str, style: Style) -> Figure:
-    """KL on `data_set` against the achieved budget: searched, uniform, and by dynamic programming on layer errors.
+    """KL on `data_set` against the achieved budget, for the searched, the uniform and the additive profiles.
 
-    A curve that lacks a point is left out.
+    The additive profiles minimise the sum of layer errors. A curve that lacks a point is left out.
     """
     figure, axes = new_axes(3.2)
     achieved = [point.achieved for point in points]

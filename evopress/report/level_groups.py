@@ -7,7 +7,7 @@ from evopress.report.choices import Choice
 from evopress.report.record import Run
 
 MAX_BARS = 12
-"""A bar chart shows at most this many levels one by one; more are grouped by tenths."""
+"""A bar chart shows at most this many shares one by one; more are grouped by tenths."""
 
 DENSE_UNITS = "16-bit weights"
 FIXED = "embeddings, norms and other"
@@ -23,7 +23,7 @@ class LevelGroup:
 
 
 def level_groups(choices: Iterable[Choice]) -> list[LevelGroup]:
-    """Units by level, the least compressed first; by tenths of the share removed if there are too many levels."""
+    """Units by level, the least compressed first. If there are too many shares, units are grouped by tenths instead."""
     choices = tuple(choices)
     has_shares = all(0 <= choice.kept <= 1 for choice in choices)
     by_tenths = len({choice.label for choice in choices}) > MAX_BARS and has_shares

@@ -1,4 +1,4 @@
-"""HTML pages from templates, with their plots inside. Pages load nothing, and text from files is escaped."""
+"""HTML pages made from templates, with embedded plots. A page loads no other files. Text from files is escaped."""
 
 import base64
 from dataclasses import dataclass
@@ -39,7 +39,10 @@ class Plot:
 
 
 def render_plot(caption: Caption, draw: Draw, png: Path) -> Plot | None:
-    """Render a plot in both styles, and into the file `png`; None, and no such file, if there is nothing to show."""
+    """Render a plot in both styles, and write the light one to `png`.
+
+    If there is nothing to show, delete the file and return None.
+    """
     light, dark = render(draw, LIGHT, ("svg", "png")), render(draw, DARK, ("svg",))
     if light is None or dark is None:
         png.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Values out of JSON and YAML files that may hold anything."""
+"""Reads values from JSON and YAML files, which may contain anything."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ PARSE_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, Recurs
 
 
 def load_object(path: Path) -> dict:
-    """The object in a JSON file; its checksum, if it has one, must match."""
+    """The object in a JSON file. If it has a checksum, the checksum must match."""
     return checked_object(parse_json(path.read_text(encoding="utf-8")))
 
 

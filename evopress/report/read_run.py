@@ -1,4 +1,4 @@
-"""Reads a run directory. A missing or damaged file becomes a warning, never an error."""
+"""Reads a run directory. A damaged file becomes a warning and a missing one is left out; neither is an error."""
 
 import logging
 import shlex
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 def read_run(folder: Path) -> Run:
-    """Everything that `folder` says about its run. Reads JSON, YAML and log files only."""
+    """Everything that the files of a run say about it. Reads only JSON, YAML and log files."""
     reader = _Reader(folder)
     files = _parsed_files(reader)
     run = _run_of(files, reader)
@@ -40,14 +40,14 @@ def read_run(folder: Path) -> Run:
 
 
 class _Reader:
-    """Parses files of a run; what cannot be parsed is None, and goes on the list of defects."""
+    """Parses the files of a run, and collects defects of files that cannot be parsed."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.defects: list[str] = []
 
     def read(self, name: str, parse: Callable[[], T]) -> T | None:
-        """What `parse` returns; None, and a defect of the file `name` unless it is just missing, if it fails."""
+        """What `parse` returns, or None if it fails. A failure is a defect of the file `name`, unless it is missing."""
         try:
             return parse()
         except FileNotFoundError:
@@ -58,21 +58,21 @@ class _Reader:
         return None
 
     def search_log(self) -> tuple[dict, list[dict]]:
-        """The settings in the header, and the lines after it. An incomplete last line, left by a kill, is ignored."""
+        """The settings in the header, and the lines after it. An incomplete last line (left by a kill) is ignored."""
         lines = (self.folder / "search.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
         parsed = []
         for number, line in enumerate(lines, start=1):
             try:
                 parsed.append(checked_object(parse_json(line)))
             except (ValueError, TypeError):
-                self.defects.append(f"search.jsonl is damaged from line {number} on; only the lines before are shown")
+                self.defects.append(f"search.jsonl is damaged from line {number} on; only the lines before it are used")
                 break
         return (dict_or_empty(parsed[0].get("header")), parsed[1:]) if parsed else ({}, [])
 
 
 @dataclass(frozen=True)
 class _Files:
-    """The parsed files; what is missing or damaged is empty."""
+    """The parsed files. Missing and damaged files are empty."""
 
     config: dict
     results: dict
@@ -93,7 +93,7 @@ def _run_of(files: _Files, reader: _Reader) -> Run:
     folder, config, results, profile = reader.folder, files.config, files.results, files.profile
     settings = dict_or_empty(profile.get("settings")) or files.search_header
     budget: dict = {}
-    for source in (config, settings, results):  # the later ones know more
+    for source in (config, settings, results):  # later sources are more complete
         budget |= dict_or_empty(source.get("budget"))
     fitness = str(dict_or_empty(settings.get("evaluator")).get("fitness", ""))
     search = dict_or_empty(settings.get("search"))
@@ -148,7 +148,7 @@ def _scores(entry: Mapping) -> CandidateScores:
 
 
 def _checkpoints(exports: Mapping, run: Path) -> Iterator[Checkpoint]:
-    """Folders inside the run are given relative to it."""
+    """The exported checkpoints. Folders inside the run are relative to it."""
     for name, entry in exports.items():
         size, kl, same_top_token = entry["written_bytes"], entry["kl"], entry["same_top_token"]
         folder = Path(str(entry["folder"]))

@@ -1,4 +1,4 @@
-"""What is known about a run, as plain values."""
+"""The record of a run, in plain values."""
 
 import shlex
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from evopress.search.encoding import encode
 CANDIDATES = ("dense", "uniform", "searched", "tuned", "uniform_tuned")
 
 ALWAYS = frozenset({"dense", "uniform", "searched"})
-"""The candidates of every evaluated run; the others are those of a run that tunes."""
+"""The candidates of every evaluated run. Only runs with tuning have the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class CandidateScores:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An exported checkpoint. `kl` and `same_top_token` compare it, as its engine loads it, with the searched model."""
+    """An exported checkpoint. `kl` and `same_top_token` compare the loaded checkpoint with the model of the run."""
 
     format: str
     folder: str
@@ -41,7 +41,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Everything known about one run; what is unknown is empty.
+    """Everything known about one run. Unknown values are empty.
 
     `defects` name damaged files; `warnings` include them.
     """
@@ -75,7 +75,7 @@ class Run:
 
     @property
     def short_path(self) -> str:
-        """The last three parts of the folder's path, which do not depend on the machine."""
+        """The last three parts of the path of the folder."""
         return "/".join(self.folder.resolve().parts[-3:])
 
     @property
@@ -108,7 +108,7 @@ class Run:
 
     @property
     def stages(self) -> Mapping[str, bool]:
-        """Which stages are done."""
+        """Whether the stages database, search and evaluate are done."""
         has_profile = bool(self.choices)
         return {
             "database": has_profile or bool(self.batches),

@@ -1,4 +1,4 @@
-"""Which folders are run directories."""
+"""Finds run directories."""
 
 from pathlib import Path
 

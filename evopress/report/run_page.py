@@ -1,4 +1,4 @@
-"""`report.html`: the page of one run."""
+"""`report.html`, the page of one run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ from evopress.report.wording import duration, megabytes
 
 
 def write_report(folder: Path) -> Path:
-    """Write `report.html` and `plots/*.png` into the run directory; returns the page's path.
+    """Write `report.html` and `plots/*.png` into the run directory. Returns the path of the page.
 
-    Needs no model. The page names whatever is missing or damaged. Raises NotADirectoryError if there is no such
+    Needs no model. The page names damaged files and missing stages. Raises NotADirectoryError if there is no such
     folder.
     """
     if not folder.is_dir():
@@ -42,7 +42,7 @@ def write_report(folder: Path) -> Path:
 
 
 def headline(run: Run) -> list[tuple[str, str, str]]:
-    """The few numbers that matter most, as (what it is, value, remark)."""
+    """The most important numbers, as (name, value, remark). KL and perplexity are those of the final model."""
     dense, uniform, searched = (run.candidates.get(name) for name in ("dense", "uniform", "searched"))
     final = run.candidates.get("tuned", searched)
     facts = []
@@ -66,7 +66,7 @@ def headline(run: Run) -> list[tuple[str, str, str]]:
 
 
 def _amount(run: Run, value: float) -> str:
-    """A cost in the unit of the budget."""
+    """A value of the budget's metric, with its unit."""
     if run.metric == "size":
         return f"{megabytes(value)} MB"
     return f"{value:.4g} bits" if run.metric == "bits" else f"{100 * value:.4g} %"
@@ -74,14 +74,14 @@ def _amount(run: Run, value: float) -> str:
 
 @dataclass(frozen=True)
 class TaskScore:
-    """A score of a task with its standard error; None where unknown."""
+    """A score of a task with its standard error. None means unknown."""
 
     value: float | None
     error: float | None = None
 
 
 def task_rows(candidates: Mapping[str, CandidateScores]) -> list[tuple[str, list[TaskScore]]]:
-    """(task and metric, the score of each candidate in order), the main metric of each task first."""
+    """Rows (task and metric, the scores of all candidates in order). The main metric of a task comes first."""
     keys = dict.fromkeys(
         (task, key)
         for candidate in candidates.values()

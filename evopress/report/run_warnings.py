@@ -1,4 +1,4 @@
-"""What a reader of a report should be aware of."""
+"""Warnings for the reader of a report."""
 
 import re
 from collections.abc import Iterator
@@ -12,10 +12,10 @@ MAX_GAP = 0.25
 
 
 def unfinished_warnings(run: Run) -> Iterator[str]:
-    """A line that names the stages that are missing, if any."""
+    """A line that names the unfinished stages, if there are any."""
     missing = [stage for stage, is_done in run.stages.items() if not is_done]
     if missing:
-        yield f"This run has not finished: {', '.join(missing)} to do. Go on with: {run.resume_command}"
+        yield f"This run has not finished: {', '.join(missing)} to do. Continue with: {run.resume_command}"
 
 
 def logged_warnings(path: Path) -> Iterator[str]:
@@ -26,7 +26,7 @@ def logged_warnings(path: Path) -> Iterator[str]:
 
 
 def result_warnings(run: Run) -> Iterator[str]:
-    """What looks wrong in the results themselves."""
+    """Problems in the results themselves."""
     yield from _worse_than_uniform(run)
     if (gap := overfit_gap(run)) is not None and gap[2] > MAX_GAP:
         yield (

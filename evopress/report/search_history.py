@@ -25,7 +25,7 @@ class EvaluatedBatch:
 
 
 def evaluated_batches(lines: Sequence[dict], fitness: str) -> Iterator[EvaluatedBatch]:
-    """The batches among the parsed lines of a log that were measured by the run's `fitness`.
+    """The batches in the parsed lines of a log that measured `fitness`, the fitness of the run.
 
     Raises KeyError, TypeError or ValueError if a line is malformed.
     """
@@ -41,7 +41,7 @@ def evaluated_batches(lines: Sequence[dict], fitness: str) -> Iterator[Evaluated
 
 
 def fitness_of(profile: str, batches: Sequence[EvaluatedBatch]) -> float | None:
-    """The fitness of `profile` on the largest minibatch that it was evaluated on, the latest of equally large ones."""
+    """The fitness of `profile` on the largest minibatch that it was evaluated on. The latest wins a tie."""
     measured = [
         (batch.num_tokens, number, value)
         for number, batch in enumerate(batches)

@@ -1,4 +1,4 @@
-"""The light and the dark style of plots, and rendering a plot as SVG or PNG."""
+"""The light and the dark style of plots, and a function that renders a plot as SVG or PNG."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 class Style:
     """Colours of a figure.
 
-    `text` is for text, `faint` for axes and grids, `accent` and `other` for two things that are compared. `shades` are
+    `text` is for text, `faint` for axes and grids, `accent` and `other` for two curves that are compared. `shades` are
     the ends of the part of viridis that is visible on `background` even as small points.
     """
 
@@ -57,7 +57,7 @@ Draw = Callable[[Style], Figure | None]
 
 
 def render(draw: Draw, style: Style, formats: Sequence[str]) -> list[bytes] | None:
-    """The plot as a file per format, "svg" or "png"; None if there is nothing to show.
+    """The plot as one file per format ("svg" or "png"); None if there is nothing to show.
 
     SVG text becomes outlines, so that it looks the same on every machine.
     """

@@ -46,7 +46,7 @@ def test_an_unfinished_run_names_the_missing_stages_and_the_resume_command(missi
     for name in missing:
         (folder / name).unlink()
     assert read_run(folder).warnings[0] == (
-        f"This run has not finished: {to_do} to do. Go on with: python -m evopress.run resume={folder}"
+        f"This run has not finished: {to_do} to do. Continue with: python -m evopress.run resume={folder}"
     )
 
 
@@ -67,7 +67,7 @@ def test_the_search_log_is_read_up_to_the_first_damaged_line(tmp_path):
     (folder / "search.jsonl").write_text("\n".join([*lines[:2], lines[2][:40], *lines[3:], ""]))
     run = read_run(folder)
     assert run.batches == complete.batches[:1]
-    assert run.defects == ("search.jsonl is damaged from line 3 on; only the lines before are shown",)
+    assert run.defects == ("search.jsonl is damaged from line 3 on; only the lines before it are used",)
 
 
 def test_tokens_spent_include_questions_without_fitness(tmp_path):

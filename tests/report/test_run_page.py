@@ -7,6 +7,9 @@ import pytest
 import yaml
 
 from evopress.report import write_comparison, write_report
+from evopress.report.figures import kl_by_position
+from evopress.report.read_run import read_run
+from evopress.report.style import LIGHT
 from tests.report.html_page import Page
 from tests.run_folders import make_run
 
@@ -151,6 +154,19 @@ def test_kl_by_position_is_drawn_if_it_was_measured(tmp_path):
         (folder / name).unlink()
     assert "was not measured" not in Page(write_report(folder)).text
     assert (folder / "plots/position.png").exists()
+
+
+def test_kl_by_position_has_a_line_for_every_model_that_was_measured(tmp_path):
+    folder = make_run(tmp_path / "run")
+    results = json.loads((folder / "results.json").read_text())
+    results["tuned"] = dict(results["searched"])
+    names = ("uniform", "searched", "tuned")
+    for name in names:
+        results[name]["kl_by_position"] = {"pydoc": [0.5, 0.25, 0.125]}
+    (folder / "results.json").write_text(json.dumps(results))
+    (axes,) = kl_by_position(read_run(folder), LIGHT).axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == list(names)
+    assert len({line.get_color() for line in axes.lines}) == len(names)
 
 
 def test_exported_checkpoints_are_listed(tmp_path):
