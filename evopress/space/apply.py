@@ -1,4 +1,4 @@
-"""Applies a profile to a model: the level of every layer, and the sub-blocks that are left out."""
+"""Applies a profile to a model: gives every layer its level, and leaves out the dropped sub-blocks."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,12 +20,12 @@ class DecodedWeights(Protocol):
     """Dense weights of every layer at every level."""
 
     def get(self, block: int, layer: str, level: int) -> Tensor:
-        """The dense weight (rows, cols) of a layer, given by its full name, at a level. Must not be changed."""
+        """The dense weight (rows, cols) of a layer, given by its full name, at a level. Callers must not change it."""
 
 
 @dataclass(frozen=True)
 class BlockChoice:
-    """What a profile chooses for one block: the level of each layer (by local name), and the dropped sub-blocks.
+    """What a profile chooses for one block: (local name, level) of its layers, and the dropped sub-blocks.
 
     Layers that keep their dense weight, and layers inside dropped sub-blocks, have no entry in `levels`.
     """
@@ -96,12 +96,15 @@ def embedding_and_head_weights(
 def applied(
     lm: LanguageModel, space: Space, weights: DecodedWeights | None, profile: Profile | None
 ) -> Iterator[PreTrainedModel]:
-    """While open, the model has the weights that `profile` describes, all of them in memory; None leaves it dense."""
+    """While open, the model has the weights that `profile` describes, all in memory at once. None leaves it dense.
+
+    `weights` is None if the space only drops sub-blocks.
+    """
     choices = choices_by_block(space, lm, profile)
     replacements = _outside_weights(space, weights, profile)
     for block in range(lm.num_blocks):
-        of_block = _weights_of_block(lm, choices, weights, block)
-        replacements |= {lm.layer_name(block, local): weight for local, weight in of_block.items()}
+        block_weights = _weights_of_block(lm, choices, weights, block)
+        replacements |= {lm.layer_name(block, local): weight for local, weight in block_weights.items()}
     with lm.replaced(replacements, _dropped(choices)) as model:
         yield model
 
@@ -110,28 +113,28 @@ def applied(
 def runnable(
     lm: LanguageModel, space: Space, weights: DecodedWeights | None, profile: Profile | None
 ) -> Iterator[PreTrainedModel]:
-    """While open, the model computes what `profile` describes; None leaves it dense.
+    """While open, the model computes what `profile` describes. None leaves it dense.
 
-    The weights of a block are decoded when it runs, so the compressed model needs no second copy of all weights. The
-    parameters that the model shows are the dense ones.
+    The weights of a block are decoded when the block runs, so there is no second copy of all weights. The parameters of
+    the blocks still show the dense weights. `weights` is None if the space only drops sub-blocks.
     """
     choices = choices_by_block(space, lm, profile)
-    of_block = partial(_weights_of_block, lm, choices, weights) if any(choice.levels for choice in choices) else None
-    with lm.replaced(_outside_weights(space, weights, profile), _dropped(choices), of_block) as model:
+    weights_of = partial(_weights_of_block, lm, choices, weights) if any(choice.levels for choice in choices) else None
+    with lm.replaced(_outside_weights(space, weights, profile), _dropped(choices), weights_of) as model:
         yield model
 
 
 def _weights_of_block(
     lm: ModelStructure, choices: Sequence[BlockChoice], weights: DecodedWeights | None, block: int
 ) -> dict[str, Tensor]:
-    """The weight of each layer of the block that has a level, by its local name."""
+    """The weight of each layer of the block that has a level in the profile, by its local name."""
     if weights is None:
         return {}
     return {local: weights.get(block, lm.layer_name(block, local), level) for local, level in choices[block].levels}
 
 
 def _outside_weights(space: Space, weights: DecodedWeights | None, profile: Profile | None) -> dict[str, Tensor]:
-    """The weights of embeddings and head, by full name, where the profile has levels for them."""
+    """The weights of the embeddings and the head, by full name, if the profile has levels for them."""
     levels = embedding_and_head_levels(space, profile) if weights is not None else ()
     return {name: weights.get(OUTSIDE, name, level) for name, level in levels if weights is not None}
 

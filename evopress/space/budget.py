@@ -19,7 +19,7 @@ Metric = Literal["bits", "sparsity", "drop", "size"]
 
 @dataclass(frozen=True)
 class Cap:
-    """A limit: the costs of `members` (unit indices) may add up to at most `max_cost`."""
+    """A limit: the costs of the units `members` (indices) may add up to at most `max_cost`."""
 
     members: tuple[int, ...]
     max_cost: int
@@ -64,8 +64,8 @@ class Budget:
     def check(self, counted: Metric, span: tuple[float, float]) -> None:
         """Raises ValueError if no profile of a compressor can meet the budget.
 
-        `counted` is the metric of the compressor's costs, `span` the smallest and the largest value that it reaches.
-        This needs no model, so that a mistake is found at start-up.
+        `counted` is the metric of the compressor's costs. `span` is the smallest and the largest value that it reaches.
+        The check needs no model, so mistakes are reported at start-up.
         """
         fitting = ("bits", "size") if counted == "bits" else (counted,)
         if self.metric not in fitting:
@@ -89,7 +89,7 @@ class Budget:
         """The caps on `space`, whose level costs must be in this budget's metric.
 
         The metric `drop` has one cap per trade group, so that as many attentions as MLPs are dropped. The number of
-        dropped units is rounded to the nearest integer, a half upwards. Other metrics have one cap over all units.
+        dropped units is rounded to the nearest integer; halves are rounded up. Other metrics have one cap on all units.
         """
         all_units = tuple(range(len(space)))
         if self.metric == "size":
@@ -106,7 +106,7 @@ class Budget:
         return all(cap.slack(space, profile) >= 0 for cap in self.caps(space))
 
     def holds_in_sum(self, space: Space, profile: Profile) -> bool:
-        """Whether all units together are within the budget, however the trade groups share it."""
+        """Whether all units together are within the budget, no matter how the trade groups share it."""
         return space.cost(profile) <= sum(cap.max_cost for cap in self.caps(space))
 
     def achieved(self, space: Space, profile: Profile) -> float:

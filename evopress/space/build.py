@@ -18,7 +18,7 @@ FILE_WEIGHT_BYTES = 2
 
 
 class LevelSource(Protocol):
-    """The part of a compressor that a space needs: which levels a layer has."""
+    """What a space needs from a compressor: the levels of a layer."""
 
     @property
     def compresses_embeddings(self) -> bool:
@@ -29,17 +29,17 @@ class LevelSource(Protocol):
 
 
 class DropRule(Protocol):
-    """The part of depth pruning that a space needs: which parts of a model may be dropped."""
+    """What a space needs from depth pruning: the parts of a model that may be dropped."""
 
     def units(self, blocks: Sequence[BlockShape]) -> list[Unit]:
         """The droppable units of a model, in block order."""
 
 
 def layer_space(lm: ModelStructure, compressor: LevelSource, settings: SpaceSettings) -> Space:
-    """The space with one unit per linear layer of each block, or per group of layers where these are tied.
+    """The space with one unit per linear layer of each block, or one per group of tied layers.
 
-    A parent (an attention, MLP or block that may be dropped) precedes the units inside it. Where the compressor also
-    compresses the embeddings and the head, they are the first and the last unit, and belong to no block. If the two
+    A parent (an attention, MLP or block that may be dropped) precedes the units inside it. If the compressor also
+    compresses the embeddings and the head, these are the first and the last unit, and belong to no block. If the two
     share a weight, they are one unit, the first.
     """
     tied_layers = _tied_layers(lm.layer_groups, settings.tie)
@@ -57,7 +57,7 @@ def layer_space(lm: ModelStructure, compressor: LevelSource, settings: SpaceSett
 
 
 def drop_space(lm: ModelStructure, drop: DropRule, settings: SpaceSettings | None = None) -> Space:
-    """The space with one unit per attention and MLP, per block, or per pair of blocks."""
+    """The space with one unit per attention and per MLP, per block, or per pair of blocks."""
     units = drop.units(block_shapes(lm))
     if settings and settings.tie == "engine":
         units = _with_first_attention_kept(units)
@@ -93,7 +93,7 @@ def _tied_layers(groups: Groups, tie: str) -> dict[str, tuple[str, ...]]:
 def _block_unit(
     lm: ModelStructure, compressor: LevelSource, block: int, *, local_name: str, layers: tuple[str, ...]
 ) -> Unit:
-    """The unit of some layers of a block. `local_name` joins their local names, or names the experts they form."""
+    """One unit made of some layers of a block. `local_name` joins their local names, or names the experts they form."""
     names = tuple(lm.layer_name(block, local) for local in layers)
     forms_experts = len(local_name.split("+")) != len(names)
     name = lm.layer_name(block, local_name) if forms_experts else "+".join(names)
@@ -123,7 +123,7 @@ def _layer_unit(
 
 
 def _summed(levels: tuple[Level, ...]) -> Level:
-    """The level of a unit whose layers have these levels."""
+    """The level of a unit whose layers have these levels: their costs and sizes add up."""
     return replace(
         levels[0],
         cost=sum(level.cost for level in levels),
@@ -154,7 +154,10 @@ def _with_parents(
 
 
 def _with_first_attention_kept(units: list[Unit]) -> list[Unit]:
-    """The units without the option to drop the attention of the first block alone, which engines expect to exist."""
+    """The units, with the attention of the first block always kept, because inference engines expect it.
+
+    A first block that is one unit may still be dropped as a whole.
+    """
     return [
         replace(unit, levels=unit.levels[:1]) if unit.kind == "attention" and 0 in unit.blocks else unit
         for unit in units

@@ -1,4 +1,4 @@
-"""Sizes such as 80MB as numbers of bytes."""
+"""Converts sizes such as 80MB to numbers of bytes."""
 
 import re
 from fractions import Fraction

@@ -24,7 +24,7 @@ def droppable_units(
     these has the single level `kept`.
 
     Raises:
-        ValueError: A block to keep does not exist, or an odd number of blocks cannot be paired.
+        ValueError: A block to keep does not exist, or the blocks cannot be paired because their number is odd.
     """
     for key, kept in (("keep_attention", keep_attention), ("keep_mlp", keep_mlp)):
         unknown = [block for block in kept if not 0 <= block < len(blocks)]
@@ -57,7 +57,7 @@ def _unit(blocks: Sequence[BlockShape], members: tuple[int, ...], kind: str, mus
 
 
 def subblocks_of(unit: Unit) -> tuple[str, ...]:
-    """The sub-blocks that a droppable unit contains of each of its blocks."""
+    """The sub-blocks of each of its blocks that a droppable unit contains."""
     return _subblocks_of_kind(unit.kind)
 
 

@@ -1,4 +1,4 @@
-"""Profiles as JSON, and in the text format of the paper's authors."""
+"""Reads and writes profiles as JSON, and in the text format of the paper's authors."""
 
 import json
 from collections.abc import Mapping
@@ -11,11 +11,11 @@ AUTHORS_NAMES = {"attention": "attn", "mlp": "mlp"}
 """The names of the sub-blocks in the authors' files."""
 
 Lines = list[tuple[int, str]]
-"""The lines of a text that are not blank, with their numbers."""
+"""The lines of a text that are not blank, each with its number."""
 
 
 def to_json(space: Space, profile: Profile, **facts: object) -> str:
-    """The profile with its units, levels and costs; `facts` (budget, seed, fingerprints, …) become top-level keys."""
+    """The profile with its units, levels and costs. `facts` (budget, seed, fingerprints, …) become top-level keys."""
     units = []
     for index, (unit, level_index) in enumerate(zip(space.units, profile, strict=True)):
         level = space.level(index, profile)
@@ -31,13 +31,13 @@ def to_json(space: Space, profile: Profile, **facts: object) -> str:
 
 
 def from_json(space: Space, text: str) -> Profile:
-    """Read what `to_json` wrote. Raises ValueError if it is no profile of `space`."""
+    """Read what `to_json` wrote. Raises ValueError if it is not a profile of `space`."""
     try:
         entries = [(entry["unit"], entry["level"]) for entry in parse_json(text)["units"]]
         level_of = dict_of_unique(entries)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"this is not a profile: expected an object with a list `units` of unit and level ({error})"
+            f"this is not a profile: expected an object with a list `units`, each with a `unit` and a `level` ({error})"
         ) from error
     missing = [unit.name for unit in space.units if unit.name not in level_of]
     unknown = level_of.keys() - {unit.name for unit in space.units}
@@ -51,7 +51,7 @@ def from_json(space: Space, text: str) -> Profile:
 
 
 def _integer_level(unit: Unit, level: object) -> int:
-    if type(level) is not int:  # True is an int for isinstance
+    if type(level) is not int:  # isinstance would accept True
         raise ValueError(f"the level of {unit.name} must be an integer, not {str(level)[:50]!r}")
     return level
 
@@ -59,8 +59,9 @@ def _integer_level(unit: Unit, level: object) -> int:
 def to_text(space: Space, profile: Profile) -> str:
     """The profile in the format of the paper's authors.
 
-    One line `layer name: level` per layer; for depth pruning, one line per block with its dropped sub-blocks. A parent
-    has a line as well: `name: 1` if it is dropped, in which case its layers have none.
+    There is one line `layer name: level` per layer. For depth pruning, there is one line per block, with its dropped
+    sub-blocks. A parent has a line as well: `name: 0`, or `name: 1` if it is dropped. The layers inside a dropped
+    parent have no lines.
     """
     if space.is_depth_pruning:
         names = AUTHORS_NAMES.values()
@@ -74,20 +75,21 @@ def to_text(space: Space, profile: Profile) -> str:
     )
 
 
-def from_text(space: Space, text: str, zero: Profile | None = None) -> Profile:
+def from_text(space: Space, text: str, uniform: Profile | None = None) -> Profile:
     """Read what `to_text` wrote, or a file of the paper's authors.
 
-    The authors write sparsities as whole steps from the uniform target; -1 is one level denser. `zero` is the profile
-    from which these steps count. A parent without a line is kept.
+    The authors write sparsities as whole steps from the uniform profile; -1 is one level denser. `uniform` is that
+    profile. Without it, or if a number in the file is not whole, the numbers are values of levels. A parent without a
+    line is kept.
 
     Raises:
         ValueError: A line, layer or level is unknown, missing or given twice.
     """
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
-    return _parse_blocks(space, lines) if space.is_depth_pruning else _parse_layers(space, lines, zero)
+    return _parse_blocks(space, lines) if space.is_depth_pruning else _parse_layers(space, lines, uniform)
 
 
-def _parse_layers(space: Space, lines: Lines, zero: Profile | None) -> Profile:
+def _parse_layers(space: Space, lines: Lines, uniform: Profile | None) -> Profile:
     value_of = _parse_values(lines)
     unknown = value_of.keys() - {name for unit in space.units for name in _line_names(unit)}
     if unknown:
@@ -96,8 +98,8 @@ def _parse_layers(space: Space, lines: Lines, zero: Profile | None) -> Profile:
     values = [
         _unit_value(unit, value_of, is_optional=not unit.layers or unit.parent in dropped) for unit in space.units
     ]
-    if zero is not None and all(value is None or value.is_integer() for value in values):
-        profile = tuple(level + int(step or 0) for level, step in zip(zero, values, strict=True))
+    if uniform is not None and all(value is None or value.is_integer() for value in values):
+        profile = tuple(level + int(step or 0) for level, step in zip(uniform, values, strict=True))
     else:
         profile = tuple(_level_of_value(unit, value) for unit, value in zip(space.units, values, strict=True))
     space.check(profile)
@@ -123,13 +125,13 @@ def _line_names(unit: Unit) -> tuple[str, ...]:
 
 
 def _unit_value(unit: Unit, value_of: Mapping[str, float], *, is_optional: bool) -> float | None:
-    """The one value that all layers of a unit have; None for an optional unit of which no layer has a line."""
+    """The one value that all layers of a unit have; None for an optional unit if none of its layers has a line."""
     names = _line_names(unit)
     if is_optional and value_of.keys().isdisjoint(names):
         return None
     values = {value_of[name] for name in names if name in value_of}
     if len(values) != 1 or any(name not in value_of for name in names):
-        raise ValueError(f"{unit.name} needs exactly one level, the profile gives {sorted(values) or 'none'}")
+        raise ValueError(f"{unit.name} needs exactly one level, but the profile gives {sorted(values) or 'none'}")
     return values.pop()
 
 
@@ -159,7 +161,8 @@ def _parse_blocks(space: Space, lines: Lines) -> Profile:
     for unit, level in zip(space.units, profile, strict=True):
         if level >= len(unit.levels):
             raise ValueError(
-                f"the profile drops {unit.name}, which must stay: change compress.keep_attention or compress.keep_mlp"
+                f"the profile drops {unit.name}, which is to be kept: change compress.keep_attention or "
+                f"compress.keep_mlp"
             )
     if _dropped_by_block(space, profile) != dropped:
         raise ValueError(
@@ -169,7 +172,7 @@ def _parse_blocks(space: Space, lines: Lines) -> Profile:
 
 
 def _authors_names(unit: Unit) -> frozenset[str]:
-    """The sub-blocks that a unit contains of each of its blocks, as the authors name them."""
+    """The sub-blocks of each of its blocks that a unit contains, as the authors name them."""
     return frozenset(AUTHORS_NAMES[subblock] for subblock in subblocks_of(unit))
 
 

@@ -11,15 +11,15 @@ from evopress.runtime.config_class import config_class
 class SpaceSettings:
     """What the units of a space are.
 
-    `trade`: which units may trade levels: those with the same number of weights (`size`), those of the same `kind`, or
-    `any`.
+    `trade`: which units may trade levels. `size`: those with the same number of weights. `kind`: those of the same
+    kind, such as all q projections. `any`: all.
 
     `tie`: which layers form one unit. `none`: every layer is a unit. `expert`: the layers of an expert are one unit.
     `engine`: layers that inference engines fuse are one unit (q, k, v; gate, up; all experts of a block). With
     `engine`, the attention of the first block is never dropped alone, because engines expect one there.
 
-    `drops`: what may be dropped as a whole, in addition to the levels of layers: single attentions and MLPs
-    (`subblock`) or whole blocks (`block`).
+    `drops`: what may be dropped in addition to choosing levels of layers. `none`: nothing. `subblock`: single
+    attentions and MLPs. `block`: whole blocks.
     """
 
     trade: Literal["size", "kind", "any"] = "size"

@@ -1,4 +1,4 @@
-"""Shapes of layers and blocks: all that the levels of a unit depend on."""
+"""Shapes of layers and blocks. The levels of a unit depend on nothing else of the model."""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class BlockShape:
-    """Numbers of weights in the attention and in the MLP of one block. The names of its layers start with `name`."""
+    """Numbers of weights in the attention and in the MLP of a block. The names of its layers start with `name`."""
 
     name: str
     attention: int

@@ -8,7 +8,7 @@ Profile = tuple[int, ...]
 """One level index per unit, in the order of `Space.units`. Index 0 is the least compressed level."""
 
 OUTSIDE = -1
-"""Takes the place of a block index for layers that belong to no block: the embeddings and the head."""
+"""Stands in for a block index for the layers that belong to no block: the embeddings and the head."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,8 +16,8 @@ class Level:
     """One way to store a unit.
 
     `label` is for people ("3bit", "0.62", "dropped"), and `value` is the same as a number (3, 0.62, 1). `cost` is an
-    exact integer in the unit of the budget: bits of weight codes, weights kept, sub-blocks kept, or bytes.
-    `size_bytes` is the space in a file, including scales and zero points.
+    exact integer. It counts what the budget limits: bits of weight codes, weights kept, units kept, or bytes.
+    `size_bytes` is the size in a file, including scales and zero points.
     """
 
     label: str
@@ -58,7 +58,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Space:
-    """All units of a model, in block order. `fixed_bytes` is the space of the rest of the model in a file."""
+    """All units of a model, in block order. `fixed_bytes` is the size of the rest of the model in a file."""
 
     units: tuple[Unit, ...]
     fixed_bytes: int = 0
@@ -107,14 +107,14 @@ class Space:
     def normalized(self, profile: Profile) -> Profile:
         """The profile with all units inside dropped parents at level 0.
 
-        Two profiles describe the same model exactly if they are equal after this.
+        Two profiles describe the same model if and only if they are equal after this.
         """
         if not self.children:
             return profile
         return tuple(0 if self.is_inside_dropped(index, profile) else level for index, level in enumerate(profile))
 
     def tradable_units(self, profile: Sequence[int], members: Iterable[int]) -> list[int]:
-        """Those of `members` whose own level costs something: neither parents nor inside a dropped parent."""
+        """Those of `members` that may trade levels: all except parents and units inside a dropped parent."""
         return [index for index in members if index not in self.children and not self.is_inside_dropped(index, profile)]
 
     def uniform(self, level: int) -> Profile:
@@ -145,7 +145,7 @@ class Space:
                 raise ValueError(f"{unit.name} has levels 0 to {len(unit.levels) - 1}, not {level}")
 
     def with_trade_groups(self, trade: str) -> "Space":
-        """The same space with trade groups by `size` (equal numbers of weights), by `kind`, or one for `any` unit."""
+        """The same space with trade groups by `size` (number of weights), by `kind`, or with a single one (`any`)."""
         group_of: Mapping[str, Callable[[Unit], str]] = {
             "size": lambda unit: str(unit.num_weights),
             "kind": lambda unit: unit.kind,
@@ -154,7 +154,7 @@ class Space:
         return replace(self, units=tuple(replace(unit, trade_group=group_of[trade](unit)) for unit in self.units))
 
     def with_costs_in_bytes(self) -> "Space":
-        """The same space with the size of each level as its cost."""
+        """The same space with the size of each level in bytes as its cost."""
 
         def in_bytes(unit: Unit) -> Unit:
             return replace(unit, levels=tuple(replace(level, cost=level.size_bytes) for level in unit.levels))

@@ -66,9 +66,9 @@ def test_blank_lines_spaces_and_other_number_formats_are_accepted():
 
 def test_steps_of_sparsity_count_from_the_given_profile():
     space = sparse_space(1)
-    assert from_text(space, "0.q: -1\n0.o: 2\n", zero=(2, 2)) == (1, 4)
+    assert from_text(space, "0.q: -1\n0.o: 2\n", uniform=(2, 2)) == (1, 4)
     with pytest.raises(ValueError, match="levels 0 to 4, not 5"):
-        from_text(space, "0.q: -1\n0.o: 3\n", zero=(2, 2))
+        from_text(space, "0.q: -1\n0.o: 3\n", uniform=(2, 2))
 
 
 BAD_LINES = {
@@ -95,12 +95,12 @@ def test_a_text_that_is_no_profile_of_the_model_is_rejected(text):
     with pytest.raises(ValueError, match=BAD_LINES[text]):
         from_text(bit_space([1, 1]), text)
     with pytest.raises(ValueError, match=r"level|layer"):
-        from_text(bit_space([1, 1]), text, zero=(1, 1))
+        from_text(bit_space([1, 1]), text, uniform=(1, 1))
 
 
 def test_tied_layers_must_have_the_same_level():
     lines = to_text(SPACES["tied"], (0, 0, 0))
-    with pytest.raises(ValueError, match=r"q1\+k1 needs exactly one level, the profile gives \[3\.0, 4\.0\]"):
+    with pytest.raises(ValueError, match=r"q1\+k1 needs exactly one level, but the profile gives \[3\.0, 4\.0\]"):
         from_text(SPACES["tied"], lines.replace("k1: 4", "k1: 3"))
     with pytest.raises(ValueError, match=r"q1\+k1 needs exactly one level"):
         from_text(SPACES["tied"], lines.replace("k1: 4\n", ""))
@@ -115,7 +115,7 @@ def test_tied_layers_must_have_the_same_level():
         ("subblock", "layer0: 4\n", "line 1.*is not one of"),
         ("block", "none\nattn\nnone\nnone\n", "can only be dropped as a whole"),
         ("pair", "attn+mlp\nnone\nnone\nnone\n", "can only be dropped as a whole"),
-        ("protected", "none\nmlp\nnone\nnone\n", r"must stay.*compress\.keep_mlp"),
+        ("protected", "none\nmlp\nnone\nnone\n", r"is to be kept.*compress\.keep_mlp"),
     ],
 )
 def test_a_text_of_dropped_parts_that_is_no_profile_of_the_model_is_rejected(name, text, message):
