@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from functools import partial
 from math import isfinite
 
-from evopress.report import figures
+from evopress.report import figures, kl_figures
 from evopress.report.level_groups import byte_parts, level_groups
 from evopress.report.pages import Caption
 from evopress.report.record import Run
@@ -55,13 +55,31 @@ def run_plots(run: Run) -> Iterator[tuple[str, Caption, Draw]]:
         partial(figures.seconds_by_stage, run),
     )
     yield (
+        "tuning",
+        Caption(
+            "Tuning",
+            "KL on validation tokens at each check. The model with the lowest KL is kept.",
+            f"Line chart of the KL while the model is tuned. {_tuning_alt(run)}",
+        ),
+        partial(kl_figures.kl_while_tuning, run),
+    )
+    names = ", ".join(kl_figures.position_curves(run))
+    yield (
         "position",
         Caption(
             "KL by position",
             "Mean over the test windows. The thick lines are averages over neighbouring positions.",
-            "Line chart of the mean KL at each position of a test window, with a line per model.",
+            f"Line chart of the mean KL at each position of a test window: {names}.",
         ),
-        partial(figures.kl_by_position, run),
+        partial(kl_figures.kl_by_position, run),
+    )
+
+
+def _tuning_alt(run: Run) -> str:
+    """tuned: from 0.4 to 0.3 in 64 steps"""
+    return "; ".join(
+        f"{name}: from {checks[0][1]:.4g} to {min(kl for _, kl in checks):.4g} in {checks[-1][0]} steps"
+        for name, checks in run.tuning.items()
     )
 
 

@@ -149,39 +149,6 @@ def seconds_by_stage(run: Run, style: Style) -> Figure | None:
     return figure
 
 
-def kl_by_position(run: Run, style: Style) -> Figure | None:
-    """Mean KL at each position of a test window, for the uniform, the searched and the tuned model, if measured."""
-    colours = {"uniform": style.other, "searched": style.accent, "tuned": style.text}
-    curves = [
-        (name, values)
-        for name in colours
-        if name in run.candidates
-        for values in list(run.candidates[name].kl_by_position.values())[:1]
-        if values
-    ]
-    if not curves:
-        return None
-    figure, axes = new_axes(2.8)
-    for name, values in curves:
-        axes.plot(range(len(values)), values, lw=0.6, alpha=0.45, color=colours[name])
-        axes.plot(*_smoothed(values), lw=1.8, color=colours[name], label=name)
-    shown = [value for _, values in curves for value in values if isfinite(value)]
-    if shown and min(shown) > 0 and max(shown) / min(shown) > 50:
-        log_scale(axes)
-    axes.set_xlabel("position in the window")
-    axes.set_ylabel("KL, nats per token")
-    axes.legend(fontsize=8)
-    axes.grid(axis="y", lw=0.5)
-    return figure
-
-
-def _smoothed(values: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Positions, and moving averages over a sixteenth of the curve, which show the trend."""
-    width = max(1, len(values) // 16)
-    means = np.convolve(values, np.full(width, 1 / width), mode="valid")
-    return np.arange(len(means)) + (width - 1) / 2, means
-
-
 def _colours(choices: Sequence[Choice]) -> Callable[[float], tuple[float, ...]]:
     """A function from what a unit keeps to a colour of viridis, scaled to the range of `choices`."""
     kept = [choice.kept for choice in choices]

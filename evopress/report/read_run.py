@@ -115,6 +115,7 @@ def _run_of(files: _Files, reader: _Reader) -> Run:
         choices=reader.read("profile.json", lambda: choices_of(profile)) or (),
         checkpoints=reader.read("results.json", lambda: tuple(_checkpoints(exports, folder))) or (),
         batches=reader.read("search.jsonl", lambda: tuple(evaluated_batches(files.search_lines, fitness))) or (),
+        tuning=reader.read("results.json", lambda: dict(_tuning(results))) or {},
         tokens=reader.read("results.json", lambda: floats(results.get("tokens", {}))) or {},
         seconds=reader.read("seconds.json", lambda: floats(load_object(folder / "seconds.json"))) or {},
         peak_bytes=reader.read("results.json", lambda: floats(results.get("peak_memory_bytes", {}))) or {},
@@ -145,6 +146,13 @@ def _scores(entry: Mapping) -> CandidateScores:
         tasks={str(task): floats(scores) for task, scores in entry.get("tasks", {}).items()},
         kl_by_position={str(name): tuple(map(float, values)) for name, values in by_position.items()},
     )
+
+
+def _tuning(results: Mapping) -> Iterator[tuple[str, tuple[tuple[int, float], ...]]]:
+    """The checks of every tuned candidate."""
+    for name, entry in dict_or_empty(results.get("tuning")).items():
+        if name in CANDIDATES:
+            yield name, tuple((int(step), float(kl)) for step, kl in entry["checks"])
 
 
 def _checkpoints(exports: Mapping, run: Path) -> Iterator[Checkpoint]:

@@ -60,6 +60,8 @@ class Run:
     choices: tuple[Choice, ...] = ()
     checkpoints: tuple[Checkpoint, ...] = ()
     batches: tuple[EvaluatedBatch, ...] = ()
+    tuning: Mapping[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)
+    """(step, KL on validation tokens) at each check, by name of the tuned candidate."""
     tokens: Mapping[str, float] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     peak_bytes: Mapping[str, float] = field(default_factory=dict)
@@ -95,6 +97,11 @@ class Run:
     def data_sets(self) -> tuple[str, ...]:
         """Names of the test sets."""
         return tuple(dict.fromkeys(name for scores in self.candidates.values() for name in scores.perplexity))
+
+    @property
+    def final(self) -> str:
+        """The name of the candidate that the run is about: the tuned model if there is one."""
+        return "tuned" if "tuned" in self.candidates else "searched"
 
     @property
     def cells(self) -> Mapping[tuple[int, str], Choice]:

@@ -44,7 +44,7 @@ def write_report(folder: Path) -> Path:
 def headline(run: Run) -> list[tuple[str, str, str]]:
     """The most important numbers, as (name, value, remark). KL and perplexity are those of the final model."""
     dense, uniform, searched = (run.candidates.get(name) for name in ("dense", "uniform", "searched"))
-    final = run.candidates.get("tuned", searched)
+    final = run.candidates.get(run.final)
     facts = []
     if searched and dense:
         facts.append(("Size", f"{megabytes(searched.size_bytes)} MB", f"dense {megabytes(dense.size_bytes)} MB"))

@@ -3,11 +3,12 @@
 import json
 import re
 
+import matplotlib
 import pytest
 import yaml
 
 from evopress.report import write_comparison, write_report
-from evopress.report.figures import kl_by_position
+from evopress.report.kl_figures import kl_by_position
 from evopress.report.read_run import read_run
 from evopress.report.style import LIGHT
 from tests.report.html_page import Page
@@ -156,17 +157,21 @@ def test_kl_by_position_is_drawn_if_it_was_measured(tmp_path):
     assert (folder / "plots/position.png").exists()
 
 
-def test_kl_by_position_has_a_line_for_every_model_that_was_measured(tmp_path):
+def test_every_measured_candidate_has_its_curve_of_kl_by_position(tmp_path):
     folder = make_run(tmp_path / "run")
     results = json.loads((folder / "results.json").read_text())
-    results["tuned"] = dict(results["searched"])
-    names = ("uniform", "searched", "tuned")
-    for name in names:
-        results[name]["kl_by_position"] = {"pydoc": [0.5, 0.25, 0.125]}
+    results |= {"tuned": results["searched"], "uniform_tuned": results["uniform"]}
+    for name in ("uniform", "searched", "tuned", "uniform_tuned"):
+        results[name] = {**results[name], "kl_by_position": {"pydoc": [0.1, 0.2, 0.3]}}
     (folder / "results.json").write_text(json.dumps(results))
-    (axes,) = kl_by_position(read_run(folder), LIGHT).axes
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == list(names)
-    assert len({line.get_color() for line in axes.lines}) == len(names)
+    with matplotlib.rc_context(LIGHT.settings()):
+        figure = kl_by_position(read_run(folder), LIGHT)
+    shown = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert shown == ["uniform", "searched", "tuned", "uniform_tuned"]
+    means = [line for line in figure.axes[0].lines if line.get_linewidth() > 1]
+    assert len({(line.get_color(), line.get_linestyle()) for line in means}) == len(shown)
+    write_report(folder)
+    assert "test window: uniform, searched, tuned, uniform_tuned." in (folder / "report.html").read_text()
 
 
 def test_exported_checkpoints_are_listed(tmp_path):

@@ -72,17 +72,29 @@ def test_the_tuned_model_is_measured_exported_and_verified(kind, model_folders, 
 
 
 @pytest.mark.slow
-def test_a_comparison_with_the_tuned_uniform_profile(model_folders, tmp_path):
-    tune = Tuning(tokens=32 * 12, checks=3, scales_lr=5e-3, compare_uniform=True)
-    settings = {"compress": RTN(bits=[2, 3, 4], group_size=32), "search": Uniform(), "tune": tune}
-    job = small_job(tmp_path / "run", tmp_path, model_folders("llama"), **settings)
+def test_a_finished_run_is_resumed_to_tune_the_uniform_profile_too(model_folders, tmp_path):
+    tune = Tuning(tokens=32 * 4, checks=2, scales_lr=5e-3)
+    settings = {"compress": RTN(bits=[2, 3, 4], group_size=32), "search": Uniform()}
+    job = small_job(tmp_path / "run", tmp_path, model_folders("llama"), tune=tune, **settings)
     run_job(job)
-    first = results_of(job.folder)
-    assert first["uniform_tuned"]["kl"] == first["tuned"]["kl"], "uniform is what was searched"
-    assert list(read_run(job.folder).candidates) == ["dense", "uniform", "searched", "tuned", "uniform_tuned"]
-    (job.folder / "results.json").unlink()
+    before, tuned = results_of(job.folder), (job.folder / "tuned.safetensors").read_bytes()
+    job = replace(job, tune=replace(tune, compare_uniform=True))
     run_job(job)
-    assert results_of(job.folder)["tuned"] == first["tuned"], "a finished tuning is read from its file"
+    results = results_of(job.folder)
+    assert results["uniform_tuned"]["kl"] == results["tuned"]["kl"] == before["tuned"]["kl"], (
+        "uniform is what was found"
+    )
+    assert results["tuning"]["uniform_tuned"]["checks"] == results["tuning"]["tuned"]["checks"]
+    assert (job.folder / "tuned.safetensors").read_bytes() == tuned, "a finished tuning is read from its file"
+    run = read_run(job.folder)
+    assert list(run.candidates) == ["dense", "uniform", "searched", "tuned", "uniform_tuned"]
+    assert list(run.tuning) == ["tuned", "uniform_tuned"]
+    page = (job.folder / "report.html").read_text()
+    assert "uniform_tuned" in page
+    assert (job.folder / "plots/tuning.png").is_file()
+    assert "uniform_tuned: from" in page, "the plot has both curves"
+    metrics = [json.loads(line) for line in (job.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in metrics if "tune/uniform_kl_validation" in line] == [0, 2, 4]
 
 
 def test_without_the_stage_nothing_is_tuned(model_folders, tmp_path):
