@@ -111,7 +111,7 @@ def test_a_run_says_where_it_was_started(tmp_path):
     [
         ({"WORLD_SIZE": "2"}, "RANK and MASTER_ADDR and MASTER_PORT not set: for one process, unset WORLD_SIZE"),
         ({"WORLD_SIZE": "2", "RANK": "0"}, "MASTER_ADDR and MASTER_PORT not set"),
-        ({"WORLD_SIZE": "two", "RANK": "0", "MASTER_ADDR": "x", "MASTER_PORT": "1"}, "'two' but that is no number"),
+        ({"WORLD_SIZE": "two", "RANK": "0", "MASTER_ADDR": "x", "MASTER_PORT": "1"}, "'two' but that is not a number"),
     ],
     ids=str,
 )

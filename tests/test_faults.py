@@ -377,7 +377,7 @@ def test_a_converted_model_with_a_flipped_bit_is_converted_again(tmp_path, monke
 
 
 def test_a_second_process_in_the_same_run_directory_is_refused(model, copied, undisturbed):
-    with lock_folder(copied / "run"), pytest.raises(ValueError, match=r"another process runs in .*run: wait for it"):
+    with lock_folder(copied / "run"), pytest.raises(ValueError, match=r"another process is using .*run: wait for it"):
         run_job(job(copied, model))
     assert outcome(copied) == outcome(undisturbed)
 

@@ -176,7 +176,7 @@ MISTAKES = [
     ("@offline eval.datasets=[c4]", "eval.datasets: allenai/c4 cannot be read from the hub"),
     ("@offline model=mistral7b", "give a hub id that can be reached from here, a folder, or a .gguf file"),
     ("@outage tracking=wandb tracking.mode=offline", "W&B failed (the service is down); nothing more is sent"),
-    ("@busy", "another process runs in"),
+    ("@busy", "another process is using"),
 ]
 
 

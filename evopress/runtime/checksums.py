@@ -1,4 +1,4 @@
-"""Checksums inside JSON files and over folders. A file that lacks its checksum counts as damaged."""
+"""Checksums inside JSON files and over folders. A file without its checksum counts as damaged."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from evopress.runtime.json_files import read_json, write_json
 log = logging.getLogger(__name__)
 
 CHECKSUMS = "checksums.json"
-"""The file of a folder that holds the SHA-256 of all other files."""
+"""The file in a folder that has the SHA-256 of all its other files."""
 
 
 def with_checksum(content: Mapping[str, object]) -> dict[str, object]:
@@ -37,7 +37,7 @@ def _sha256_of_content(content: Mapping[str, object]) -> str:
 
 
 def read_json_if_intact(path: Path) -> dict[str, Any]:
-    """The object in a JSON file that can be recreated. Empty if the file is missing or, with a warning, damaged."""
+    """The object in a JSON file that can be recreated. Empty if the file is missing or damaged; damage is a warning."""
     if not path.exists():
         return {}
     try:

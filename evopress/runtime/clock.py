@@ -11,7 +11,7 @@ from evopress.runtime.json_files import write_json
 
 
 class Clock:
-    """Seconds and peak memory per stage. The seconds are kept in a file: a resumed run adds to earlier attempts."""
+    """Seconds and peak memory per stage. Seconds are stored in a file, so a resumed run adds to earlier attempts."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -20,12 +20,12 @@ class Clock:
 
     @property
     def measurements(self) -> dict[str, object]:
-        """As `results.json` shows them."""
+        """The measurements in the form of `results.json`."""
         return {"seconds": self.seconds, "peak_memory_bytes": self.peak_memory_bytes}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Measure the body as stage `name`, also if it fails. Raises KeyboardInterrupt if a signal arrived before."""
+        """Measure the body as stage `name`, even if it fails. Raises KeyboardInterrupt after a signal."""
         signals.raise_if_interrupted()
         started = time.monotonic()
         memory.start_peak()

@@ -1,4 +1,4 @@
-"""The decorator of every class that a configuration group builds, and the type of paths in it."""
+"""The decorator of every class that a configuration group builds, and the type of paths in such classes."""
 
 from collections.abc import Callable
 from dataclasses import field
@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 T = TypeVar("T")
 
 UserPath = Annotated[str, AfterValidator(expanduser)]
-"""A path, or a name of something else, in a configuration. `~` becomes the home directory."""
+"""A path or another name in a configuration. A `~` at the start becomes the home directory."""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field, Field))

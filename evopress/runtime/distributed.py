@@ -1,11 +1,11 @@
-"""One job on several processes, as started by torchrun or `accelerate launch`. With one process nothing is sent.
+"""One job on several processes, as started by torchrun or `accelerate launch`. With one process, nothing is sent.
 
-Every process runs the same program with the same settings. Collective functions (all but `rank`, `world_size`,
-`is_first`, `share` and `share_of`) must be called by all processes in the same order. Only the first process writes
-files and tracks metrics; the files of a task are written by the process that ran it.
+Every process runs the same program with the same settings. All processes must call collective functions in the same
+order: `join`, `barrier`, `gather`, `collect`, `from_first` and `first_then_others`. Only the first process writes files
+and tracks metrics, except that the files of a task are written by the process that ran it.
 
-Results do not depend on the number of processes: the parts of the work do not depend on it, each part is computed by
-one process, and the results of parts are summed in the order of the parts.
+Results do not depend on the number of processes. The work is always cut into the same parts. One process computes each
+part, and the results are summed in the order of the parts.
 """
 
 import atexit
@@ -24,16 +24,16 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 LONGEST_WAIT = timedelta(hours=12)
-"""The timeout of collective functions. Others may wait for another run's database, or for a longer task of lm-eval.
+"""The timeout of collective functions. A process may wait this long for others that build a database or run tasks.
 
-If a process dies, the others do not wait: its connections break, and the launcher terminates them.
+If a process dies, the others do not wait this long: its connections break, and the launcher terminates them.
 """
 
 
 def join() -> None:
-    """Connect to the other processes that the launcher announced in the environment, if any.
+    """Connect to the other processes, if the environment variables of a launcher name any.
 
-    Raises ValueError for an incomplete announcement.
+    Raises ValueError if some of these variables are missing.
     """
     if dist.is_initialized() or os.environ.get("WORLD_SIZE", "1") == "1":
         return
@@ -49,11 +49,11 @@ def join() -> None:
 
 
 def _check_environment() -> None:
-    """Raises ValueError where WORLD_SIZE announces processes and the other variables of a launcher are missing."""
+    """Raises ValueError if WORLD_SIZE is not a number or the other variables of a launcher are missing."""
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     number = os.environ["WORLD_SIZE"]
     if missing or not number.isdigit():
-        reason = f"{' and '.join(missing)} not set" if missing else "that is no number"
+        reason = f"{' and '.join(missing)} not set" if missing else "that is not a number"
         raise ValueError(
             f"the environment variable WORLD_SIZE is {number!r} but {reason}: for one process, unset WORLD_SIZE; for "
             "several, start them with torchrun --nproc-per-node NUMBER -m evopress.run, which sets all of them"
@@ -81,12 +81,12 @@ def is_first() -> bool:
 
 
 def share(items: Sequence[T]) -> Sequence[T]:
-    """This process's share of `items`: consecutive ones; the sizes of shares differ by at most one."""
+    """The consecutive items that this process works on. The sizes of shares differ by at most one."""
     return share_of(items, rank(), world_size())
 
 
 def share_of(items: Sequence[T], index: int, number: int) -> Sequence[T]:
-    """The share `index` out of `number` shares of consecutive items, whose sizes differ by at most one."""
+    """Share `index` of `items`, cut into `number` shares of consecutive items. Their sizes differ by at most one."""
     return items[len(items) * index // number : len(items) * (index + 1) // number]
 
 
@@ -96,9 +96,9 @@ def barrier() -> None:
 
 
 def deliver(tensor: Tensor, *, source: int, target: int) -> Tensor | None:
-    """Send a tensor from process `source` to process `target`, which gets it back; all others get None.
+    """Send a tensor from process `source` to process `target`. Returns it in `target` and None in all others.
 
-    Only these two need to call this, with tensors of the same shape and dtype.
+    Not collective: only these two need to call it, with tensors of the same shape and dtype.
     """
     if source == target:
         return tensor if rank() == target else None
@@ -112,7 +112,7 @@ def deliver(tensor: Tensor, *, source: int, target: int) -> Tensor | None:
 
 
 def gather(value: T) -> list[T]:
-    """The values of all processes, in their order. Tensors in them must be on the CPU."""
+    """The values of all processes, by rank. Tensors in them must be on the CPU."""
     if world_size() == 1:
         return [value]
     values: list = [None] * world_size()
@@ -121,7 +121,7 @@ def gather(value: T) -> list[T]:
 
 
 def collect(value: T) -> list[T]:
-    """The values of all processes, in their order, in the first process; an empty list in the others."""
+    """The values of all processes, by rank, in the first process; an empty list in the others."""
     if world_size() == 1:
         return [value]
     values: list | None = [None] * world_size() if is_first() else None
@@ -130,7 +130,7 @@ def collect(value: T) -> list[T]:
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """Call `make` in the first process only; every process gets its result, or raises the ValueError it raised."""
+    """Call `make` in the first process only. Every process returns its result, or raises its ValueError."""
     if world_size() == 1:
         return make()
     outcome: list = [None, None]
@@ -146,7 +146,7 @@ def from_first(make: Callable[[], T]) -> T:
 
 
 def first_then_others(make: Callable[[], T]) -> T:
-    """Call `make` in every process, in the first one before the others, which then find its files in caches."""
+    """Call `make` in every process, first in the first one, so that the others find its files in caches."""
     made: list[T] = []
     from_first(lambda: made.append(make()))
     return made[0] if made else make()

@@ -12,10 +12,10 @@ from filelock import FileLock, Timeout
 
 @contextmanager
 def path_in_errors(path: Path) -> Iterator[None]:
-    """Add `path` to any OSError raised in the body; the error of a full disk names no file by itself.
+    """Add `path` to every OSError that the body raises. Without this, the error of a full disk names no file.
 
-    Rust libraries (safetensors, tokenizers) raise exceptions of their own with the system's error number in the text.
-    Those become OSErrors as well.
+    Rust libraries (safetensors, tokenizers) raise other exceptions, with the error number of the system in the text.
+    These become OSErrors too.
     """
     try:
         yield
@@ -29,7 +29,7 @@ def path_in_errors(path: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Replace `path` by `content`, or leave it unchanged: write a temporary file next to it, fsync, rename."""
+    """Write `content` to `path` completely or not at all: write a temporary file next to it, fsync, rename."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with path_in_errors(path):
         try:
@@ -43,7 +43,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
 
 
 def remove_leftovers(folder: Path, pattern: str) -> None:
-    """Delete what a killed process left unfinished. Call this only while holding the lock of `folder`."""
+    """Delete the unfinished files of a killed process. Call this only while holding the lock of `folder`."""
     for path in folder.glob(pattern):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -59,7 +59,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise ValueError(
-            f"another process runs in {folder}: wait for it, or set hydra.run.dir to another directory"
+            f"another process is using {folder}: wait for it, or set hydra.run.dir to another directory"
         ) from None
     try:
         remove_leftovers(folder, ".*.tmp")

@@ -1,4 +1,4 @@
-"""Reading and writing JSON, strictly: no duplicate keys, no extreme nesting."""
+"""Reads and writes JSON. Repeated keys and extreme nesting are errors."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -27,7 +27,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def dict_of_unique(pairs: Iterable[tuple[str, object]]) -> dict[str, object]:
-    """A dict of pairs. Raises ValueError for a key given twice."""
+    """A dict of the pairs. Raises ValueError if a key is given twice."""
     result: dict[str, object] = {}
     for key, value in pairs:
         if key in result:

@@ -1,4 +1,4 @@
-"""Peak memory: of the GPU if the process uses one, otherwise of the process."""
+"""Peak memory of the GPU if the process uses one, otherwise of the process."""
 
 import resource
 import sys
@@ -22,7 +22,7 @@ def start_peak() -> None:
 def peak_bytes() -> int:
     """The highest memory use since `start_peak`, or since the process started if the peak could not be reset.
 
-    A run on the CPU does not initialize CUDA, so on a machine with a GPU it has the peak of the process too.
+    A run on the CPU does not initialise CUDA, so its peak is that of the process even on a machine with a GPU.
     """
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()

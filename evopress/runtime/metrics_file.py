@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: all metrics of a run, one JSON object per line."""
+"""`metrics.jsonl`, with all metrics of a run, one JSON object per line."""
 
 import json
 import os

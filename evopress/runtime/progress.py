@@ -1,4 +1,4 @@
-"""Progress of long stages: a bar in a terminal, otherwise a line in the log every half minute."""
+"""Shows the progress of long stages: a bar in a terminal, otherwise a line in the log every half minute."""
 
 import logging
 import sys
@@ -23,7 +23,7 @@ class _Lines(tqdm):
 
 
 def progress(items: Iterable | None = None, *, desc: str, unit: str, total: int | None = None) -> tqdm:
-    """A tqdm over `items`, or without them one to update by hand. Only the first of several processes shows it."""
+    """A tqdm over `items`, or one to update by hand if there are none. Only the first of several processes shows it."""
     if sys.stderr.isatty() or not distributed.is_first():
         return tqdm(items, desc=desc, unit=unit, total=total, disable=not distributed.is_first())
     return _Lines(

@@ -1,8 +1,8 @@
-"""Ctrl-C and SIGTERM stop a run at a point from which it can be resumed.
+"""Ctrl-C and SIGTERM stop a run so that it can be resumed.
 
-A signal raises KeyboardInterrupt wherever the program is. That alone is not enough: a library may turn it into an error
-of its own, and an import that ignores all errors may swallow it. So the signal is also recorded, and long loops call
-`raise_if_interrupted` between their steps.
+A signal raises KeyboardInterrupt wherever the program is. That alone is not enough: a library may turn the exception
+into another one, and an import that ignores all errors may swallow it. So the signal is also recorded, and long loops
+call `raise_if_interrupted` between their steps.
 """
 
 import signal
@@ -11,7 +11,7 @@ _received: list[int] = []
 
 
 def listen() -> None:
-    """From now on, a signal is recorded and raises KeyboardInterrupt."""
+    """From now on, record every signal and raise KeyboardInterrupt."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
 

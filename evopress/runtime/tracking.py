@@ -23,17 +23,17 @@ T = TypeVar("T")
 Metrics = Mapping[str, float]
 
 LONGEST_UPLOAD_S = 300.0
-"""The end of a run waits at most this long for W&B, which would try for hours. `wandb sync` uploads the rest later."""
+"""A run waits at most this long for W&B at its end. W&B would retry for hours. `wandb sync` uploads the rest later."""
 
 
 LONGEST_START_S = 20.0
-"""W&B gets this long to start a run online, unless WANDB_INIT_TIMEOUT says otherwise."""
+"""W&B has this long to start a run online, unless WANDB_INIT_TIMEOUT is set."""
 
 STEP_METRICS = {"database": "database/block", "search": "search/question", "tune": "tune/step"}
-"""Groups of metrics, and the metric that counts the steps of each in W&B."""
+"""The metric that counts the steps of each group of metrics in W&B."""
 
 RUN_ID_FILE = "wandb_id.txt"
-"""In the run directory; has the id of its W&B run."""
+"""The file in the run directory that has the id of the W&B run."""
 
 
 class Tracker:
@@ -44,7 +44,7 @@ class Tracker:
     """
 
     def check(self) -> None:
-        """Raise ValueError for settings with which nothing could be received. Sends nothing."""
+        """Raise ValueError if the tracker cannot work with its settings. Sends nothing."""
 
     def start(self, folder: Path, name: str, config: Mapping[str, object]) -> None:
         """`folder` is the run directory, `name` a short description of the run, `config` its whole configuration."""
@@ -70,12 +70,12 @@ class Tracker:
 
 @checked_dataclass(kw_only=True, config=ConfigDict(extra="forbid"))
 class WandB(Tracker):
-    """Weights & Biases. Its own environment variables, such as WANDB_PROJECT, replace settings that are null or `auto`.
+    """Weights & Biases. Its environment variables, such as WANDB_PROJECT, replace settings that are null or `auto`.
 
-    `mode="auto"` is the value of WANDB_MODE; without it, online if an API key is configured, otherwise offline (see
-    `wandb sync`). W&B shows runs of the same `group` together; by default, the runs of a sweep form a group. A failure
-    of the service is reported once and does not stop the run. If the run cannot be started online, it is recorded
-    offline. Not frozen, because it holds the open W&B run.
+    `mode="auto"` takes the value of WANDB_MODE. If that is not set, the mode is online with an API key, and offline
+    without one (see `wandb sync`). W&B shows runs of the same `group` together; by default, the runs of a sweep form a
+    group. A failure of the service is reported once and does not stop the run. If the run cannot be started online, it
+    is recorded offline. Not frozen, because it holds the open W&B run.
     """
 
     project: str | None = None
@@ -84,7 +84,7 @@ class WandB(Tracker):
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
 
     def check(self) -> None:
-        """Raise ValueError if the run must be online and there is no API key. A wrong key is noticed by `start`."""
+        """Raise ValueError if the run must be online and there is no API key. Only `start` notices a wrong key."""
         if self._chosen_mode() == "online" and not has_key():
             setting = "tracking.mode" if self.mode == "online" else "the environment variable WANDB_MODE"
             raise ValueError(
@@ -112,7 +112,7 @@ class WandB(Tracker):
                 "the network",
                 _one_line(error),
             )
-            (folder / RUN_ID_FILE).unlink(missing_ok=True)  # the failed attempt still uses the id
+            (folder / RUN_ID_FILE).unlink(missing_ok=True)  # the failed attempt still occupies the id
             self._run = self._guarded(lambda: self._opened(folder, name, config, "offline"))
         self._guarded(self._define_metrics)
 
@@ -126,7 +126,7 @@ class WandB(Tracker):
                 self._run.define_metric(f"{group}/*", step_metric=step_metric)
 
     def _opened(self, folder: Path, name: str, config: Mapping[str, object], mode: str) -> "wandb.Run":
-        """The W&B run of a run directory, new or continued. Logs where it is shown."""
+        """The W&B run of a run directory, new or continued. Logs its address."""
         wandb = self._wandb
         timeouts = {"finish_timeout": LONGEST_UPLOAD_S, "finish_timeout_raises": True}
         if "WANDB_INIT_TIMEOUT" not in os.environ:
@@ -186,7 +186,7 @@ class WandB(Tracker):
         self._guarded(lambda: self._run and self._run.finish(exit_code=exit_code))
 
     def _guarded(self, action: Callable[[], T]) -> T | None:
-        """Call `action`. If it fails, log that and send nothing more: W&B must never stop a run."""
+        """Call `action`. If it fails, log the error and send nothing more, because W&B must never stop a run."""
         try:
             return action()
         except Exception as error:
@@ -199,7 +199,7 @@ class WandB(Tracker):
 
 
 class Trackers(Tracker):
-    """Passes every call on to several trackers."""
+    """Passes every call to several trackers."""
 
     def __init__(self, *trackers: Tracker):
         self.trackers = trackers
@@ -247,7 +247,7 @@ def _sweep_of(folder: Path) -> str | None:
 
 
 def _run_id(folder: Path) -> str:
-    """A random id, so that runs of different machines never share one. A resumed run has the id of its folder."""
+    """A random id, so that runs on different machines do not share one. A resumed run keeps the id in its folder."""
     path = folder / RUN_ID_FILE
     if path.is_file() and re.fullmatch(r"[0-9a-f]{16}", path.read_text(encoding="utf-8").strip()):
         return path.read_text(encoding="utf-8").strip()

@@ -1,4 +1,4 @@
-"""Versions of Python, of evopress and of the libraries it depends on, and hashes of code that has no version."""
+"""Versions of Python, evopress and the libraries that it depends on, and hashes of code that has no version."""
 
 import inspect
 import platform
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def installed_versions() -> dict[str, str]:
-    """Version by name, for every dependency that is installed; development tools are left out."""
+    """The versions of Python, evopress and all installed dependencies, by name, without development tools."""
     requirements = [line for line in requires("evopress") or () if '"dev"' not in line]
     versions = {"python": platform.python_version(), "evopress": version("evopress")}
     for requirement in requirements:
@@ -21,7 +21,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def library_versions(*names: str) -> dict[str, str]:
-    """Version by name, of those libraries that are installed."""
+    """The versions of those libraries that are installed, by name."""
     versions = {}
     for name in names:
         with suppress(PackageNotFoundError):
@@ -35,5 +35,5 @@ def code_hash(cls: type) -> str | None:
         return None
     try:
         return sha256(Path(inspect.getfile(cls)).read_bytes()).hexdigest()
-    except (OSError, TypeError):  # a class of a notebook
+    except (OSError, TypeError):  # a class that a notebook defines
         return None

@@ -1,4 +1,4 @@
-"""What the environment and the files of W&B say about the mode, the server and the API key. Does not import wandb."""
+"""Reads the mode, the server and the API key from the environment and the files of W&B. Does not import wandb."""
 
 import configparser
 import netrc
@@ -20,7 +20,7 @@ def configured_mode() -> str:
 
 
 def has_key() -> bool:
-    """Whether the environment or the netrc file has an API key, or the environment a token file in its place."""
+    """Whether the environment has an API key or names a token file, or the netrc file has an API key."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     try:
@@ -31,7 +31,7 @@ def has_key() -> bool:
 
 
 def _server() -> str:
-    """The address of the server: WANDB_BASE_URL, or what `wandb login --host` saved."""
+    """The address of the server: WANDB_BASE_URL, or else the one that `wandb login --host` saved."""
     folder = os.environ.get("WANDB_CONFIG_DIR") or Path.home() / ".config" / "wandb"
     saved = configparser.ConfigParser(interpolation=None)
     try:

@@ -1,4 +1,4 @@
-"""Compressed weights in the packed form in which they are stored, one kind per module. Imports no other room."""
+"""Compressed weights in the packed form in which they are stored. Imports no other room."""
 
 from evopress.weights.dense import Dropped, Kept
 from evopress.weights.ggml import GgmlWeight

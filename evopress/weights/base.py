@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 Spec = dict[str, str | int]
-"""What the tensors alone do not say, as JSON. The key `kind` selects the reader."""
+"""What a reader needs besides the tensors, as JSON. The key `kind` selects the reader."""
 
 
 @dataclass(frozen=True)
 class FloatPart:
     """A floating-point part of a weight, such as its scales: the stored `value`, and the `unit` of its changes.
 
-    Both are float32 of one shape. A change of one unit in every element changes the weight about as much as its size.
+    Both are float32 of one shape. Changing every element by one unit changes the weight by about its own magnitude.
     """
 
     value: Tensor
@@ -33,7 +33,7 @@ class CompressedWeight(ABC):
     """One layer at one level. Immutable; holds packed tensors only, never a dense copy. A subclass is a dataclass."""
 
     is_quantized: ClassVar[bool] = True
-    """Whether its numbers are rounded to few values."""
+    """Whether the weights are rounded to a few values."""
 
     @property
     @abstractmethod
@@ -50,37 +50,37 @@ class CompressedWeight(ABC):
         """The weight (rows, cols) as a new tensor, decoded in float32 and then cast."""
 
     def float_parts(self) -> dict[str, FloatPart]:
-        """What can be tuned while the codes stay as they are, by name; empty for a kind that has no such parts."""
+        """The parts that can be tuned while the codes stay the same, by name. Empty for a kind without such parts."""
         return {}
 
     def dense_with(self, values: Mapping[str, Tensor]) -> Tensor:
-        """The weight (rows, cols) with other values of its float parts, in their type, with a graph to them.
+        """The decoded weight (rows, cols) with `values` for its float parts. Has their dtype, and a graph back to them.
 
         `values` has all names of `float_parts`. A kind with float parts overrides this.
         """
         raise NotImplementedError(f"{type(self).__name__} has no parts to tune")
 
     def with_float_parts(self, values: Mapping[str, Tensor]) -> Self:
-        """The weight with other values of its float parts, rounded to what the kind can store; as many bytes."""
+        """The weight with `values` for its float parts, rounded to what the kind can store. Its size stays the same."""
         raise NotImplementedError(f"{type(self).__name__} has no parts to tune")
 
     def to(self, device: torch.device) -> Self:
-        """The same weight on a device. The copy may still be in flight."""
+        """The same weight on a device. The copy may still be in progress."""
         parts = {part.name: getattr(self, part.name) for part in fields(self)}  # type: ignore[arg-type]
         moved = {name: _sent(part, device) for name, part in parts.items() if isinstance(part, Tensor)}
         return replace(self, **moved)  # type: ignore[type-var]
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
-        """What is written to a file; together `size_bytes` long."""
+        """The tensors that are written to a file. Together they have `size_bytes`."""
 
     @abstractmethod
     def spec(self) -> Spec:
-        """What the reader needs besides the tensors, with the registered `kind`."""
+        """What the reader needs besides the tensors. Contains the registered `kind`."""
 
 
 Reader = Callable[[Mapping[str, object], Mapping[str, Tensor]], CompressedWeight]
-"""Makes a weight from its spec and tensors. Raises ValueError for anything that `spec` and `tensors` do not write."""
+"""Makes a weight from its spec and tensors. Raises ValueError for anything that `spec` and `tensors` never write."""
 
 _READERS: dict[str, Reader] = {}
 
@@ -100,7 +100,7 @@ def register_reader(kind: str) -> Callable[[Reader], Reader]:
 
     def register(reader: Reader) -> Reader:
         registered = _READERS.get(kind)
-        if registered is not None and _full_name(registered) != _full_name(reader):  # a reloaded module is the same
+        if registered is not None and _full_name(registered) != _full_name(reader):  # reloaded modules register again
             raise ValueError(f"weights of kind {kind!r} are read by {_full_name(registered)}: choose another kind")
         _READERS[kind] = reader
         return reader
@@ -113,10 +113,10 @@ def _full_name(reader: Reader) -> str:
 
 
 def from_tensors(spec: Mapping[str, object], tensors: Mapping[str, Tensor]) -> CompressedWeight:
-    """Undo `spec` and `tensors`.
+    """The weight that has this `spec` and these `tensors`.
 
     Raises:
-        ValueError: The kind is not registered, or its weights do not have this form.
+        ValueError: The kind is not registered, or its reader refuses the spec or the tensors.
     """
     kind = spec.get("kind")
     if not isinstance(kind, str) or kind not in _READERS:

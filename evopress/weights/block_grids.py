@@ -1,7 +1,7 @@
 """The 32-wide block types of ggml, and the grids of their blocks.
 
-A row is cut into blocks of 32 weights. Each block has a float16 scale d, the types ending in _1 also a float16 offset
-m, and 32 codes q. A weight is d·q, or d·q + m.
+A row is cut into blocks of 32 weights. Each block has a float16 scale d and 32 codes q. Blocks of the types that end in
+_1 also have a float16 offset m. A weight is d·q, or d·q + m.
 
 Source: ggml-common.h and ggml-quants.c of llama.cpp.
 """
@@ -21,7 +21,7 @@ TypeName = Literal["Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0"]
 
 @dataclass(frozen=True)
 class BlockType:
-    """Codes run from `low` to `high`. With `has_offset`, a block stores its smallest weight m besides the scale."""
+    """Codes run from `low` to `high`. With `has_offset`, a block stores an offset m in addition to the scale."""
 
     bits: int
     low: int
@@ -35,7 +35,7 @@ class BlockType:
 
     @property
     def bias(self) -> int:
-        """What is added to a code before it is stored; Q8_0 stores signed bytes."""
+        """The number that is added to a code before it is stored. Q8_0 stores signed bytes, so it adds 0."""
         return 0 if self.bits == 8 else -self.low
 
 
@@ -51,7 +51,7 @@ TYPES: Mapping[str, BlockType] = {
 
 @dataclass(frozen=True)
 class BlockGrid:
-    """The values scale·q + offset for q = low … high; all float32, (lanes,). Scale and offset are float16 numbers."""
+    """The values scale·q + offset for q = low … high; all float32, (lanes,). Scales and offsets fit float16."""
 
     scale: Tensor
     offset: Tensor
@@ -71,7 +71,7 @@ class BlockGrid:
         return (codes * self.scale).add_(self.offset)
 
     def leave_error(self, weight: Tensor, steps: Tensor) -> None:
-        """Round `weight`, and leave in it only the error, the weight less what it is rounded to.
+        """Replace `weight` by its rounding error: the weight minus its rounded value.
 
         Both arguments are overwritten; `steps` becomes the codes.
         """
@@ -86,9 +86,9 @@ class BlockGrid:
 def fit_blocks(weight: Tensor, types: Sequence[BlockType]) -> BlockGrid:
     """The grids of one block, weight (32, lanes), for lanes ordered by type, then row.
 
-    Without an offset, the weight of the largest magnitude gets the code of the largest magnitude: `low`, and the scale
-    takes the sign that this needs; for Q8_0, 127 or −127. With an offset, the smallest and the largest weight get the
-    first and the last code.
+    Without an offset, the weight of the largest magnitude gets the code `low`, which has the largest magnitude of all
+    codes. This determines the sign of the scale. Q8_0 has symmetric codes: that weight gets 127 or −127, and the scale
+    is positive. With an offset, the smallest weight gets the first code, and the largest weight gets the last.
 
     Source: the reference quantisers in ggml-quants.c.
     """
@@ -120,6 +120,6 @@ def _fit(weight: Tensor, kind: BlockType) -> tuple[Tensor, Tensor]:
 
 
 def half(values: Tensor) -> Tensor:
-    """Rounded to float16, and limited to its range."""
+    """The values rounded to float16 and limited to its range, as float32."""
     limit = torch.finfo(torch.float16).max
     return values.clamp(-limit, limit).half().float()

@@ -1,4 +1,4 @@
-"""Checks of what was read from a file, which may be damaged or hostile. All of them raise ValueError."""
+"""Checks of values from a file, which may be damaged or hostile. All of them raise ValueError."""
 
 from collections.abc import Mapping
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 MAX_WEIGHTS = 2**36
-"""A layer with more weights than this is taken for a damaged file."""
+"""A file that claims more weights in a layer than this counts as damaged."""
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 

@@ -1,4 +1,4 @@
-"""Weights that are kept as they were or dropped as a whole."""
+"""Weights that are kept unchanged or dropped as a whole."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from evopress.weights.checks import FLOATS, MAX_WEIGHTS, checked_integer, checke
 
 @dataclass(frozen=True)
 class Kept(CompressedWeight):
-    """The weight as it was, (rows, cols)."""
+    """The unchanged weight, (rows, cols)."""
 
     is_quantized: ClassVar[bool] = False
 

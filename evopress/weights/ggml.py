@@ -24,7 +24,7 @@ from evopress.weights.kquants import K_TYPES, SUPERBLOCK, KWeight
 
 @dataclass(frozen=True)
 class GgmlWeight(CompressedWeight):
-    """Rows in the bytes of a GGUF file: `data` uint8 (rows, blocks · bytes per block), of the type `type_name`."""
+    """Rows of the type `type_name` in the bytes of a GGUF file: `data` uint8 (rows, blocks · bytes per block)."""
 
     data: Tensor
     type_name: str
@@ -33,7 +33,7 @@ class GgmlWeight(CompressedWeight):
     def from_codes(cls, codes: Tensor, scales: Tensor, *, offsets: Tensor, type_name: str) -> "GgmlWeight":
         """From codes (rows, cols) of any integer type, and scales and offsets (rows, blocks).
 
-        The offsets of a type without them are ignored.
+        Types without offsets ignore `offsets`.
         """
         kind = TYPES[type_name]
         stored = (codes.int() + kind.bias).to(torch.int8 if kind.bits == 8 else torch.uint8)
@@ -87,7 +87,7 @@ class GgmlWeight(CompressedWeight):
         return weight.flatten(1).to(dtype)
 
     def float_parts(self) -> dict[str, FloatPart]:
-        """The scales and, where the type has them, the offsets, which change by the range of a block."""
+        """The scales, and the offsets of types that have them. The unit of an offset is the range of its block."""
         scale, offset = self.scales()
         offsets = {"offsets": FloatPart(offset, scale * self.kind.high)} if self.kind.has_offset else {}
         return {"scales": FloatPart(scale, scale), **offsets}
@@ -130,7 +130,7 @@ def _fifth_bits(blocks: Tensor) -> Tensor:
 
 
 def round_to(weight: Tensor, type_name: str) -> GgmlWeight:
-    """Round weight (rows, cols), float32, to the nearest points of a block type's grids."""
+    """Round weight (rows, cols), float32, to the nearest values of the grids of a block type."""
     kind = TYPES[type_name]
     blocks = weight.unflatten(1, (-1, BLOCK)).flatten(0, 1).t()  # (32, rows·blocks)
     grid = fit_blocks(blocks, [kind])

@@ -12,7 +12,7 @@ from torch import Tensor
 class Grid:
     """The values scale·(code − zero) for codes 0 … max_code; all broadcast against each other.
 
-    `scale` is positive and exactly representable in the type it is stored in, so rounding sees the stored grid.
+    `scale` is positive and exact in the type that it is stored in, so weights are rounded to the grid that is stored.
     """
 
     scale: Tensor
@@ -28,10 +28,10 @@ class Grid:
         return (codes - self.zero).mul_(self.scale)
 
     def leave_error(self, weight: Tensor, steps: Tensor) -> None:
-        """Round `weight`, and leave in it only the error, the weight less what it is rounded to.
+        """Replace `weight` by its rounding error: the weight minus its rounded value.
 
-        Both arguments are overwritten; `steps` becomes the codes less the zero point. The result is that of `encode`
-        and `decode`, in half as many passes over the memory.
+        Both arguments are overwritten; `steps` becomes the codes minus the zero point. The result is the same as with
+        `encode` and `decode`, but takes half as many passes over the memory.
         """
         torch.div(weight, self.scale, out=steps).round_().clamp_(*self._bounds)
         weight.addcmul_(steps, self.scale, value=-1)
@@ -63,7 +63,7 @@ def fit_grid(weight: Tensor, max_code: Tensor, *, symmetric: bool, scale_dtype: 
 
 
 def range_of(weight: Tensor, *, symmetric: bool) -> tuple[Tensor, Tensor]:
-    """Smallest and largest weight of (…, group, lanes), or 0 if that lies outside; ±max|w| if `symmetric`."""
+    """The range of the weights (…, group, lanes), extended to contain 0; ±max|w| if `symmetric`."""
     low = weight.amin(-2).clamp_(max=0)
     high = weight.amax(-2).clamp_(min=0)
     if symmetric:
@@ -80,8 +80,8 @@ def grid_of_range(low: Tensor, high: Tensor, *, max_code: Tensor, symmetric: boo
 
 
 def storable_scale(scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """Rounded to `dtype`, and limited to its positive numbers; 1 where the range was 0."""
+    """The scale rounded to `dtype` and limited to its positive numbers; 1 where the scale is 0."""
     limits = torch.finfo(dtype)
-    smallest = limits.smallest_normal * limits.eps  # subnormal, which still serves layers of tiny weights better than 0
+    smallest = limits.smallest_normal * limits.eps  # subnormal: for layers of tiny weights, still better than 0
     stored = scale.clamp(smallest, limits.max).to(dtype).to(scale.dtype)
     return torch.where(scale > 0, stored, torch.ones_like(stored))

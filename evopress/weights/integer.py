@@ -16,9 +16,9 @@ from evopress.weights.packing import num_words, pack, unpack
 class QuantizedWeight(CompressedWeight):
     """Integer codes with a scale and a zero point per row and group of neighbouring columns: scale·(code − zero).
 
-    `packed` is int32 (rows, words), see `packing.pack`. `scales` are (rows, groups). `zeros` are uint8 (rows, groups);
-    None is the symmetric grid, whose zero points are all 2^(bits−1). In a file the zero points take `bits` bits each,
-    packed along the rows, as inference engines expect.
+    `packed` is int32 (rows, words), see `packing.pack`. `scales` are (rows, groups). `zeros` are uint8 (rows, groups).
+    None stands for the symmetric grid, whose zero points are all 2^(bits−1). In a file, a zero point takes `bits` bits.
+    Zero points are packed along the rows, as inference engines expect.
     """
 
     packed: Tensor
@@ -64,7 +64,7 @@ class QuantizedWeight(CompressedWeight):
         return self._steps().mul_(self.scales.unsqueeze(2)).flatten(1).to(dtype)
 
     def _steps(self) -> Tensor:
-        """The codes less their zero points, float32 (rows, groups, group_size)."""
+        """The codes minus their zero points, float32 (rows, groups, group_size)."""
         groups = self.codes().unflatten(1, (-1, self.group_size)).float()
         groups -= 2 ** (self.bits - 1) if self.zeros is None else self.zeros.unsqueeze(2)
         return groups
@@ -77,7 +77,7 @@ class QuantizedWeight(CompressedWeight):
         return (self._steps() * values["scales"].unsqueeze(2)).flatten(1)
 
     def with_float_parts(self, values: Mapping[str, Tensor]) -> "QuantizedWeight":
-        scales = values["scales"].float().clamp(min=torch.finfo(torch.float32).tiny)  # 0 would stand for an empty range
+        scales = values["scales"].float().clamp(min=torch.finfo(torch.float32).tiny)  # storable_scale turns 0 into 1
         return replace(self, scales=storable_scale(scales, self.scales.dtype).to(self.scales.dtype))
 
     def tensors(self) -> dict[str, Tensor]:

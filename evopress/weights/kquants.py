@@ -1,8 +1,8 @@
-"""The K types of ggml: superblocks of 256 weights whose scales are quantised too. The ggml library rounds to them.
+"""The K types of ggml: superblocks of 256 weights whose scales are quantised too. The ggml library does the rounding.
 
-The library comes with llama-cpp-python. It searches for the best grids, and weighs each column by its power in the
-calibration text (the diagonal of the Hessian). GPTQ cannot be used: it rounds column by column, and the scales of a
-superblock are known only when all of its weights are. Decoding needs only the package gguf.
+The library comes with llama-cpp-python. It searches for the best grids. A column's squared errors are weighted by the
+power of its inputs in the calibration text (the diagonal of the Hessian). GPTQ cannot be used: it rounds column by
+column, but the scales of a superblock depend on all of its weights. Decoding needs only the package gguf.
 
 Source: ggml-quants.c of llama.cpp, `ggml_quantize_chunk` with an importance matrix.
 """
@@ -64,7 +64,7 @@ class KWeight(CompressedWeight):
 
 
 def library_path() -> Path | None:
-    """The ggml library of llama-cpp-python, found through the package or in the folder LLAMA_CPP_LIB_PATH."""
+    """The ggml library in the folder LLAMA_CPP_LIB_PATH or in the package llama-cpp-python; None if there is none."""
     folders = [Path(os.environ["LLAMA_CPP_LIB_PATH"])] if "LLAMA_CPP_LIB_PATH" in os.environ else []
     package = importlib.util.find_spec("llama_cpp")
     folders += [Path(place) / "lib" for place in (package.submodule_search_locations or ())] if package else []
@@ -99,7 +99,7 @@ def _library(path: Path) -> ctypes.CDLL:
 
 
 def round_by_ggml(weight: Tensor, type_name: str, *, importance: Tensor) -> KWeight:
-    """Round weight (rows, cols), float32; `importance` (cols,) weighs the squared errors of each column.
+    """Round weight (rows, cols), float32; `importance` (cols,) has the weights of the squared errors per column.
 
     Raises:
         ValueError: The ggml library is not installed, or wrote fewer or more bytes than the type has.

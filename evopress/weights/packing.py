@@ -6,7 +6,7 @@ from torch.nn.functional import pad
 
 
 def num_words(count: int, bits: int) -> int:
-    """32-bit words that hold `count` codes."""
+    """The number of 32-bit words that hold `count` codes."""
     return -(-count * bits // 32)
 
 
@@ -18,7 +18,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     """
     rows, cols = codes.shape
     eights = pad(codes, (0, -cols % 32)).contiguous().view(torch.int64)  # 8 codes in 8 bytes; 32 of them fill words
-    for count in (1, 2, 4):  # of each two runs of that many codes, the second moves up to the first
+    for count in (1, 2, 4):  # in each pair of runs of `count` codes, move the second run next to the first
         first, second = _runs(count, bits)
         moved = (eights >> (8 - bits) * count).bitwise_and_(second >> (8 - bits) * count)
         eights = moved.bitwise_or_(eights & first)
@@ -40,7 +40,7 @@ def unpack(packed: Tensor, bits: int, *, cols: int) -> Tensor:
 
 
 def _runs(count: int, bits: int) -> tuple[int, int]:
-    """Two masks over 64 bits for runs of `count` codes, each run in `count` bytes: the odd runs, and the even ones.
+    """Two masks of 64 bits for runs of `count` codes, each run in `count` bytes: one for runs 0, 2, …, one for 1, 3, ….
 
     Codes of 8 bits reach into the sign of an int64, but they are never moved.
     """

@@ -1,4 +1,4 @@
-"""Weights of which some are removed: a bit mask, and the values that are left."""
+"""Weights of which some are removed: a bit mask, and the values of the others."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,10 @@ from evopress.weights.base import CompressedWeight, Spec, register_reader
 from evopress.weights.checks import FLOATS, MAX_WEIGHTS, checked_integer, checked_matrix, require
 
 _GATHER_BITS = 0x0102040810204080
-"""Times this, a word whose eight bytes are 0 or 1 has them as the bits of its highest byte, the first byte lowest."""
+"""Multiplying a word of eight bytes, each 0 or 1, by this number collects them as the bits of its highest byte.
+
+The first byte becomes the lowest bit.
+"""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class SparseWeight(CompressedWeight):
         return self._bits().bool()
 
     def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Looks up every weight at its place among the values, several times faster than a scatter by mask.
+        """Looks up every weight at its place among the values. This is several times faster than a scatter by mask.
 
         The mask is applied to the bits of the floats, because 0 times a value that is not finite is not 0.
         """
