@@ -9,13 +9,13 @@
         X ← outputs of the block with its layers at the propagated level
     if the compressor compresses embeddings and head: solve both, the head with the Hessian of the normed X
 
-The embeddings have no Hessian, because each token reads one row as it is. They get the identity, for which rounding to
+The embeddings have no Hessian, because each token only copies one row. They get the identity, for which rounding to
 nearest is optimal. Embeddings that share the head's weight get the head's Hessian.
 
 Several processes share the windows and the groups, and the first process writes. The bytes do not depend on the number
 of processes. This requires a fixed order of float sums, because rounding differences grow from block to block: Hessians
 summed in another order change 0.01 % of the codes in the first block of the tiny model, and 8 % in the last. So the
-windows are always cut into `NUM_CHUNKS` chunks. Each chunk has its own Hessian, and these are added in order.
+windows are always cut into at most `NUM_CHUNKS` chunks. Each chunk has its own Hessian, and these are added in order.
 
 Source: arXiv 2210.17323, Section 3.3 (GPTQ processes blocks in sequence); arXiv 2410.14649, Appendix A.
 """
@@ -51,7 +51,7 @@ NOTES_SHOWN = 50
 
 @dataclass(frozen=True, kw_only=True)
 class BatchLimits:
-    """About `batch_tokens` run through a block at a time. Hidden states of more than `states_gb` are kept in a file."""
+    """About `batch_tokens` tokens go through a block at a time. Hidden states above `states_gb` GB are in a file."""
 
     batch_tokens: int
     states_gb: float = inf
@@ -66,26 +66,28 @@ def build_database(
     limits: BatchLimits,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Complete `database` from the calibration `windows` (windows, time).
+    """Complete `database` with the calibration `windows` (windows, time).
 
-    `report` receives the number of blocks that are done and the number of all blocks, after every block. If another
-    process builds the same database, this waits until it has finished.
+    After every block, `report` is called with the number of blocks done and the total. If another process is building
+    the same database, this waits until it has finished.
     """
     with database.lock() if distributed.is_first() else nullcontext():
-        distributed.barrier()  # the first process holds the lock for all
+        distributed.barrier()  # the first process holds the lock for all of them
         database.refresh()
-        if database.blocks.keys() >= set(expected_blocks(lm, compressor)):
+        expected = set(expected_blocks(lm, compressor))
+        if database.blocks.keys() >= expected:
             log.info("database %s is complete", database.folder)
             return
-        log.info("building database %s, %d of %d blocks done", database.folder, len(database.blocks), lm.num_blocks)
+        done = len(expected & database.blocks.keys())
+        log.info("building database %s, %d of %d blocks done", database.folder, done, len(expected))
         _build_missing(lm, compressor, windows, database, limits=limits, report=report)
         distributed.barrier()
-        database.refresh()  # only the first process knows the new blocks
+        database.refresh()  # so far, only the first process knows the new blocks
     _log_notes(database)
 
 
 def expected_blocks(lm: ModelStructure, compressor: Compressor) -> tuple[int, ...]:
-    """The blocks of a complete database, in the order in which they are built."""
+    """The blocks of a complete database, in the order in which they are built. `OUTSIDE` is the last one, if any."""
     return (*range(lm.num_blocks), *((OUTSIDE,) if compressor.compresses_embeddings else ()))
 
 
@@ -121,7 +123,7 @@ def _build_missing(
                 pending_write.result()
             if finished:
                 pending_write = writer.submit(database.put, block, finished)
-                log.debug("block %d solved", block)
+                log.debug("%d of %d blocks solved", step + 1, len(blocks))
             report(step + 1, len(blocks))
         if pending_write:
             pending_write.result()
@@ -130,7 +132,7 @@ def _build_missing(
 def _propagated_weights(
     lm: LanguageModel, compressor: Compressor, database: Database, block: int, compressed: CompressedGroups | None
 ) -> dict[str, Tensor]:
-    """Dense weights of a block (by local name) at the propagated level, as just compressed or from the database."""
+    """Dense weights of a block (by local name) at the propagated level, just compressed or read from the database."""
     names = [name for group in groups_of_block(lm, block) for name in group]
     level_of = {name: compressor.propagate_level_of(layer_shape(lm, name)) for name in names}
     if compressed is None:
@@ -148,4 +150,4 @@ def _log_notes(database: Database) -> None:
     for note in database.notes[:NOTES_SHOWN]:
         log.warning("%s", note)
     if len(database.notes) > NOTES_SHOWN:
-        log.warning("%s has %d more of these notes", database.manifest_path, len(database.notes) - NOTES_SHOWN)
+        log.warning("%d more notes are in %s", len(database.notes) - NOTES_SHOWN, database.manifest_path)

@@ -1,4 +1,4 @@
-"""Decoded levels in memory, so that the search does not read the disk."""
+"""Keeps decoded levels in memory, so that the search seldom reads the disk."""
 
 from collections import OrderedDict
 from typing import Protocol
@@ -19,7 +19,8 @@ class PackedLevels(Protocol):
 class DecodedLevels:
     """Dense weights of the levels in use.
 
-    They take up to `limit_bytes` of memory; beyond that, the least recently used one is removed.
+    They take up to `limit_bytes` of memory. Beyond that, the least recently used weights are removed. The weight that
+    is in use stays even if it is larger than the limit.
     """
 
     def __init__(self, database: PackedLevels, *, limit_bytes: int, dtype: torch.dtype, device: torch.device):
@@ -32,7 +33,7 @@ class DecodedLevels:
         self._weights: OrderedDict[tuple[int, str, int], Tensor] = OrderedDict()
 
     def get(self, block: int, layer: str, level: int) -> Tensor:
-        """The dense weight (rows, cols), in the cache's dtype and on its device. Must not be changed."""
+        """The dense weight (rows, cols), in the cache's dtype and on its device. Callers must not change it."""
         key = (block, layer, level)
         if key not in self._weights:
             packed = self.database.read(block, layer, level).to(self.device)  # the packed weight is faster to transfer

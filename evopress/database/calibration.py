@@ -17,15 +17,15 @@ from evopress.space.shapes import layer_shape
 from evopress.space.units import OUTSIDE
 
 NUM_CHUNKS = 16
-"""Number of chunks of the calibration windows. No more processes than this can share the windows."""
+"""The largest number of chunks of calibration windows. At most this many processes can share the windows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationStates:
-    """Hidden states of this process's calibration windows: the inputs of one block, until `advance` to the next.
+    """Hidden states of this process's calibration windows. They are the inputs of one block; `advance` moves them on.
 
     `batches` are hidden states (windows, time, hidden) by chunk. `kwargs` are the other arguments of each block.
-    `num_chunks` and `num_tokens` are totals of all processes.
+    `num_chunks` and `num_tokens` are totals over all processes.
     """
 
     lm: LanguageModel
@@ -37,24 +37,24 @@ class CalibrationStates:
     def hessians(self, block: int) -> dict[LayerNames, RunningHessian]:
         """Run the dense block and sum up one Hessian (cols, cols) for each group that this process solves.
 
-        The sums are over the windows of all processes. In each round every process runs one chunk. Then the process
-        that solves a group adds the Hessians of these chunks in order.
+        The sums are over the windows of all processes. In each round, every process runs one chunk. Then the Hessians
+        of these chunks are sent to the process that solves the group, which adds them in order.
         """
         groups = groups_of_block(self.lm, block)
         totals = self.zero_hessians(distributed.share(groups))
         for first_chunk in range(0, self.num_chunks, distributed.world_size()):
-            of_chunk = self.zero_hessians(groups)
-            self.add_inputs(of_chunk, block, self.batches.get(first_chunk + distributed.rank(), []))
-            merge_hessians(of_chunk, totals)
+            hessians = self.zero_hessians(groups)
+            self.add_inputs(hessians, block, self.batches.get(first_chunk + distributed.rank(), []))
+            merge_hessians(hessians, totals)
         return totals
 
     def zero_hessians(self, groups: Sequence[LayerNames]) -> dict[LayerNames, RunningHessian]:
-        """A Hessian without any inputs for each of the groups."""
+        """An empty Hessian for each of the groups."""
         lm = self.lm
         return {names: RunningHessian(layer_shape(lm, names[0]).cols, device=lm.device) for names in groups}
 
     def add_inputs(self, hessians: Mapping[LayerNames, RunningHessian], block: int, batches: Sequence[Tensor]) -> None:
-        """Add the inputs of the first layer of each group to the group's Hessian; outside the blocks, of the head."""
+        """Run the block and add the inputs of each group to its Hessian. For `OUTSIDE`, add the inputs of the head."""
 
         def record(names: LayerNames, inputs: Tensor, _: Tensor) -> None:
             hessians[names].update(inputs.flatten(0, -2))
@@ -69,7 +69,7 @@ class CalibrationStates:
                 self.lm.run_block(block, hidden.to(self.lm.device), self.kwargs[block])
 
     def advance(self, block: int, weights: Mapping[str, Tensor]) -> None:
-        """Replace the hidden states by the outputs of the block, run with `weights` (local name → dense)."""
+        """Replace the hidden states with the outputs of the block, run with `weights` (local name → dense weight)."""
         for batches in self.batches.values():
             for hidden in batches:
                 hidden.copy_(self.lm.run_block(block, hidden.to(self.lm.device), self.kwargs[block], weights=weights))
@@ -78,9 +78,9 @@ class CalibrationStates:
 def embed_windows(
     lm: LanguageModel, windows: Tensor, *, batch_tokens: int, states_gb: float, folder: Path
 ) -> CalibrationStates:
-    """The states of `windows` (windows, time) at the first block, in batches of about `batch_tokens`.
+    """The states of `windows` (windows, time) at the first block, in batches of about `batch_tokens` tokens.
 
-    With n processes, each embeds every n-th chunk. States of more than `states_gb` are kept in a file in `folder`.
+    With n processes, each embeds every n-th chunk. States of more than `states_gb` GB are kept in a file in `folder`.
     """
     all_batches = windows.split(max(1, batch_tokens // windows.shape[1]))
     num_chunks = min(NUM_CHUNKS, len(all_batches))

@@ -8,7 +8,10 @@ LayerNames = tuple[str, ...]
 
 
 def groups_of_block(lm: ModelStructure, block: int) -> list[LayerNames]:
-    """The layers of a block, grouped by the input they share; for `OUTSIDE`, the embeddings and the head separately."""
+    """The layers of a block, grouped by the input that they share.
+
+    For `OUTSIDE`, the embeddings and the head are one group each, or a single group if they share a weight.
+    """
     if block == OUTSIDE:
         return [(name,) for name in lm.embedding_and_head]
     return [tuple(lm.layer_name(block, local) for local in group) for group in lm.layer_groups]

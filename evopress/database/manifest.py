@@ -33,7 +33,7 @@ def read_manifest(path: Path, identity: Identity) -> dict[int, BlockEntry]:
     try:
         manifest = verify_checksum(parse_json(path.read_bytes()))
         if manifest["format"] != FORMAT:
-            raise ValueError(f"its format is {manifest['format']}, this version reads {FORMAT}")
+            raise ValueError(f"its format is {manifest['format']}, but this version reads format {FORMAT}")
         recorded = manifest["fingerprint"]
         entries = {int(block): _checked(entry) for block, entry in manifest["blocks"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -44,7 +44,7 @@ def read_manifest(path: Path, identity: Identity) -> dict[int, BlockEntry]:
 
 
 def _checked(entry: BlockEntry) -> BlockEntry:
-    """The entry. Raises KeyError or TypeError if it is incomplete."""
+    """Returns the entry unchanged. Raises KeyError or TypeError if it is incomplete."""
     Path(entry["file"])
     for key in ("bytes", "sha256", "errors", "notes"):
         entry[key]

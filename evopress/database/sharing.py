@@ -14,31 +14,29 @@ from evopress.runtime import distributed
 from evopress.weights.base import CompressedWeight
 
 CompressedGroups = Mapping[LayerNames, CompressedGroup]
-"""The groups of a block that one process solved, by their layers."""
+"""The groups of a block that one process solved, by the names of their layers."""
 
 
-def merge_hessians(
-    of_process: Mapping[LayerNames, RunningHessian], totals: Mapping[LayerNames, RunningHessian]
-) -> None:
-    """Add the Hessians of all processes, in the order of the processes, to the totals of those that solve the groups.
+def merge_hessians(hessians: Mapping[LayerNames, RunningHessian], totals: Mapping[LayerNames, RunningHessian]) -> None:
+    """Add the Hessians of all processes to the totals, in the order of the processes.
 
-    `of_process` has all groups of the block, `totals` those that this process solves.
+    `hessians` has all groups of the block. `totals` has only the groups that this process solves.
     """
-    groups = list(of_process)
-    counts = distributed.gather([hessian.num_tokens for hessian in of_process.values()])
+    groups = list(hessians)
+    counts = distributed.gather([hessian.num_tokens for hessian in hessians.values()])
     for target in range(distributed.world_size()):
         for names in distributed.share_of(groups, target, distributed.world_size()):
             for source, counts_of_source in enumerate(counts):
                 num_tokens = counts_of_source[groups.index(names)]
                 if not num_tokens:
                     continue
-                mean = distributed.deliver(of_process[names].mean, source=source, target=target)
+                mean = distributed.deliver(hessians[names].mean, source=source, target=target)
                 if mean is not None:
                     totals[names].merge(mean, num_tokens)
 
 
 def collect_block(compressed: CompressedGroups) -> BlockLevels | None:
-    """All groups of a block in the first process; None in the others."""
+    """All groups of a block, in the first process. None in the others."""
     parts = distributed.collect(compressed)
     if not distributed.is_first():
         return None
@@ -53,7 +51,7 @@ def collect_block(compressed: CompressedGroups) -> BlockLevels | None:
 
 
 def gather_levels(compressed: CompressedGroups, level_of: Mapping[str, int]) -> dict[str, CompressedWeight]:
-    """One level of every layer of a block, from all processes, in every process."""
+    """One level of every layer of a block. Every process gets the weights of all processes."""
     weights = {
         name: levels[level_of[name]]
         for names, group in compressed.items()
@@ -63,7 +61,7 @@ def gather_levels(compressed: CompressedGroups, level_of: Mapping[str, int]) -> 
 
 
 def sendable(compressed: CompressedGroups) -> CompressedGroups:
-    """The groups with their tensors on the CPU if there are other processes, which cannot receive them from a GPU."""
+    """The groups, with their tensors on the CPU if there are other processes. These cannot receive them from a GPU."""
     if distributed.world_size() == 1:
         return compressed
     return {names: _on_cpu(group) for names, group in compressed.items()}

@@ -46,27 +46,27 @@ def _final_hessian(
 ) -> tuple[Tensor, tuple[str, ...]]:
     """The Hessian that a group is solved with, and notes on it.
 
-    Embeddings have no Hessian and get the identity, except where they share the head's weight. A layer of an expert
-    that received fewer tokens than it has inputs gets a mixture with the identity; if it received none, it is
-    compressed as if all inputs mattered equally (plain rounding, magnitudes).
+    Embeddings have no Hessian and get the identity, unless they share the head's weight. A layer of an expert that
+    received fewer tokens than it has inputs gets a mixture with the identity. If it received none, it gets the identity
+    alone, so all inputs count equally (as in plain rounding or pruning by magnitude).
     """
     cols = len(hessian.mean)
-    has_own_embeddings = len(lm.embedding_and_head) > 1
-    if has_own_embeddings and names == (lm.embeddings_name,):
+    is_weight_shared = len(lm.embedding_and_head) == 1
+    if names == (lm.embeddings_name,) and not is_weight_shared:
         return torch.eye(cols, device=lm.device), ()
     mean = hessian.result()
     if hessian.num_tokens >= min(cols, num_tokens):
         return mean, ()
     share = hessian.num_tokens / cols
     note = (
-        f"{hessian.num_tokens} tokens were routed to {names[0]}, which has {cols} inputs: {1 - share:.0%} of its "
-        f"Hessian is the identity; raise data.calibration_tokens"
+        f"{hessian.num_tokens} tokens were routed to {names[0]}, which has {cols} inputs, so {1 - share:.0%} of "
+        f"its Hessian is the identity: raise data.calibration_tokens"
     )
     return towards_identity(mean, share), (note,)
 
 
 def _check_inputs(hessians: Mapping[LayerNames, RunningHessian]) -> None:
-    """Raises ValueError for inputs that are not finite. Checks all groups at once: a GPU is waited for only once."""
+    """Raises ValueError for inputs that are not finite. Checks all groups at once, to wait for a GPU only once."""
     are_finite = fetch_scalars(*(hessian.is_finite() for hessian in hessians.values()))
     for names, is_finite in zip(hessians, are_finite, strict=True):
         if not is_finite:

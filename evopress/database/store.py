@@ -1,15 +1,15 @@
-"""Every layer at every level, on disk: one safetensors file per block, and a manifest of the finished blocks.
+"""Stores every layer at every level on disk: one safetensors file per block, and a manifest of the finished blocks.
 
 Layout of a database folder::
 
     manifest.json            identity and its fingerprint; file, size, SHA-256, errors and notes of each finished block;
-                             the SHA-256 of all that
+                             a SHA-256 of this content
     block-000.safetensors    all levels of all layers of block 0; the header says how to read each tensor
     block-001.safetensors    …
     outside.safetensors      embeddings and head, if the compressor compresses them; block -1 in the manifest
 
 A block is written to a temporary file, synced and renamed. Then it is entered in the manifest, which is replaced in the
-same way. So a build that is killed at any moment leaves only complete blocks, and continues at the first missing one.
+same way. So a build that is killed at any moment leaves only complete blocks. The next build adds the missing ones.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ class BlockLevels:
 
 @dataclass(frozen=True)
 class Database:
-    """A folder of levels. Open it with `Database.open`, read it with `read`, fill it with `put` under `lock()`."""
+    """A folder of levels. Open it with `Database.open`, read it with `read`, and fill it with `put` under `lock()`."""
 
     folder: Path
     identity: Identity
@@ -69,7 +69,7 @@ class Database:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Held by the process that fills the database. Other processes wait here until it is done."""
+        """The lock of the process that fills the database. Other processes wait here until it is released."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / "lock"):
             remove_leftovers(self.folder, ".*.tmp")
@@ -85,7 +85,7 @@ class Database:
             if self._is_intact(entry):
                 self.blocks[block] = entry
             else:
-                log.warning("%s: block %s is damaged and will be built again", self.folder, block)
+                log.warning("%s is damaged and will be built again", self.folder / entry["file"])
 
     def _is_intact(self, entry: BlockEntry) -> bool:
         path = self.folder / entry["file"]
@@ -97,7 +97,7 @@ class Database:
         )
 
     def put(self, block: int, finished: BlockLevels) -> None:
-        """Write one block and enter it in the manifest. A crash leaves the complete block or none of it."""
+        """Write one block and enter it in the manifest. A crash leaves either the complete block or none of it."""
         content = _to_bytes(finished.levels)
         name = "outside.safetensors" if block == OUTSIDE else f"block-{block:03d}.safetensors"
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -112,7 +112,7 @@ class Database:
         write_manifest(self.manifest_path, self.identity, expected=self.expected, entries=self.blocks)
 
     def read(self, block: int, layer: str, level: int) -> CompressedWeight:
-        """One level of one layer; no other level is read. Raises KeyError if it is not in the database."""
+        """One level of one layer. No other level is read. Raises KeyError if the level is not in the database."""
         with safe_open(self.folder / self.blocks[block]["file"], "pt") as file:
             spec = json.loads(file.metadata()["specs"])[f"{layer}@{level}"]
             prefix = f"{layer}@{level}."
@@ -135,7 +135,7 @@ class Database:
 
 
 def _to_bytes(levels: Mapping[str, list[CompressedWeight]]) -> bytes:
-    """All levels of all layers of a block as a safetensors file. `layer@level` is the key of each spec."""
+    """All levels of all layers of a block as the bytes of a safetensors file. The key of each spec is `layer@level`."""
     tensors, specs = {}, {}
     for layer, weights in levels.items():
         for level, weight in enumerate(weights):

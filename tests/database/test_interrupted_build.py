@@ -95,10 +95,20 @@ def test_a_damaged_block_counts_as_missing_and_is_built_again_to_the_same_bytes(
     before = {path.name: path.read_bytes() for path in database.folder.iterdir()}
     damage(database.folder / "block-001.safetensors", how)
     reopened = open_database(tmp_path)
-    assert reopened.blocks.keys() == {0, 2} and "block 1 is damaged" in caplog.text
+    assert reopened.blocks.keys() == {0, 2} and "block-001.safetensors is damaged" in caplog.text
     build_database(lm, compressor, windows, reopened, limits=BatchLimits(batch_tokens=16))
     assert {path.name: path.read_bytes() for path in database.folder.iterdir()} == before
     assert open_database(tmp_path).blocks.keys() == set(range(NUM_BLOCKS))
+
+
+def test_the_log_counts_embeddings_and_head_and_names_their_file(tmp_path, caplog):
+    caplog.set_level("INFO")
+    lm, windows, compressor = tiny("llama"), token_windows(2, 8), GGUF(types=("Q8_0", "Q4_0"))
+    build_database(lm, compressor, windows, open_database(tmp_path), limits=BatchLimits(batch_tokens=16))
+    assert "0 of 4 blocks done" in caplog.text
+    damage(open_database(tmp_path).folder / "outside.safetensors", "truncated")
+    build_database(lm, compressor, windows, open_database(tmp_path), limits=BatchLimits(batch_tokens=16))
+    assert "outside.safetensors is damaged" in caplog.text and "3 of 4 blocks done" in caplog.text
 
 
 @pytest.mark.counts("faults")
