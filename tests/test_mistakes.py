@@ -88,7 +88,7 @@ MISTAKES = [
     ("space.trade=all", "space.trade is 'all'"),
     ("space.tie=vllm", "space.tie is 'vllm'"),
     ("export.formats=[onnx]", "export.formats contains 'onnx', which is not a format: use some of hf"),
-    ("export.formats=[hf] export.push_to_hub=small", "export.push_to_hub is 'small': give the user or organization"),
+    ("export.formats=[hf] export.push_to_hub=small", "export.push_to_hub is 'small': give the user or organisation"),
     ("export.push_to_hub=lab/small", "export.push_to_hub uploads what export.formats names, but that is empty"),
     ("model.device=tpu9", "model.device is 'tpu9': use auto, cpu, cuda"),
     ("model.device=mps", "has never been tested on mps: use auto, cpu, cuda"),

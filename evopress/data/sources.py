@@ -18,8 +18,8 @@ TOPICS = files("evopress") / "assets/text/python_topics.json"
 BYTES_PER_TOKEN = 4
 """Approximate, for English text."""
 
-AS_ONE_TEXT = "one text, tokenized as a whole"
-AS_DOCUMENTS = "documents, each tokenized by itself, joined by a blank line"
+AS_ONE_TEXT = "one text, tokenised as a whole"
+AS_DOCUMENTS = "documents, each tokenised by itself, joined by a blank line"
 
 
 class TextSource(Protocol):
@@ -113,7 +113,7 @@ class HubSource:
             return AS_DOCUMENTS
         which = "all rows" if rows.num_rows is None else f"the first {rows.num_rows} rows"
         place = f" of {rows.file}" if rows.file else f" of the {rows.split} split"
-        return f"{which}{place}, joined by {json.dumps(rows.separator)}, tokenized as one text"
+        return f"{which}{place}, joined by {json.dumps(rows.separator)}, tokenised as one text"
 
     def about_tokens(self, split: str) -> int | None:
         return self.dataset.splits[split].about_tokens

@@ -1,4 +1,4 @@
-"""The token windows for calibration, search, validation and test: disjoint, and tokenized once."""
+"""The token windows for calibration, search, validation and test: disjoint, and tokenised once."""
 
 import json
 import logging
@@ -144,7 +144,7 @@ def _description(split: str, data: Data) -> str:
 
 
 def _windows_of(extract: Extract, data: Data, tokenizer: PreTrainedTokenizerBase, cache: Path) -> dict[str, Windows]:
-    """Windows by split. They come from the cache if the same text was tokenized with the same settings before."""
+    """Windows by split. They come from the cache if the same text was tokenised with the same settings before."""
     source = text_source(extract.source)
     is_one_text = source.is_one_text(extract.source_split)
     depends_on = [

@@ -1,4 +1,4 @@
-"""The texts that the results of a run are measured on: their names, their sizes, and how they are tokenized."""
+"""The texts that the results of a run are measured on: their names, their sizes, and how they are tokenised."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -82,7 +82,7 @@ def cut_windows(
             document = next(documents, None)
             if document is None:
                 break
-            # Each document is tokenized by itself, with a blank line between two of them.
+            # Each document is tokenised by itself, with a blank line between two of them.
             pieces = chain(["\n\n"] if ids else [], document.pieces(tokenizer))
             start = first_ids(pieces, tokenizer, None if usable is None else usable - len(ids))
             documents_of_splits.add(start.text, is_whole=start.is_whole, split=split, name=document.name)
@@ -107,8 +107,8 @@ def _as_windows(ids: list[int], count: int, window_format: WindowFormat) -> Wind
 def first_ids(pieces: Iterable[str], tokenizer: PreTrainedTokenizerBase, num_tokens: int | None) -> Start:
     """The first `num_tokens` tokens of a text, or fewer if it is shorter; None: all of them.
 
-    The result is the same as if the whole text were tokenized, but only the start of the text is read. A cut in a text
-    changes only the tokens close to the cut. So the start that is tokenized has `MARGIN_TOKENS` more tokens than are
+    The result is the same as if the whole text were tokenised, but only the start of the text is read. A cut in a text
+    changes only the tokens close to the cut. So the start that is tokenised has `MARGIN_TOKENS` more tokens than are
     used.
     """
     rest = iter(pieces)

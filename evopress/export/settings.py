@@ -20,7 +20,7 @@ class Export:
         dtype: type of the tensors that are not packed. `auto` is a 16-bit type: the type of the model, or for a float32
             model the type that represents the scales exactly.
         engine: the engine that will run compressed_tensors.
-        pre_tokenizer: for gguf, llama.cpp's name of the rule that splits text into words. None: recognized from the
+        pre_tokenizer: for gguf, llama.cpp's name of the rule that splits text into words. None: recognised from the
             tokenizer.
         embeddings: for gguf, the block type to which embeddings and head are rounded after the search. None: they are
             stored in `dtype`.
@@ -40,7 +40,7 @@ class Export:
     def __post_init__(self) -> None:
         if self.push_to_hub is not None and not re.fullmatch(r"[^/\s]+/[^/\s]+", self.push_to_hub):
             raise ValueError(
-                f"export.push_to_hub is {self.push_to_hub!r}: give the user or organization and a name, as in ORG/NAME"
+                f"export.push_to_hub is {self.push_to_hub!r}: give the user or organisation and a name, as in ORG/NAME"
             )
 
     def of_target(self, target: str) -> Self:

@@ -59,7 +59,7 @@ def check_is_dense(config: PretrainedConfig, name: str) -> None:
         return
     method = (settings if isinstance(settings, dict) else settings.to_dict()).get("quant_method")
     raise ValueError(
-        f"{name} is quantized already ({getattr(method, 'value', method)}, by its quantization_config), but "
+        f"{name} is quantised already ({getattr(method, 'value', method)}, by its quantization_config), but "
         f"compression starts from 16-bit or 32-bit weights: set model.path to the model that it was made from. To use "
         f"a result of evopress as a model, export it with export.formats=[hf]"
     )

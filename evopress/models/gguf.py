@@ -97,7 +97,7 @@ def _convert(source: ModelSource, gguf: Path, folder: Path) -> None:
 def without_quantization(model: PreTrainedModel) -> PreTrainedModel:
     """A copy, with the same weights, of a model that was read from GGUF.
 
-    The copy can be saved. transformers refuses to save the original, because it counts as quantized.
+    The copy can be saved. transformers refuses to save the original, because it counts as quantised.
     """
     settings = {key: value for key, value in model.config.to_dict().items() if key != "quantization_config"}
     config = AutoConfig.for_model(**settings)

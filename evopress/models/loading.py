@@ -23,7 +23,7 @@ def load_model(source: ModelSource, cache: Path) -> LanguageModel:
     """Load the dense model: frozen, in evaluation mode and verified.
 
     A local GGUF file is converted once, to safetensors in `cache`. Raises ValueError for a model that cannot be found,
-    that is already quantized, that has only pickled weights, or whose parts are unknown. Unknown parts are noticed
+    that is already quantised, that has only pickled weights, or whose parts are unknown. Unknown parts are noticed
     before the weights are read.
     """
     published = location = locate(source)
@@ -56,7 +56,7 @@ def load_structure(source: ModelSource, cache: Path) -> ModelStructure:
     """The model on the `meta` device, from its configuration alone. It has names, shapes and types, but no weights.
 
     A local GGUF file is not converted. Raises ValueError for a model that cannot be found, that would run code, that is
-    already quantized, or whose parts are unknown.
+    already quantised, or whose parts are unknown.
     """
     location = _location_to_read(source, cache)
     with explain_errors(source):
@@ -89,7 +89,7 @@ def _check_files(source: ModelSource, location: ModelLocation, config: Pretraine
 def structure_of(source: ModelSource, config: PretrainedConfig) -> ModelStructure:
     """The model on the `meta` device, from a configuration that was already read.
 
-    Raises ValueError for a model that is already quantized, or whose parts are unknown.
+    Raises ValueError for a model that is already quantised, or whose parts are unknown.
     """
     check_is_dense(config, f"model.path {source.path!r}")
     with explain_errors(source), torch.device("meta"):
@@ -108,7 +108,7 @@ def wrap_model(
 ) -> LanguageModel:
     """Turn a loaded transformers model into a `LanguageModel`. This freezes it and unpacks its experts in place.
 
-    Raises ValueError for a model that is quantized, whose parts are unknown, or that fails verification.
+    Raises ValueError for a model that is quantised, whose parts are unknown, or that fails verification.
     """
     check_is_dense(model.config, name)
     lm = _language_model(model, tokenizer, name=name, family=family, origin=origin_in_memory(model))

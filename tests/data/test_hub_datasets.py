@@ -89,9 +89,9 @@ def test_an_error_of_the_hub_is_quoted_whole(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "split", "convention"),
     [
-        ("wikitext2", "test", 'all rows of the test split, joined by "\\n\\n", tokenized as one text'),
-        ("c4", "test", f'the first 1100 rows of {hub.C4_SHARD}, joined by "\\n\\n", tokenized as one text'),
-        ("fineweb_edu", "train", "documents, each tokenized by itself, joined by a blank line"),
+        ("wikitext2", "test", 'all rows of the test split, joined by "\\n\\n", tokenised as one text'),
+        ("c4", "test", f'the first 1100 rows of {hub.C4_SHARD}, joined by "\\n\\n", tokenised as one text'),
+        ("fineweb_edu", "train", "documents, each tokenised by itself, joined by a blank line"),
     ],
 )
 def test_how_text_becomes_tokens_is_said_in_words(name, split, convention):

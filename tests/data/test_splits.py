@@ -11,7 +11,7 @@ from tests.tiny_models import tokenizer
 
 
 class CountingTokenizer:
-    """Records the texts that it tokenizes."""
+    """Records the texts that it tokenises."""
 
     def __init__(self):
         self.real = tokenizer()

@@ -44,7 +44,7 @@ def test_the_first_test_set_is_the_test_split_with_its_own_number_of_tokens(lang
         ("de/test", None, "eval.test_tokens"),
     ]
     assert sets[1].about_tokens() == 25 and sets[0].about_tokens() == 20
-    assert sets[0].convention() == "one text, tokenized as a whole"
+    assert sets[0].convention() == "one text, tokenised as a whole"
 
 
 def test_a_test_text_that_is_named_twice_is_refused(languages, text):

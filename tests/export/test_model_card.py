@@ -71,7 +71,7 @@ def test_a_card_names_the_base_model_and_inherits_its_licence(tmp_path):
     assert (tmp_path / "hf" / "LICENSE").read_text() == "You may."
 
 
-def test_a_model_that_is_only_pruned_is_not_called_quantized(tmp_path):
+def test_a_model_that_is_only_pruned_is_not_called_quantised(tmp_path):
     searched = searched_drops(tiny("llama"), {(1, "attention"), (1, "mlp")})
     sparse = compressed(tiny("llama"), SparseGPT(base=0.5, num_levels=2), tmp_path / "levels")
     base = origin(tmp_path / "base")

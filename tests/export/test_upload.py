@@ -44,7 +44,7 @@ def files_in(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", ["small", "lab/", "/small", "lab/small/more", "lab small/x"])
-def test_a_name_without_a_user_or_organization_is_refused(name):
+def test_a_name_without_a_user_or_organisation_is_refused(name):
     with pytest.raises(ValidationError, match=r"export\.push_to_hub is .* as in ORG/NAME"):
         Export(formats=["hf"], push_to_hub=name)
 

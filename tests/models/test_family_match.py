@@ -59,7 +59,7 @@ def test_the_error_for_a_family_with_a_missing_part_names_its_path():
         wrap_model(random_model("llama"), tokenizer(), "llama", CAMEL)
 
 
-def test_an_unknown_type_with_the_parts_of_a_known_family_is_recognized():
+def test_an_unknown_type_with_the_parts_of_a_known_family_is_recognised():
     for family in ("llama", "phi3", "opt"):
         assert detect_family(tiny(family).model, "unheard_of") == KNOWN[family]
 

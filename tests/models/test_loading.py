@@ -123,18 +123,18 @@ def test_damaged_weights_are_refused(content, copy, tmp_path):
 
 @pytest.mark.parametrize("key", ["quantization_config", "compression_config"])
 @pytest.mark.parametrize("method", ["awq", "gptq", "fp8", "bitsandbytes", "compressed-tensors", "mxfp4"])
-def test_a_quantized_checkpoint_is_refused_from_its_configuration(method, key, copy, tmp_path):
+def test_a_quantised_checkpoint_is_refused_from_its_configuration(method, key, copy, tmp_path):
     (copy / "model.safetensors").unlink()
     config = read_json(copy / "config.json")
     (copy / "config.json").write_text(json.dumps({**config, key: {"quant_method": method, "bits": 4}}))
-    with pytest.raises(ValueError, match=rf"model\.path .*quantized already \({method},.*model that it was made from"):
+    with pytest.raises(ValueError, match=rf"model\.path .*quantised already \({method},.*model that it was made from"):
         load_model(source(copy), tmp_path)
 
 
-def test_a_quantized_model_in_memory_is_refused():
+def test_a_quantised_model_in_memory_is_refused():
     model = random_model("llama")
     model.config.quantization_config = {"quant_method": "bitsandbytes"}
-    with pytest.raises(ValueError, match=r"mine is quantized already \(bitsandbytes"):
+    with pytest.raises(ValueError, match=r"mine is quantised already \(bitsandbytes"):
         wrap_model(model, tokenizer(), "mine")
 
 

@@ -17,7 +17,7 @@ def test_a_peak_is_measured_since_the_last_start():
 
 
 def test_a_run_on_the_cpu_has_the_peak_of_its_process_on_a_machine_with_a_gpu_too(monkeypatch):
-    """CUDA is there but not initialized: its own peak would be 0, and asking for it would take GPU memory."""
+    """CUDA is there but not initialised: its own peak would be 0, and asking for it would take GPU memory."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.max_memory_allocated", None)
     monkeypatch.setattr("torch.cuda.reset_peak_memory_stats", None)

@@ -39,7 +39,7 @@ def test_trade_groups_are_by_size_by_kind_or_one_for_all(trade, groups):
     assert bit_space([10, 20, 10, 30]).with_trade_groups(trade).trade_groups == groups
 
 
-def test_units_inside_a_dropped_parent_cost_nothing_do_not_trade_and_are_normalized_to_level_0():
+def test_units_inside_a_dropped_parent_cost_nothing_do_not_trade_and_are_normalised_to_level_0():
     space = joint_space(1, sizes=(8, 16), bits=(4, 2))
     attention, first, second, mlp, third, fourth = range(6)
     profile = (1, 1, 0, 0, 1, 0)

@@ -54,7 +54,7 @@ def test_a_weight_survives_a_file_and_is_as_long_as_it_says(weight):
 
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("bits", range(2, 9))
-def test_quantized_weight_is_scale_times_code_minus_zero(bits, symmetric):
+def test_quantised_weight_is_scale_times_code_minus_zero(bits, symmetric):
     weight, codes, scales, zeros = quantized(bits, symmetric)
     zero = torch.full_like(zeros, 2 ** (bits - 1)) if symmetric else zeros
     expected = scales.float().repeat_interleave(16, 1) * (codes.float() - zero.float().repeat_interleave(16, 1))
@@ -66,7 +66,7 @@ def test_quantized_weight_is_scale_times_code_minus_zero(bits, symmetric):
 
 @settings(deadline=None)
 @given(st.integers(2, 8), st.integers(1, 70), st.integers(1, 9), st.integers(1, 20), st.booleans())
-def test_quantized_bytes_are_the_bytes_stored(bits, rows, groups, group_size, symmetric):
+def test_bytes_of_quantised_weights_are_the_bytes_stored(bits, rows, groups, group_size, symmetric):
     weight = quantized(bits, symmetric, rows, groups * group_size, groups)[0]
     formula = quantized_bytes(rows, groups * group_size, bits=bits, group_size=group_size, symmetric=symmetric)
     assert formula == weight.size_bytes == sum(tensor.nbytes for tensor in weight.tensors().values())
