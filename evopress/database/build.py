@@ -15,7 +15,8 @@ nearest is optimal. Embeddings that share the head's weight get the head's Hessi
 Several processes share the windows and the groups, and the first process writes. The bytes do not depend on the number
 of processes. This requires a fixed order of float sums, because rounding differences grow from block to block: Hessians
 summed in another order change 0.01 % of the codes in the first block of the tiny model, and 8 % in the last. So the
-windows are always cut into at most `NUM_CHUNKS` chunks. Each chunk has its own Hessian, and these are added in order.
+windows are cut into the same chunks for every number of processes, at most `NUM_CHUNKS` of them. Each chunk has its
+own Hessian, and these are added in order.
 
 Source: arXiv 2210.17323, Section 3.3 (GPTQ processes blocks in sequence); arXiv 2410.14649, Appendix A.
 """

@@ -7,8 +7,8 @@ blocks before it. So each effect can be measured at the current profile::
     profile ← the dense model without the blocks whose single drops hurt least; with `start`: that profile, fitted to
         the budget
     repeat rounds times:
-        effects ← change of the fitness when one unit alone is dropped, or restored if it is dropped; for every unit,
-            all on one minibatch, averaged with earlier rounds in which the unit was in the same state
+        effects ← for every unit: the change of the fitness when only this unit is dropped, or restored if it is
+            dropped; all on one minibatch, averaged with earlier rounds in which the unit was in the same state
         swaps ← per cap, restore the dropped unit that helps most and drop the kept one that hurts least; then the
             second of each, and so on
         path ← the best swap, the best two, three … made at once

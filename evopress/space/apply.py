@@ -71,7 +71,7 @@ def _choice(space: Space, lm: ModelStructure, block: int, *, units: list[int], p
 
 
 def embedding_and_head_levels(space: Space, profile: Profile | None) -> tuple[tuple[str, int], ...]:
-    """Full names of the embeddings and the head with their levels. Empty where the space does not contain them."""
+    """Full names of the embeddings and the head with their levels. Empty if the space does not contain them."""
     if profile is None:
         return ()
     return tuple(
