@@ -46,6 +46,12 @@ class ResultsFile:
             return None
         return {name: Candidate(**self.recorded[name]) for name in CANDIDATES if name in self.recorded}
 
+    def recorded_answers(self, identity: str) -> dict[str, Any] | None:
+        """The answers to prompts, if they were already given by the same models under this identity."""
+        answers = self.recorded.get("answers", {})
+        is_same = self.recorded.get("measured") == self.measured and answers.get("identity") == identity
+        return answers if is_same else None
+
     def write(self, results: Mapping[str, object]) -> None:
         write_json(self.path, with_checksum(results))
 

@@ -4,6 +4,7 @@ from functools import partial
 from random import Random
 
 from evopress.data.tokenization import bos_tokens
+from evopress.evaluation.answers import prompts_of
 from evopress.evaluation.eval_checks import check_chat_template, check_tasks
 from evopress.export import PlannedModel, check_export_of_model
 from evopress.job import Job
@@ -31,6 +32,8 @@ def check_start(job: Job, lm: LanguageModel, space: Space) -> None:
     planned = PlannedModel(lm=lm, compressor=job.compress, space=space, window=job.data.window)
     check_export_of_model(job.export, planned)
     check_searches(job, lm, space)
+    if "evaluate" in job.planned_stages:
+        prompts_of(job.eval, lm)
     if "evaluate" in job.planned_stages and job.eval.tasks:
         check_chat_template(job.eval, lm.tokenizer)
         distributed.from_first(partial(_check_tasks, job, lm))
@@ -38,9 +41,8 @@ def check_start(job: Job, lm: LanguageModel, space: Space) -> None:
 
 def _check_positions(job: Job, lm: LanguageModel) -> None:
     """Raise ValueError if windows are longer than the model's position embeddings. Rotary embeddings have no limit."""
-    limit = getattr(lm.text_config, "max_position_embeddings", None)
-    is_rotary = getattr(lm.text_config, "rope_parameters", None) is not None
-    if limit is not None and not is_rotary and job.data.window > limit:
+    limit = lm.max_positions
+    if limit is not None and job.data.window > limit:
         raise ValueError(
             f"data.window is {job.data.window}, but the model has embeddings for {limit} positions: set it to {limit} "
             "or less"

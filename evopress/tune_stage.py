@@ -47,6 +47,12 @@ def tune_models(job: Job, context: EvaluationContext, profile: Profile) -> dict[
     return {name: _tuned(job, context, name, profiles) for name in wanted}
 
 
+def final_model(tuned: Mapping[str, TunedModel], context: EvaluationContext) -> tuple[str, EvaluationContext]:
+    """The name in the results, and the context, of the model to export: the tuned one if it is kept."""
+    kept = tuned["tuned"].context if "tuned" in tuned else None
+    return ("searched", context) if kept is None else ("tuned", kept)
+
+
 def _tuned(job: Job, context: EvaluationContext, name: str, profiles: Mapping[str, Profile | None]) -> TunedModel:
     profile = profiles[CANDIDATES[name]]
     assert profile is not None

@@ -33,8 +33,10 @@ ALLOWED: dict[str, str] = {
     "tune_stage": "space evaluation identity job tuning",
     "planning": "runtime weights data models space compressors database search evaluation export tuning job targets",
     "pareto": "runtime space search evaluation report job targets",
-    "pipeline": "runtime data space search evaluation export report identity job start_checks preparation "
-    "saved_profile results planning pareto tune_stage",
+    "search_stage": "runtime space search evaluation identity job saved_profile",
+    "evaluate_stage": "runtime data space database evaluation export report job results tune_stage",
+    "pipeline": "runtime space evaluation export job start_checks preparation planning pareto search_stage tune_stage "
+    "evaluate_stage",
     "config": "job",
     "api": "runtime data models space compressors search evaluation export tuning job pipeline",
     "arguments": "",

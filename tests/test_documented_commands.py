@@ -150,7 +150,9 @@ def at_desk(desk, monkeypatch) -> Path:
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setattr("datasets.load_dataset", hub.load_dataset)
-    monkeypatch.setattr("evopress.pipeline.write_report", lambda folder: folder / "results.json")  # it takes longest
+    monkeypatch.setattr(
+        "evopress.evaluate_stage.write_report", lambda folder: folder / "results.json"
+    )  # it takes longest
     return desk
 
 

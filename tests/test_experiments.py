@@ -59,7 +59,7 @@ def outputs(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def stand_in(monkeypatch):
     monkeypatch.setattr("datasets.load_dataset", hub.load_dataset)
-    monkeypatch.setattr("evopress.pipeline.write_report", lambda folder: folder / "results.json")  # takes seconds
+    monkeypatch.setattr("evopress.evaluate_stage.write_report", lambda folder: folder / "results.json")  # takes seconds
     monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)  # takes a second for every task
 
 

@@ -119,6 +119,7 @@ RULES: dict[str, tuple[str, str]] = {
     "eval.fewshot_as_multiturn": ("evaluation", "false"),
     "eval.system_instruction": ("evaluation", "short"),
     "eval.gen_kwargs": ("evaluation", "{{temperature: 1}}"),
+    "eval.prompts": ("evaluation", "[Hello]"),
     "eval.log_samples": ("evaluation", "true"),
     "export.formats": ("evaluation", "[hf]"),
     "export.dtype": ("evaluation", "float16"),

@@ -238,7 +238,7 @@ def test_a_finished_run_is_not_repeated(tmp_path, model_folders, monkeypatch):
     run_job(small_job(tmp_path / "run", tmp_path, model))
     written = (tmp_path / "run" / "results.json").read_bytes()
     monkeypatch.setattr(Evaluator, "evaluate", None)
-    monkeypatch.setattr("evopress.pipeline.measure_candidates", None)
+    monkeypatch.setattr("evopress.evaluate_stage.measure_candidates", None)
     run_job(small_job(tmp_path / "run", tmp_path, model))
     assert (tmp_path / "run" / "results.json").read_bytes() == written
 

@@ -107,7 +107,7 @@ evopress.run.main()
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "function"),
-    [("preparation", "load_model"), ("preparation", "build_database"), ("pipeline", "run_search")],
+    [("preparation", "load_model"), ("preparation", "build_database"), ("search_stage", "run_search")],
 )
 def test_an_interrupt_that_a_library_swallows_ends_the_run_at_the_next_step(module, function, tmp_path):
     program = f"""

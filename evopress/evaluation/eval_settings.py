@@ -1,7 +1,7 @@
 """The settings of the final evaluation."""
 
 from dataclasses import field
-from typing import TypeGuard
+from typing import Annotated, TypeGuard
 
 from pydantic import Field, field_validator
 
@@ -30,6 +30,8 @@ class Eval:
             examples are in one message. Has an effect only with a chat template.
         system_instruction: Text before every prompt; with a chat template, the system message.
         gen_kwargs: Generation settings, such as `temperature`, that replace the task's own.
+        prompts: Prompts whose greedy answers by the dense and the compressed model are shown. None is a built-in list
+            of eight questions, and an empty list shows none.
         log_samples: Whether every prompt and answer is written to the run directory.
     """
 
@@ -45,6 +47,7 @@ class Eval:
     system_instruction: str | None = None
     gen_kwargs: dict[str, GenerationValue] | None = None
     log_samples: bool = False
+    prompts: list[Annotated[str, Field(min_length=1)]] | None = None
 
     @field_validator("num_fewshot", mode="before")
     @classmethod

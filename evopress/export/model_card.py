@@ -1,5 +1,6 @@
 """Writes the model card of a checkpoint: what was done, the measurements, and how to load it."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from evopress.weights.sparse import SparseWeight
 
 Facts = Mapping[str, object]
 """What is known about the run, in the form of `results.json`. Any entry may be missing."""
+
+COLUMNS_OF_ANSWERS = ("prompt", "dense", "compressed")
 
 PLACEHOLDER_REPOSITORY = "ORG/NAME"
 """Stands for a repository name that is not known yet."""
@@ -51,6 +54,7 @@ def model_card(
         _releases(checkpoint_format),
         "## Levels\n\n" + _levels_table(searched),
         _measurements(facts),
+        _answers(facts),
         "## Verified\n\nThe files were read back and compared with the model that the search measured: logits differ "
         f"by at most {verification.max_logit_difference:.3g} (largest logit {verification.max_logit:.3g}), the KL is "
         f"{verification.kl:.3g} nats per token, and the most likely token is the same at "
@@ -131,3 +135,18 @@ def _measurements(facts: Facts) -> str:
     convention = facts.get("perplexity_convention", "token level")
     header = "## Numbers\n\n| model | MB | text | perplexity | KL from dense |\n|---|---|---|---|---|\n"
     return header + "\n".join(rows) + f"\n\nPerplexity: {convention}."
+
+
+def _answers(facts: Facts) -> str:
+    """A table of the greedy answers of the dense and the compressed model."""
+    answers = facts.get("answers")
+    if not isinstance(answers, Mapping):
+        return ""
+    rows = ["| " + " | ".join(_plain(row[key]) for key in COLUMNS_OF_ANSWERS) + " |" for row in answers["prompts"]]
+    columns = f"| {' | '.join(COLUMNS_OF_ANSWERS)} |\n|---|---|---|\n"
+    return "## Answers\n\nThe most likely tokens, cut after a few words.\n\n" + columns + "\n".join(rows)
+
+
+def _plain(text: str) -> str:
+    """Text on one line, with character references in place of everything that has a meaning in Markdown or HTML."""
+    return re.sub(r"[!\"#$%&*+/:;<=>@\[\\\]^_`{|}~]", lambda match: f"&#{ord(match[0])};", " ".join(text.split()))

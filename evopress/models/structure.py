@@ -45,6 +45,12 @@ class ModelStructure:
         return self.model.config.get_text_config()
 
     @property
+    def max_positions(self) -> int | None:
+        """The number of position embeddings. None for rotary embeddings, which have no limit."""
+        is_rotary = getattr(self.text_config, "rope_parameters", None) is not None
+        return None if is_rotary else getattr(self.text_config, "max_position_embeddings", None)
+
+    @property
     def device(self) -> torch.device:
         """The device that computes. Blocks may be offloaded to another one."""
         return self._embeddings.device

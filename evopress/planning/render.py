@@ -70,6 +70,7 @@ def total_line(seconds: StageSeconds, job: Job) -> str:
     stages = ", ".join(f"{NOUNS[name]} {rounded(seconds[name])}" for name in counted)
     excluded = ["loading the model"]
     if "evaluate" in counted:
+        excluded += ["answering prompts"] * (job.eval.prompts != [])
         excluded += ["running tasks"] * bool(job.eval.tasks) + ["writing checkpoints"] * bool(job.export.formats)
     return f"about {rounded(total)} {unit} in all on this machine: {stages}; not included: {', '.join(excluded)}"
 

@@ -18,7 +18,7 @@ from evopress.report.parsing import (
     load_object,
     load_yaml,
 )
-from evopress.report.record import CANDIDATES, CandidateScores, Checkpoint, Run
+from evopress.report.record import CANDIDATES, Answers, CandidateScores, Checkpoint, Run
 from evopress.report.run_warnings import logged_warnings, result_warnings, unfinished_warnings
 from evopress.report.search_history import evaluated_batches
 from evopress.runtime.json_files import parse_json
@@ -115,6 +115,7 @@ def _run_of(files: _Files, reader: _Reader) -> Run:
         choices=reader.read("profile.json", lambda: choices_of(profile)) or (),
         checkpoints=reader.read("results.json", lambda: tuple(_checkpoints(exports, folder))) or (),
         batches=reader.read("search.jsonl", lambda: tuple(evaluated_batches(files.search_lines, fitness))) or (),
+        answers=reader.read("results.json", lambda: tuple(_answers(results))) or (),
         tuning=reader.read("results.json", lambda: dict(_tuning(results))) or {},
         tokens=reader.read("results.json", lambda: floats(results.get("tokens", {}))) or {},
         seconds=reader.read("seconds.json", lambda: floats(load_object(folder / "seconds.json"))) or {},
@@ -153,6 +154,11 @@ def _tuning(results: Mapping) -> Iterator[tuple[str, tuple[tuple[int, float], ..
     for name, entry in dict_or_empty(results.get("tuning")).items():
         if name in CANDIDATES:
             yield name, tuple((int(step), float(kl)) for step, kl in entry["checks"])
+
+
+def _answers(results: Mapping) -> Iterator[Answers]:
+    for row in dict_or_empty(results.get("answers")).get("prompts", []):
+        yield Answers(*(str(row[key]) for key in ("prompt", "dense", "compressed")))
 
 
 def _checkpoints(exports: Mapping, run: Path) -> Iterator[Checkpoint]:

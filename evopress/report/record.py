@@ -39,6 +39,15 @@ class Checkpoint:
     same_top_token: float
 
 
+@dataclass(frozen=True)
+class Answers:
+    """Greedy answers to a prompt, of the dense and of the compressed model."""
+
+    prompt: str
+    dense: str
+    compressed: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """Everything known about one run. Unknown values are empty.
@@ -59,6 +68,7 @@ class Run:
     candidates: Mapping[str, CandidateScores] = field(default_factory=dict)
     choices: tuple[Choice, ...] = ()
     checkpoints: tuple[Checkpoint, ...] = ()
+    answers: tuple[Answers, ...] = ()
     batches: tuple[EvaluatedBatch, ...] = ()
     tuning: Mapping[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)
     """(step, KL on validation tokens) at each check, by name of the tuned candidate."""

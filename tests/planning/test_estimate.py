@@ -124,7 +124,9 @@ def test_the_search_takes_the_estimated_tokens(search, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("compare_uniform", [False, True])
 def test_tuning_takes_the_estimated_tokens(compare_uniform, tmp_path, monkeypatch):
-    monkeypatch.setattr("evopress.pipeline.write_report", lambda folder: folder / "results.json")  # it takes longest
+    monkeypatch.setattr(
+        "evopress.evaluate_stage.write_report", lambda folder: folder / "results.json"
+    )  # it takes longest
     save_tiny("llama", tmp_path / "model")
     tune = Tuning(tokens=128, checks=2, patience=2, compare_uniform=compare_uniform)
     settings = job(tmp_path, tmp_path / "model", tune=tune)
@@ -137,7 +139,9 @@ def test_tuning_takes_the_estimated_tokens(compare_uniform, tmp_path, monkeypatc
 
 
 def test_the_searches_of_all_targets_are_estimated(tmp_path, monkeypatch):
-    monkeypatch.setattr("evopress.pipeline.write_report", lambda folder: folder / "results.json")  # it takes longest
+    monkeypatch.setattr(
+        "evopress.evaluate_stage.write_report", lambda folder: folder / "results.json"
+    )  # it takes longest
     save_tiny("llama", tmp_path / "model")
     search = Guided(
         rounds=2, table_tokens=64, dampings=[1, 2], line_tokens=32, generations=6, offspring=3, stages=STAGES
