@@ -3,12 +3,12 @@
 from dataclasses import fields
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.utils import get_class
 from omegaconf import OmegaConf, open_dict
 
 from evopress.config import CONFIG_FOLDER, GROUPS, build_job, suggest_keys
 from evopress.tuning.settings import Tuning
+from tests.configurations import composed
 
 OPTIONS = sorted(
     f"{path.parent.name}={path.stem}" for path in CONFIG_FOLDER.glob("*/*.yaml") if path.parent.name in GROUPS
@@ -19,11 +19,6 @@ FILLED_IN = {
     "search=profile": ["search.path=profile.txt"],
     "model=hf": ["model.path=some/model"],
 }
-
-
-def composed(*overrides: str):
-    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        return compose("config", list(overrides))
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -52,8 +47,7 @@ def test_every_option_builds_a_job(option, tmp_path):
 @pytest.mark.parametrize("option", ["drop", "gguf", "gptq", "rtn"])
 def test_a_compressor_has_the_same_defaults_in_yaml_and_in_python(option, tmp_path):
     """The others take their base sparsity from the budget."""
-    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        compressor = build_job(compose("config", [f"compress={option}"]), tmp_path).compress
+    compressor = build_job(composed(f"compress={option}"), tmp_path).compress
     assert compressor == type(compressor)()
 
 

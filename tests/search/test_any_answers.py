@@ -3,13 +3,13 @@
 from random import Random
 
 import pytest
-from hydra import compose, initialize_config_dir
 
 from evopress.config import CONFIG_FOLDER, build_job
 from evopress.search.base import Answer, Batch, Question, Search, SearchRun
 from evopress.search.start_profiles import evenly_spaced_profile
 from evopress.space.budget import Budget
 from evopress.space.units import Profile, Space
+from tests.configurations import composed
 from tests.spaces import bit_space, block_space, drop_space, joint_space, sparse_space
 
 OPTIONS = sorted(path.stem for path in CONFIG_FOLDER.glob("search/*.yaml") if path.stem != "profile")
@@ -29,8 +29,7 @@ def search_of(tmp_path_factory):
 
     def search(option: str) -> Search:
         few = ["search.generations=2"] if option.startswith(("evolution", "super")) else []
-        with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-            return build_job(compose("config", [f"search={option}", *few]), tmp_path_factory.mktemp("run")).search
+        return build_job(composed(f"search={option}", *few), tmp_path_factory.mktemp("run")).search
 
     return search
 
