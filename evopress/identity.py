@@ -69,13 +69,29 @@ def search_identity(job: Job, context: EvaluationContext) -> dict:
 def tuning_identity(job: Job, context: EvaluationContext, profile: Profile | None) -> dict:
     """What a tuned model depends on."""
     irrelevant = ("compare_uniform", "save_minutes")
-    splits = context.splits
+    splits, settings = context.splits, asdict(job.tune)
     identity = {
-        "tune": {key: value for key, value in asdict(job.tune).items() if key not in irrelevant},
+        "tune": {key: settings[key] for key in settings if key not in irrelevant and not key.startswith("resolve")},
         "profile": profile,
         "space": asdict(job.space),
         "evaluator": _rounding(job),
         "tokens": {split: splits.hashes[split] for split in ("search", "validation")},
+        "depends_on": context.identity,
+    }
+    if job.tune.resolve != "none":
+        identity["rounding"] = rounding_identity(job, context, profile)
+    return _as_json(identity)
+
+
+def rounding_identity(job: Job, context: EvaluationContext, profile: Profile | None) -> dict:
+    """What learnt rounding depends on."""
+    settings = asdict(job.tune)
+    identity = {
+        "resolve": {key: settings[key] for key in settings if key.startswith("resolve") or key == "seed"},
+        "profile": profile,
+        "space": asdict(job.space),
+        "evaluator": _rounding(job),
+        "calibration": context.splits.hashes["calibration"],
         "depends_on": context.identity,
     }
     return _as_json(identity)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from evopress.compressors.base import Compressor
 from evopress.compressors.drop import Drop
+from evopress.compressors.integer_levels import IntegerLevels
 from evopress.data.settings import Data
 from evopress.data.test_sets import TestSet, check_text_column, list_test_sets
 from evopress.evaluation.eval_checks import check_eval
@@ -78,8 +79,8 @@ class Job:
 
     @property
     def tunes(self) -> bool:
-        """Whether scales and norms are tuned after the search."""
-        return "tune" in self.planned_stages and self.tune.tokens > 0
+        """Whether rounding is learnt, or scales and norms are tuned, after the search."""
+        return "tune" in self.planned_stages and not self.tune.does_nothing
 
     def check(self) -> None:
         """Raise ValueError if settings do not fit together. Loads nothing."""
@@ -99,9 +100,25 @@ class Job:
         for target in self.targets or (self.budget.target,):
             replace(self.budget, target=target).check(self.compress.metric, (low, high))
         check_export(self.export, self.compress, space=self.space)
+        self._check_rounding()
         check_text_column(self.data, [test_set.source for test_set in self.test_sets])
         check_eval(self.eval)
         self.tracker.check()
+
+    def _check_rounding(self) -> None:
+        """Raise ValueError if the job cannot learn the rounding that it asks for."""
+        if self.tune.resolve == "none" or not self.tunes:
+            return
+        if not isinstance(self.compress, IntegerLevels):
+            raise ValueError(
+                f"tune.resolve={self.tune.resolve} learns integer codes, and compress={name_of(self.compress)} has "
+                "none: set tune.resolve=none, or use compress=gptq or compress=rtn"
+            )
+        if self.data.num_windows("calibration") < 2:
+            raise ValueError(
+                f"tune.resolve={self.tune.resolve} needs a calibration window to learn from and one to measure, but "
+                f"data.calibration_tokens is {self.data.calibration_tokens}: set it to at least {2 * self.data.window}"
+            )
 
 
 def name_of(part: object) -> str:

@@ -1,16 +1,21 @@
-"""The stage `tune`. It tunes the searched profile and, on request, the uniform one."""
+"""The stage `tune`. It learns the rounding of the searched profile, and tunes its scales and norms, as the job asks.
+
+On request, it does the same with the uniform profile.
+"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 from evopress.evaluation.candidates import compared_profiles
 from evopress.evaluation.context import EvaluationContext
-from evopress.identity import tuning_identity
+from evopress.identity import rounding_identity, tuning_identity
 from evopress.job import Job
 from evopress.space.units import Profile
-from evopress.tuning.settings import token_equivalents
+from evopress.tuning.resolver import Resolution, resolve
+from evopress.tuning.settings import resolving_equivalents, token_equivalents
 from evopress.tuning.state import TuningResult
-from evopress.tuning.tuner import TuningTask, tune
+from evopress.tuning.task import TuningTask
+from evopress.tuning.tuner import tune
 
 CANDIDATES = {"tuned": "searched", "uniform_tuned": "uniform"}
 """The name of a tuned model in the results, and the name of the candidate whose profile it has."""
@@ -18,24 +23,42 @@ CANDIDATES = {"tuned": "searched", "uniform_tuned": "uniform"}
 
 @dataclass(frozen=True)
 class TunedModel:
-    """A tuned model. `context` has its weights; it is None if the untuned model is kept."""
+    """A tuned model. `context` has its weights; it is None if the untuned model is kept.
+
+    `resolution` is None if the job does not learn the rounding, and `result` if it does not tune scales and norms.
+    """
 
     profile: Profile
     context: EvaluationContext | None
-    result: TuningResult
+    resolution: Resolution | None
+    result: TuningResult | None
+
+    @property
+    def changed(self) -> list[str]:
+        """What is different from the untuned model."""
+        changed = {
+            "rounding": self.resolution is not None and self.resolution.is_kept,
+            "scales and norms": self.result is not None and bool(self.result.changes),
+        }
+        return [part for part, is_changed in changed.items() if is_changed]
 
     def facts(self, job: Job, context: EvaluationContext) -> dict[str, object]:
         """What `results.json` says about the tuning."""
-        count, length = context.splits.validation.shape
-        return {
-            "kept": self.context is not None,
-            "kl_validation_before": self.result.kl_before,
-            "kl_validation_after": self.result.kl_after,
-            "checks": self.result.checks,
-            "token_equivalents": token_equivalents(
-                job.tune, self.result.checks[-1][0], len(self.result.checks), windows=(count, length)
-            ),
-        }
+        splits = context.splits
+        calibration, validation = ((len(w), w.shape[1]) for w in (splits.calibration, splits.validation))
+        kls: list[float] = []
+        facts: dict[str, object] = {"kept": self.context is not None, "changed": self.changed}
+        cost = 0.0
+        if self.resolution is not None:
+            kls += [self.resolution.kl_before, self.resolution.kl_kept]
+            facts["rounding"] = asdict(self.resolution)
+            cost += resolving_equivalents(job.tune, calibration=calibration, validation=validation)
+        if self.result is not None:
+            kls += [self.result.kl_before, self.result.kl_after]
+            facts["checks"] = self.result.checks
+            steps, checks = self.result.checks[-1][0], len(self.result.checks)
+            cost += token_equivalents(job.tune, steps, checks, windows=validation)
+        return facts | {"kl_validation_before": kls[0], "kl_validation_after": kls[-1], "token_equivalents": cost}
 
 
 def tune_models(job: Job, context: EvaluationContext, profile: Profile) -> dict[str, TunedModel]:
@@ -63,9 +86,21 @@ def _tuned(job: Job, context: EvaluationContext, name: str, profiles: Mapping[st
         path=job.folder / f"{name}.safetensors",
         identity=tuning_identity(job, context, profile),
     )
-    prefix = "tune/" if name == "tuned" else "tune/uniform_"
+    resolution = result = tuned = None
+    if job.tune.resolve != "none":
+        rounding = replace(
+            task, path=job.folder / f"{name}.rounding.safetensors", identity=rounding_identity(job, context, profile)
+        )
+        resolved, resolution = resolve(rounding)
+        if resolution.is_kept:
+            tuned = resolved
+            task = replace(task, context=resolved)
+    if job.tune.tokens:
+        prefix = "tune/" if name == "tuned" else "tune/uniform_"
 
-    def report(metrics: Mapping[str, float], step: int) -> None:
-        job.tracker.log({f"{prefix}{key}": value for key, value in metrics.items()}, step=step)
+        def report(metrics: Mapping[str, float], step: int) -> None:
+            job.tracker.log({f"{prefix}{key}": value for key, value in metrics.items()}, step=step)
 
-    return TunedModel(profile, *tune(task, report))
+        after, result = tune(task, report)
+        tuned = after or tuned
+    return TunedModel(profile, tuned, resolution, result)

@@ -55,6 +55,7 @@ BASE = [
     "evaluator.batch_tokens=128",
     "tune=default",
     "tune.tokens=64",
+    "tune.resolve=signround",
 ]
 
 ALL = "database search scores evaluation"
@@ -108,6 +109,10 @@ RULES: dict[str, tuple[str, str]] = {
     "tune.validation_tokens": (RESULTS, "32"),
     "tune.seed": (RESULTS, "1"),
     "tune.compare_uniform": (RESULTS, "true"),
+    "tune.resolve": (RESULTS, "none"),
+    "tune.resolve_steps": (RESULTS, "20"),
+    "tune.resolve_windows": (RESULTS, "2"),
+    "tune.resolve_range_rate": (RESULTS, "0.5"),
     "eval.datasets": (RESULTS, "[{text}]"),
     "eval.test_tokens": ("evaluation", "64"),
     "eval.tasks": (RESULTS, "[piqa]"),
@@ -256,9 +261,11 @@ def test_a_key_that_cannot_change_bytes_changes_no_identity(key, files, before, 
 
 
 def test_without_tuning_scores_do_not_depend_on_its_text_or_settings(files, before, tmp_path):
-    untuned = identities(files, tmp_path, "tune.tokens=0")
+    untuned = identities(files, tmp_path, "tune.tokens=0; tune.resolve=none")
     assert identities(files, tmp_path, "stages=[database,search,evaluate]") == untuned
-    others = identities(files, tmp_path, "tune.tokens=0; data.search_tokens=128; tune.seed=1; tune.scales_lr=1e-3")
+    others = identities(
+        files, tmp_path, "tune.tokens=0; tune.resolve=none; data.search_tokens=128; tune.seed=1; tune.scales_lr=1e-3"
+    )
     assert others["scores"] == untuned["scores"] != before["scores"]
 
 

@@ -29,6 +29,9 @@ SETTINGS = [
     "data.test_tokens=4096",
     "search.generations=4",
     "tune.tokens=4096",
+    "tune.resolve=signround",
+    "tune.resolve_steps=10",
+    "tune.save_minutes=1e-3",
     "export.formats=[hf,zeroed]",
 ]
 
@@ -57,7 +60,8 @@ def finished(folder: Path) -> str:
 
 def outcome(folder: Path) -> dict[str, bytes]:
     """The content of all files that must not depend on when a run was killed."""
-    paths = [folder / "run" / name for name in ("search.jsonl", "profile.json", "profile.txt", "tuned.safetensors")]
+    names = ("search.jsonl", "profile.json", "profile.txt", "tuned.rounding.safetensors", "tuned.safetensors")
+    paths = [folder / "run" / name for name in names]
     paths += sorted(path for path in folder.glob("run/checkpoints/**/*") if path.is_file())
     paths += sorted(folder.glob("databases/*/*/*.safetensors")) + sorted(folder.glob("databases/*/*/manifest.json"))
     folder_name = str(folder).encode()

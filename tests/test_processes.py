@@ -29,6 +29,8 @@ SETTINGS = [
     "tune.tokens=1024",
     "tune.windows=2",
     "tune.checks=2",
+    "tune.resolve=signround",
+    "tune.resolve_steps=3",
 ]
 WORKER = """
 import atexit, os, sys
@@ -137,9 +139,10 @@ def test_three_processes_write_the_same_bytes_as_one_and_share_the_work(alone, t
 
 
 def assert_same_bytes(alone: Path, folder: Path) -> None:
-    names = ["run/search.jsonl", "run/profile.txt", "run/profile.json", "run/tuned.safetensors"]
+    names = ["search.jsonl", "profile.txt", "profile.json", "tuned.rounding.safetensors", "tuned.safetensors"]
+    names = [f"run/{name}" for name in names]
     names += [str(path.relative_to(alone)) for path in sorted(alone.glob("databases/*/*/*.*"))]
-    assert len(names) == 4 + 8 + 1
+    assert len(names) == 5 + 8 + 1
     assert [name for name in names if (folder / name).read_bytes() != (alone / name).read_bytes()] == []
 
 

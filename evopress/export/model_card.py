@@ -92,9 +92,16 @@ def _what_was_done(facts: Facts) -> str:
     target = f" to {_amount(budget['metric'], budget['achieved'])}" if isinstance(budget, Mapping) else ""
     method = f" with {facts['compress']}" if "compress" in facts else ""
     search = f"; levels chosen by {facts['search']}" if "search" in facts else ""
-    tuned = "; scales and norms tuned" if "tuned" in facts else ""
+    tuned = f"; {_what_was_tuned(facts)}" if "tuned" in facts else ""
     seed = f", seed {facts['seed']}" if "seed" in facts else ""
     return f"Compressed{method}{target}{search}{tuned}{seed}."
+
+
+def _what_was_tuned(facts: Facts) -> str:
+    tuning = facts.get("tuning")
+    entry = tuning.get("tuned") if isinstance(tuning, Mapping) else None
+    changed = entry.get("changed") if isinstance(entry, Mapping) else None
+    return " and ".join(f"{part} tuned" for part in changed) if changed else "scales and norms tuned"
 
 
 def _amount(metric: str, achieved: float) -> str:

@@ -67,6 +67,18 @@ def fewer_levels(run: PlannedRun) -> str:
     return f"take fewer levels in compress.{settings[0]}" if settings else ""
 
 
+def memory_of_rounding(run: PlannedRun) -> tuple[MemoryItem, ...]:
+    """What learning the rounding of a block holds in addition, in the process that does it."""
+    if run.job.tune.resolve == "none":
+        return ()
+    states = min(2 * run.calibration_state_bytes, run.limit_of_states)
+    weights = sum(sum(rows) * cols for rows, cols in group_shapes(run.model))
+    return (
+        MemoryItem("hidden states of both models on the calibration tokens", states, "lower evaluator.states_gb"),
+        MemoryItem("the rounding of a block, and its gradients", (4 * 4 + run.dtype.itemsize) * weights),
+    )
+
+
 def memory_of_evaluator(count: EvaluatorCount) -> tuple[MemoryItem, ...]:
     """What the stages of the evaluator hold in addition, for the work that was counted."""
     run = count.run

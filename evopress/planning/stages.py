@@ -4,7 +4,8 @@
 
     database    every block is calibrated on all calibration tokens, and all its groups are solved
     search      a dry run of the search for every target counts the work of the evaluator
-    tune        every target runs all of its steps, at five passes each, and all of its checks
+    tune        every target learns the rounding of all blocks, and runs all of its steps, at five passes each, and all
+                of its checks, as far as the job asks for it
     evaluate    the dense, the uniform, the searched and the tuned models run on every test set
     memory      the weights, and what each stage holds in addition (`memory.py`)
 """
@@ -16,14 +17,20 @@ from evopress.compressors.drop import Drop
 from evopress.evaluation.candidates import PROGRESS_WINDOWS, compared_profiles
 from evopress.planning.counting import EvaluatorCount, parts_of
 from evopress.planning.dry_run import dry_run_targets
-from evopress.planning.estimate import ResourceEstimate, StageEstimate
-from evopress.planning.memory import fewer_levels, memory_of_database, memory_of_evaluator, memory_of_every_stage
+from evopress.planning.estimate import MemoryItem, ResourceEstimate, StageEstimate
+from evopress.planning.memory import (
+    fewer_levels,
+    memory_of_database,
+    memory_of_evaluator,
+    memory_of_every_stage,
+    memory_of_rounding,
+)
 from evopress.planning.model_size import group_shapes
 from evopress.planning.planned_run import PlannedRun
 from evopress.planning.work import Operation, Work
 from evopress.runtime import distributed
 from evopress.space.units import Profile
-from evopress.tuning.settings import STEP_COST, token_equivalents
+from evopress.tuning.settings import STEP_COST, resolving_equivalents, token_equivalents
 
 
 def estimate_resources(run: PlannedRun) -> ResourceEstimate:
@@ -75,7 +82,7 @@ def _search_and_evaluate_stages(run: PlannedRun) -> Iterator[StageEstimate]:
             profiles = compared_profiles(run.space, profile, job.budget)
             for name in tuned:
                 _count_tuning(tuning, profiles[name])
-        yield _evaluator_stage("tune", tuning)
+        yield _evaluator_stage("tune", tuning, *memory_of_rounding(run))
     evaluation = EvaluatorCount(run, before=search)
     window = run.job.data.window
     for job, profile in searched:
@@ -88,7 +95,31 @@ def _search_and_evaluate_stages(run: PlannedRun) -> Iterator[StageEstimate]:
     yield _evaluator_stage("evaluate", evaluation)
 
 
+def _count_rounding(count: EvaluatorCount, profile: Profile | None) -> None:
+    """Learning the rounding of all blocks of one profile. A step is counted as three forward passes.
+
+    A step takes several windows at once, but its time is close to that of one window after another.
+    """
+    settings, data, before = count.run.job.tune, count.run.job.data, count.token_equivalents
+    windows = min(data.num_windows("validation"), max(1, settings.validation_tokens // data.window))
+    for _ in range(2):
+        count.measure([profile], (windows, data.window))
+    calibration, validation = ((data.num_windows(split), data.window) for split in ("calibration", "validation"))
+    cost = resolving_equivalents(settings, calibration=calibration, validation=validation)
+    passes = (cost - 3 * windows * data.window) / data.window
+    count.work[Operation("block", 1, data.window)] += passes * count.run.model.num_blocks
+    count.token_equivalents = before + cost
+
+
 def _count_tuning(count: EvaluatorCount, profile: Profile | None) -> None:
+    """One tuning: first the rounding, then scales and norms, as far as the job asks for it."""
+    if count.run.job.tune.resolve != "none":
+        _count_rounding(count, profile)
+    if count.run.job.tune.tokens:
+        _count_steps(count, profile)
+
+
+def _count_steps(count: EvaluatorCount, profile: Profile | None) -> None:
     """All steps and checks of one tuning. A step is counted as five forward passes: a backward pass costs two."""
     settings, run, data = count.run.job.tune, count.run, count.run.job.data
     steps, checks = settings.num_steps(data.window), 1 + len(settings.check_steps(data.window))
@@ -104,6 +135,6 @@ def _count_tuning(count: EvaluatorCount, profile: Profile | None) -> None:
     count.token_equivalents = before + cost
 
 
-def _evaluator_stage(name: str, count: EvaluatorCount) -> StageEstimate:
-    memory = (*memory_of_every_stage(count.run), *memory_of_evaluator(count))
+def _evaluator_stage(name: str, count: EvaluatorCount, *more: MemoryItem) -> StageEstimate:
+    memory = (*memory_of_every_stage(count.run), *memory_of_evaluator(count), *more)
     return StageEstimate(name, count.token_equivalents, count.work, memory)

@@ -152,7 +152,7 @@ def _scores(entry: Mapping) -> CandidateScores:
 def _tuning(results: Mapping) -> Iterator[tuple[str, tuple[tuple[int, float], ...]]]:
     """The checks of every tuned candidate."""
     for name, entry in dict_or_empty(results.get("tuning")).items():
-        if name in CANDIDATES:
+        if name in CANDIDATES and "checks" in entry:  # a model of which only the rounding was learnt has none
             yield name, tuple((int(step), float(kl)) for step, kl in entry["checks"])
 
 

@@ -1,10 +1,14 @@
 """How a compressed model is tuned."""
 
 from math import ceil
+from typing import Literal
 
 from pydantic import Field
 
 from evopress.runtime.config_class import config_class
+
+RESOLVE_CHECKS = 5
+"""How often the loss of a block is measured on held-out windows while its rounding is learnt."""
 
 
 @config_class
@@ -31,6 +35,20 @@ class Tuning:
     seed: int = 0
     compare_uniform: bool = False
     save_minutes: float = Field(default=5.0, gt=0)
+    resolve: Literal["none", "signround"] = "none"
+    resolve_steps: int = Field(default=50, gt=0)
+    resolve_windows: int = Field(default=4, gt=0)
+    resolve_range_rate: float = Field(default=0.25, ge=0)
+
+    @property
+    def does_nothing(self) -> bool:
+        """Whether the model stays as the search left it."""
+        return self.tokens == 0 and self.resolve == "none"
+
+    @property
+    def resolve_check_steps(self) -> list[int]:
+        """After how many steps the loss on held-out windows is measured."""
+        return sorted({ceil(self.resolve_steps * check / RESOLVE_CHECKS) for check in range(1, RESOLVE_CHECKS + 1)})
 
     def num_steps(self, window: int) -> int:
         """The number of steps with windows of this length."""
@@ -48,12 +66,37 @@ STEP_COST = 5
 The dense model, the compressed model and its recomputation take a forward pass each, and the backward pass counts 2.
 """
 
+RESOLVE_STEP_COST = 3
+"""Token equivalents of a token in a step of all blocks whose rounding is learnt: one forward and one backward pass."""
+
+
+def num_held_out(num_windows: int) -> int:
+    """How many of the calibration windows are held out while rounding is learnt: an eighth, from 1 to 8."""
+    return min(8, max(1, num_windows // 8))
+
+
+def resolving_equivalents(settings: Tuning, *, calibration: tuple[int, int], validation: tuple[int, int]) -> float:
+    """The token equivalents of learning the rounding of all blocks, on calibration windows of this shape.
+
+    The dense and the compressed model run once on all of these windows, and the blocks run on the held-out windows at
+    every check. In the end, KL is measured twice on the validation windows. All blocks count as if they ran.
+    """
+    count, length = calibration
+    steps = RESOLVE_STEP_COST * settings.resolve_steps * settings.resolve_windows
+    checks = (1 + len(settings.resolve_check_steps)) * num_held_out(count)
+    return float(length * (steps + checks + 2 * count) + 3 * _validation_tokens(settings, validation))
+
 
 def token_equivalents(settings: Tuning, steps: int, checks: int, *, windows: tuple[int, int]) -> float:
     """The cost of this many steps and checks. `windows` is the shape of the validation split: (windows, tokens).
 
     The dense model runs once on the validation tokens. A dropped sub-block counts as if it ran.
     """
+    step_tokens = settings.windows * windows[1]
+    return float(STEP_COST * steps * step_tokens + (checks + 1) * _validation_tokens(settings, windows))
+
+
+def _validation_tokens(settings: Tuning, windows: tuple[int, int]) -> int:
+    """The tokens of a check, from validation windows of this shape."""
     count, length = windows
-    validation_tokens = length * min(count, max(1, settings.validation_tokens // length))
-    return float(STEP_COST * steps * settings.windows * length + (checks + 1) * validation_tokens)
+    return length * min(count, max(1, settings.validation_tokens // length))

@@ -39,4 +39,13 @@ class TuningTask:
         """The untuned model."""
         rates = {"scales": self.settings.scales_lr, "norms": self.settings.norms_lr}
         kinds = frozenset(kind for kind, rate in rates.items() if rate)
-        return tunable_model(self.context.evaluator.compressible, self.profile, self.context.database, kinds=kinds)
+        weights = self.context.evaluator.weights
+        levels = None if weights is None else weights.database
+        return tunable_model(self.context.evaluator.compressible, self.profile, levels, kinds=kinds)
+
+    def validation_kl(self, context: EvaluationContext) -> float:
+        """Mean KL on validation tokens of the profile in `context`. Collective."""
+        pool = self.context.splits.validation
+        tokens = pool[: max(1, self.settings.validation_tokens // pool.shape[1])]
+        (divergence,) = context.evaluator.measure([self.profile], tokens)
+        return divergence.mean_kl

@@ -8,6 +8,7 @@ from torch import Tensor
 from evopress.database.cache import DecodedLevels, PackedLevels
 from evopress.evaluation.context import EvaluationContext
 from evopress.evaluation.evaluator import Evaluator
+from evopress.models.language_model import LanguageModel
 from evopress.tuning.tunable_model import (
     Changes,
     TunableModel,
@@ -40,10 +41,25 @@ def tuned_context(
 
     The new model shares all other tensors with the model of `context`. At most `cache_gb` of decoded weights are kept.
     """
-    lm = context.lm.with_parameters(_norms(model, changes))
+    levels = _levels(model, changes)
+    return changed_context(context, levels, lm=context.lm.with_parameters(_norms(model, changes)), cache_gb=cache_gb)
+
+
+def changed_context(
+    context: EvaluationContext,
+    tuned: Mapping[tuple[str, int], CompressedWeight],
+    *,
+    lm: LanguageModel,
+    cache_gb: float,
+) -> EvaluationContext:
+    """The context with another `lm` and other weights of some layers and levels, measured against the same dense model.
+
+    `cache_gb` limits the decoded weights.
+    """
+    before = context.evaluator.weights
     weights = None
-    if context.database is not None:
-        levels = TunedLevels(context.database, _levels(model, changes))
+    if before is not None:
+        levels = TunedLevels(before.database, tuned)
         weights = DecodedLevels(levels, limit_bytes=int(cache_gb * 1e9), dtype=lm.dtype, device=lm.device)
     evaluator = Evaluator(lm, context.space, weights, context.evaluator.settings, dense=context.evaluator)
     return replace(context, lm=lm, evaluator=evaluator)

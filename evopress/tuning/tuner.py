@@ -108,8 +108,4 @@ def _step(task: TuningTask, model: TunableModel, state: TuningState, step: int) 
 
 def _kl(task: TuningTask, model: TunableModel) -> float:
     """KL on validation tokens of the model with its changes, rounded as in a file."""
-    pool = task.context.splits.validation
-    tokens = pool[: max(1, task.settings.validation_tokens // pool.shape[1])]
-    context = tuned_context(task.context, model, model.changes, cache_gb=0)
-    (divergence,) = context.evaluator.measure([task.profile], tokens)
-    return divergence.mean_kl
+    return task.validation_kl(tuned_context(task.context, model, model.changes, cache_gb=0))
