@@ -8,7 +8,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
@@ -38,6 +37,7 @@ from evopress.runtime.versions import code_hash
 from evopress.space.build import layer_space
 from evopress.space.settings import SpaceSettings
 from tests import plain
+from tests.configurations import composed
 from tests.tiny_models import random_model, tiny, token_windows, tokenizer
 
 BASE = [
@@ -170,11 +170,6 @@ CHANGED: dict[str, str] = {
 """Other values of irrelevant keys that can have one here."""
 
 
-def composed(*overrides: str) -> DictConfig:
-    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        return compose("config", [*BASE, *overrides])
-
-
 def keys_of(cfg: DictConfig) -> list[str]:
     """Every key of a class or of the top; search has the keys of the chosen method, which count as a whole."""
     groups = [f"{group}.{key}" for group in GROUPS for key in cfg[group] if group != "search"]
@@ -211,7 +206,7 @@ def loaded(source: ModelSource, folder: Path) -> LanguageModel:
 def identities(files: dict[str, str], folder: Path, *overrides: str) -> dict[str, str]:
     """The fingerprint of each identity for a configuration. Loads the model and cuts the text, but runs nothing."""
     parts = [part.format(**files) for override in overrides for part in override.split("; ")]
-    job = build_job(composed(f"model.path={files['model']}", *parts), folder)
+    job = build_job(composed(*BASE, f"model.path={files['model']}", *parts), folder)
     lm = loaded(job.model, folder)
     splits = load_splits(job.data, lm.tokenizer, folder)
     compressor = job.compress.for_hidden_size(lm.hidden_size)
@@ -240,7 +235,7 @@ def before(files, tmp_path_factory) -> dict[str, str]:
 
 
 def test_every_key_has_a_rule_or_a_reason():
-    keys = set(keys_of(composed("model.path=x")))
+    keys = set(keys_of(composed(*BASE, "model.path=x")))
     assert not RULES.keys() & IRRELEVANT.keys()
     assert RULES.keys() | IRRELEVANT.keys() == keys
 
@@ -278,8 +273,7 @@ SETTINGS = sorted(
 def test_every_setting_of_a_compressor_and_of_a_search_is_in_its_identity(option, tmp_path):
     group = option.partition("=")[0]
     missing = {"search=profile": ["search.path=profile.txt"]}.get(option, [])
-    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        cfg = compose("config", [option, *missing])
+    cfg = composed(option, *missing)
     part = getattr(build_job(cfg, tmp_path), group)
     names = {field.name for field in fields(get_class(OmegaConf.select(cfg, f"{group}._target_")))}
     assert part_identity(part, "x").keys() == {"name", *names}
@@ -287,11 +281,9 @@ def test_every_setting_of_a_compressor_and_of_a_search_is_in_its_identity(option
 
 def test_calibration_settings_do_not_matter_to_a_compressor_without_hessians(tmp_path):
     lm = tiny("llama")
-    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        rtn, gptq = (
-            build_job(compose("config", [*BASE, "model.path=x", f"compress={name}"]), tmp_path)
-            for name in ("rtn", "gptq")
-        )
+    rtn, gptq = (
+        build_job(composed(*BASE, "model.path=x", f"compress={name}"), tmp_path) for name in ("rtn", "gptq")
+    )
     splits = load_splits(rtn.data, lm.tokenizer, tmp_path)
     others = replace(splits, calibration=splits.calibration[:2], hashes={**splits.hashes, "calibration": "other"})
     for job, is_the_same in ((rtn, True), (gptq, False)):
