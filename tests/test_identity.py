@@ -281,9 +281,7 @@ def test_every_setting_of_a_compressor_and_of_a_search_is_in_its_identity(option
 
 def test_calibration_settings_do_not_matter_to_a_compressor_without_hessians(tmp_path):
     lm = tiny("llama")
-    rtn, gptq = (
-        build_job(composed(*BASE, "model.path=x", f"compress={name}"), tmp_path) for name in ("rtn", "gptq")
-    )
+    rtn, gptq = (build_job(composed(*BASE, "model.path=x", f"compress={name}"), tmp_path) for name in ("rtn", "gptq"))
     splits = load_splits(rtn.data, lm.tokenizer, tmp_path)
     others = replace(splits, calibration=splits.calibration[:2], hashes={**splits.hashes, "calibration": "other"})
     for job, is_the_same in ((rtn, True), (gptq, False)):
