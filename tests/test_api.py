@@ -50,6 +50,7 @@ def test_a_model_in_memory_is_compressed_exported_and_loaded_back(tmp_path, untr
     assert (loaded.model.embed_tokens.weight == lm.model.model.embed_tokens.weight).all()
 
 
+@pytest.mark.slow
 def test_a_model_from_a_folder_gives_the_same_results_as_in_memory(tmp_path, untrained):
     save_tiny("llama", tmp_path / "model")
     source = ModelSource(name="tiny", path=str(tmp_path / "model"), dtype="float32")
@@ -79,6 +80,7 @@ def test_the_defaults_are_those_of_the_demo_configuration():
     assert instantiate(cfg.compress, _convert_="all") == GPTQ()
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_and_shows_the_output_of_a_run(tmp_path, monkeypatch, capsys):
     cells = [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"]
     shown = ["".join(text for output in cell["outputs"] for text in output["text"]) for cell in cells]

@@ -189,6 +189,7 @@ def test_every_command_finds_all_the_text_that_it_asks_for(command, at_desk, tmp
         assert num_tokens is None or getattr(splits, split).numel() >= num_tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", FORMAT_ROWS, ids=[row[0] for row in FORMAT_ROWS])
 def test_every_export_runs_where_the_formats_page_says_that_it_ran(row, at_desk, tmp_path):
     """Exporting includes reading the checkpoint back and comparing it with the searched model."""

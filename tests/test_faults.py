@@ -109,6 +109,7 @@ def full_disk(monkeypatch, name: str, nth: int):
     monkeypatch.setattr("builtins.open", limited)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "nth"),
     [
@@ -222,6 +223,7 @@ def size_of(folder: Path) -> int:
     return sum(-(-path.stat().st_size // 4096) * 4096 for path in folder.rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
 def test_a_disk_that_fills_up_during_the_export_loses_only_the_export(  # noqa: PLR0913 - pytest fixtures
     share, exported, undisturbed, model, small_disk, tmp_path, monkeypatch
@@ -257,6 +259,7 @@ def only_dense(measure):
     return measure_dense
 
 
+@pytest.mark.slow
 def test_leftovers_of_a_killed_export_are_deleted(exported, undisturbed, model, copied):
     for name in ("checkpoints/.hf-abc123/model.safetensors", ".profile.json.77.tmp"):
         (copied / "run" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -326,6 +329,7 @@ def test_a_damaged_text_profile_is_rewritten_from_profile_json(how, undisturbed,
     assert outcome(copied) == outcome(undisturbed)
 
 
+@pytest.mark.slow
 def test_a_run_killed_during_its_report_writes_it_without_measuring_again(undisturbed, model, copied, monkeypatch):
     """The results are marked as done only after all other files are written."""
     path = copied / "run" / "results.json"
@@ -353,6 +357,7 @@ def test_damaged_cached_tokens_are_recreated(how, undisturbed, model, copied, ca
     assert outcome(copied) == outcome(undisturbed)
 
 
+@pytest.mark.slow
 def test_a_converted_model_with_a_flipped_bit_is_converted_again(tmp_path, monkeypatch, caplog):
     searched = compressed(tiny("llama"), RTN(bits=(8, 4), group_size=32, symmetric=True), tmp_path)
     write_checkpoints(
@@ -382,6 +387,7 @@ def test_a_second_process_in_the_same_run_directory_is_refused(model, copied, un
     assert outcome(copied) == outcome(undisturbed)
 
 
+@pytest.mark.slow
 def test_damaged_results_are_recreated(undisturbed, model, copied):
     damage(copied / "run" / "results.json", "2")
     damage(copied / "run" / "seconds.json", "truncated")
@@ -476,6 +482,7 @@ def other_weights(folder: Path) -> None:
     tokenizer().save_pretrained(folder)
 
 
+@pytest.mark.slow
 def test_whatever_changes_a_database_changes_its_fingerprint(model, tmp_path):
     def fingerprints() -> set[str]:
         return {path.parent.name for path in tmp_path.glob("databases/tiny/*/manifest.json")}

@@ -11,7 +11,6 @@ import pyarrow.parquet
 import pytest
 import torch
 import yaml
-from hydra import compose, initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -19,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from evopress.arguments import expand_resume
-from evopress.config import CONFIG_FOLDER, ConfigError, build_job, check_resumed
+from evopress.config import ConfigError, build_job, check_resumed
 from evopress.data.sources import text_source
 from evopress.database.store import BlockLevels, Database
 from evopress.models.file_checks import INDEX
@@ -32,6 +31,7 @@ from evopress.search.log import SearchLog
 from evopress.space.profile_files import from_json
 from evopress.weights.base import from_tensors
 from evopress.weights.dense import Kept
+from tests.configurations import composed
 from tests.spaces import bit_space
 from tests.tiny_models import random_model, save_tiny, tokenizer
 
@@ -171,6 +171,7 @@ def test_a_byte_order_mark_is_not_part_of_the_text(tmp_path):
         assert texts(tmp_path / name) == ["word"]
 
 
+@pytest.mark.slow
 def test_parquet_with_invalid_text_is_refused_and_a_flipped_bit_never_crashes_the_reader(tmp_path):
     offsets = pyarrow.array([0, 2, 4], pyarrow.int32()).buffers()[1]
     broken = pyarrow.StringArray.from_buffers(2, offsets, pyarrow.py_buffer(b"\xff\xfeab"))
@@ -271,8 +272,8 @@ def test_a_safetensors_header_with_a_wrong_length_is_refused(tmp_path, database)
 @pytest.fixture
 def run_folder(tmp_path) -> Path:
     """A run directory as Hydra creates it."""
-    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        cfg = compose("config", [f"outputs={tmp_path}"])
+    cfg = composed()
+    cfg.outputs = str(tmp_path)
     (tmp_path / "run" / ".hydra").mkdir(parents=True)
     OmegaConf.save(cfg, tmp_path / "run" / ".hydra" / "config.yaml")
     return tmp_path / "run"
@@ -415,6 +416,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(JSON, st.booleans())
 def test_any_json_as_a_manifest_is_refused_with_a_remedy(tmp_path_factory, value, is_sealed):

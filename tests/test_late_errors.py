@@ -279,6 +279,7 @@ def test_a_late_error_is_raised_before_anything_is_built_and_by_the_plan_alone(n
     assert error_of(replace(job, stages=("plan",))) == message
 
 
+@pytest.mark.slow
 def test_a_job_of_the_table_runs_without_its_mistake(tmp_path):
     """The jobs are refused for their mistake, not because they have no weights."""
     job = job_of(LATE_ERRORS["hf, half blocks"], tmp_path)

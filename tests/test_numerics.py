@@ -107,6 +107,7 @@ def huge_weights(model) -> None:
     model.model.layers[0].self_attn.v_proj.weight.mul_(1e7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "note"),
     [

@@ -67,6 +67,7 @@ def run_installed(installed: Path, *arguments: str, folder: Path) -> subprocess.
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_the_package_and_its_metadata_only(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     version = wheel.name.split("-")[1]
@@ -88,6 +89,7 @@ def test_the_wheel_holds_every_module_configuration_and_asset(wheel):
         assert any(name.endswith(f"dist-info/licenses/{licence}") for name in names)
 
 
+@pytest.mark.slow
 def test_the_installed_package_reads_its_own_configuration(installed, tmp_path):
     code = "import evopress.config; print(evopress.config.CONFIG_FOLDER)"
     finished = run_installed(installed, "-c", code, folder=tmp_path)

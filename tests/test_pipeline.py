@@ -112,6 +112,7 @@ def test_levels_and_drops_together_meet_the_budget_and_appear_in_all_files(
     assert again == profile
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drops", ["subblock", "block"])
 def test_the_whole_job_runs_with_a_guided_search_of_levels_and_drops(drops, tmp_path, model_folders):
     guided = Guided(
@@ -135,6 +136,7 @@ def test_the_whole_job_runs_with_a_guided_search_of_levels_and_drops(drops, tmp_
     assert 100_000 < results(tmp_path / "a")["budget"]["achieved"] <= 105_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "compress", [RTN(bits=(2, 3, 4), group_size=32), GGUF(types=["Q4_0", "Q8_0"])], ids=["rtn", "gguf"]
 )
@@ -233,6 +235,7 @@ def test_a_killed_database_build_resumes_to_the_same_bytes(tmp_path, model_folde
         assert (folder / path.name).read_bytes() == path.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_repeated(tmp_path, model_folders, monkeypatch):
     model = model_folders("llama")
     run_job(small_job(tmp_path / "run", tmp_path, model))

@@ -70,7 +70,7 @@ def test_a_sweep_over_budgets_builds_one_database_and_goes_on_after_a_job_that_f
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["budget.target=1"], "raise budget.target to at least 2"),
+        pytest.param(["budget.target=1"], "raise budget.target to at least 2", marks=pytest.mark.slow),
         (["search.generatons=3"], "did you mean search.generations?"),
         (["resume=nowhere"], "resume=nowhere is not a run directory"),
         (["data=text", "data.source=été (1).txt"], """write 'data.source="été (1).txt"'"""),

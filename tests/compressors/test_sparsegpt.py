@@ -98,6 +98,7 @@ def test_methods_that_see_inputs_lose_less_than_magnitude(compressor):
     assert all(a < 0.8 * b for a, b in zip(better.errors[0], magnitude.errors[0], strict=True))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(
     st.sampled_from([Magnitude, Wanda, SparseGPT]),

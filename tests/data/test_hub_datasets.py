@@ -34,6 +34,7 @@ def test_all_rows_of_a_split_of_wikitext_are_joined_by_blank_lines(split):
     assert text_of("wikitext2", split) == expected
 
 
+@pytest.mark.slow
 def test_the_test_text_of_c4_is_the_first_1100_documents_of_the_first_shard_and_validation_text_what_follows():
     rows = hub_rows("allenai/c4", split="validation", data_files={"validation": hub.C4_SHARD})
     assert NUM_C4_DOCUMENTS == 1100
@@ -41,6 +42,7 @@ def test_the_test_text_of_c4_is_the_first_1100_documents_of_the_first_shard_and_
     assert text_of("c4", "validation") == "\n\n".join(rows[1100:])
 
 
+@pytest.mark.slow
 def test_the_whole_test_split_is_measured_in_windows(tmp_path):
     tokenizer = hub.word_tokenizer()
     data = settings("wikitext2", **LARGE, test_tokens=None)

@@ -120,6 +120,7 @@ def test_settings_of_generation_replace_those_of_the_task(folder):
     assert result.samples["answers"][0]["arguments"][0][1]["max_gen_toks"] == 5
 
 
+@pytest.mark.slow
 def test_the_batch_size_can_be_found_automatically(folder):
     assert run(folder, "pairs", batch_size="auto").columns == run(folder, "pairs").columns
 

@@ -44,6 +44,7 @@ def test_divergences_equal_the_plain_formulas(top_k, spread):
         assert result.perplexity == pytest.approx(math.exp(float(entropy.mean())), rel=1e-4)
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 50), st.sampled_from([None, 3]))
 def test_the_chunk_size_does_not_matter(chunk_tokens, top_k):

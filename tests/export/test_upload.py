@@ -157,6 +157,7 @@ def test_a_run_uploads_last_and_again_if_that_failed(hub: StandInHub, tmp_path, 
     assert hub.repositories["lab/small"] == files_in(tmp_path / "run" / "checkpoints" / "hf")
 
 
+@pytest.mark.slow
 def test_a_compressed_model_of_the_hub_names_it(hub: StandInHub, tmp_path):
     random_model("llama").save_pretrained(tmp_path / "base")
     tokenizer().save_pretrained(tmp_path / "base")

@@ -100,6 +100,7 @@ def test_a_tied_unit_has_all_its_layers_and_one_kind_in_all_blocks(tie):
         assert (last.name, last.kind, len(last.layers)) == (experts, "mlp.experts", 3 * NUM_EXPERTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", WITH_EXPERTS)
 def test_the_evaluator_gives_a_model_with_experts_the_kl_of_the_whole_model(family, tmp_path):
     case = Case(tiny(family), RTN(bits=(2, 3, 4), group_size=32), tmp_path)
@@ -119,6 +120,7 @@ def inputs_of(lm: LanguageModel, layer: str) -> torch.Tensor:
     return torch.cat(seen or [torch.zeros(0, lm.model.get_submodule(layer).in_features, dtype=torch.float64)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [tiny, starved], ids=["fed", "starved"])
 @pytest.mark.parametrize("family", WITH_EXPERTS)
 def test_hessians_come_from_the_routed_tokens_and_the_identity_where_these_are_few(make, family, tmp_path):
@@ -183,6 +185,7 @@ def test_the_first_order_of_a_switch_is_the_slope_of_the_divergence(family, tie)
         assert float(effects.first[switch]) == pytest.approx(slope, rel=0.05, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", WITH_EXPERTS)
 def test_the_whole_job_runs_and_the_export_is_loaded_by_transformers(family, tmp_path):
     save_tiny(family, tmp_path / "model")

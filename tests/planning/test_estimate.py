@@ -138,6 +138,7 @@ def test_tuning_takes_the_estimated_tokens(compare_uniform, tmp_path, monkeypatc
     assert all(stage.name != "tune" for stage in estimate_of(replace(settings, tune=Tuning())).stages)
 
 
+@pytest.mark.slow
 def test_the_searches_of_all_targets_are_estimated(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "evopress.evaluate_stage.write_report", lambda folder: folder / "results.json"

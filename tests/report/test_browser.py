@@ -7,6 +7,7 @@ from tests.browser import CHROMIUM, browser
 from tests.run_folders import make_run
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium in the path")
 def test_an_offline_browser_shows_the_pages_completely_on_phone_and_desktop(finished_run, tmp_path):
     runs = [finished_run, make_run(tmp_path / "other", seed=1)]

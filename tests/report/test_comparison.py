@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from random import Random
 
+import pytest
 import yaml
 
 from evopress.report import write_comparison
@@ -29,6 +30,7 @@ def test_the_pareto_front_is_the_set_of_undominated_points():
     assert {(p.size, p.kl) for p in pareto_front(points)} == {(p.size, p.kl) for p in points if not is_dominated(p)}
 
 
+@pytest.mark.slow
 def test_a_comparison_has_a_row_per_run_and_links_to_existing_reports(tmp_path):
     folders = [make_run(tmp_path / name, seed=seed) for seed, name in enumerate(("one", "two"))]
     (folders[0] / "report.html").touch()
@@ -54,6 +56,7 @@ def test_a_comparison_lists_only_settings_that_differ(tmp_path):
     assert differing_settings([read_run(folder) for folder in folders]) == [("budget.target", ["3", "4"])]
 
 
+@pytest.mark.slow
 def test_the_command_reports_every_run_below_a_folder(tmp_path, capsys):
     folders = [make_run(tmp_path / "sweep" / name) for name in ("0", "1")]
     for folder in folders:

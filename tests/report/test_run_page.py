@@ -86,11 +86,13 @@ def test_every_plot_is_also_a_png_file(finished_run):
     assert all((finished_run / "plots" / name).read_bytes().startswith(b"\x89PNG") for name in names)
 
 
+@pytest.mark.slow
 def test_writing_the_report_twice_gives_the_same_bytes(finished_run):
     before = (finished_run / "report.html").read_bytes()
     assert write_report(finished_run).read_bytes() == before
 
 
+@pytest.mark.slow
 def test_hostile_text_is_shown_but_not_executed(tmp_path):
     folder = make_run(tmp_path / "run")
     results = json.loads((folder / "results.json").read_text())

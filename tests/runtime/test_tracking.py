@@ -60,6 +60,7 @@ def offline(monkeypatch):
     wandb.teardown()  # a run that failed on purpose must not reach the next test
 
 
+@pytest.mark.slow
 def test_an_offline_wandb_run_contains_config_metrics_summary_and_files(tmp_path, offline):
     folder = tmp_path / "sweeps" / "monday" / "first"
     folder.mkdir(parents=True)
@@ -133,6 +134,7 @@ def test_a_wandb_failure_after_the_start_is_logged_once_and_stops_nothing(tmp_pa
     assert caplog.text.count("W&B failed (connection lost)") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.counts("faults")
 def test_a_service_that_stops_mid_run_delays_the_end_by_at_most_the_upload_limit(tmp_path):
     command = [sys.executable, "-m", "tests.wandb_service", str(tmp_path)]

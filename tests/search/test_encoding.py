@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +16,7 @@ def test_the_profile_of_a_table_is_part_of_its_key():
     assert "profile" not in question_key(Table("cosine", 8))
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(0, 61), max_size=300).map(tuple))
 def test_profiles_survive_encoding(profile):
     assert decode(json.loads(json.dumps(encode(profile)))) == profile

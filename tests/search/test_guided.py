@@ -35,6 +35,7 @@ def flat_table(space: Space, weights: list[float], second: float = 0.1):
     return answer
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.sampled_from([8, 16, 24, 40]), min_size=3, max_size=10),
     st.sampled_from([(4, 3, 2), (8, 4, 2), (6, 5, 4, 3, 2)]),
@@ -152,6 +153,7 @@ def test_the_search_ends_if_the_budget_leaves_no_other_profile():
     assert all(batch.profiles == ((2, 2, 2, 2),) for batch in questions if isinstance(batch, Batch))
 
 
+@pytest.mark.slow
 @given(st.lists(st.sampled_from([8, 16]), min_size=4, max_size=10), st.integers(0, 99))
 @settings(deadline=None, max_examples=15)
 def test_trade_groups_keep_their_cost_if_they_must_not_trade(sizes, seed):

@@ -73,6 +73,7 @@ class Killed(BaseException):
     """Like a kill: nothing in the program catches it."""
 
 
+@pytest.mark.slow
 def test_a_killed_search_resumes_to_the_same_bytes(tmp_path, model, monkeypatch):
     run_job(job(tmp_path / "whole", tmp_path / "outputs", model))
     left, evaluate = iter(range(2)), Evaluator.evaluate

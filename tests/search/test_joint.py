@@ -104,6 +104,7 @@ def test_a_restored_sub_block_gets_the_levels_of_another_of_its_kind():
     assert restored(space, profile, 0, like=None)[:4] == (0, 2, 2, 2)
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.floats(0, 10), min_size=16, max_size=16),
     st.lists(st.floats(0, 20), min_size=4, max_size=4),

@@ -43,6 +43,7 @@ def total(errors: list[list[float]], profile) -> float:
     return sum(errors[unit][level] for unit, level in enumerate(profile))
 
 
+@pytest.mark.slow
 def test_thousands_of_units_spend_the_budget_and_are_within_a_thousandth_of_the_optimum():
     rng = Random(0)
     space = expert_space(18_624, rng)

@@ -12,6 +12,7 @@ from evopress.space.budget import Budget
 from tests.spaces import BITS3, bit_space
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.sampled_from([8, 16, 40]), min_size=2, max_size=12),
     st.sampled_from([(4, 3, 2), (8, 4, 2), (6, 5, 4, 3, 2)]),

@@ -49,6 +49,7 @@ def results_of(folder: Path) -> dict:
     return json.loads((folder / "results.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", JOBS)
 def test_the_tuned_model_is_measured_exported_and_verified(kind, model_folders, tmp_path):
     job = small_job(

@@ -38,6 +38,7 @@ def context(tmp_path_factory) -> EvaluationContext:
     return replace(made, splits=replace(made.splits, validation=made.splits.search))  # random text has nothing to learn
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("compressor", "dtype"),
     [(RTN3, torch.float32), (RTN3, torch.bfloat16), (GGUF(types=["Q5_0", "Q4_1", "Q4_0"]), torch.float32)],
@@ -59,6 +60,7 @@ def test_tuning_lowers_the_kl_of_what_is_stored(compressor, dtype, tmp_path):
     assert [step for step, metrics in seen if "kl_validation" in metrics] == [0, 6, 12, 18, 24]
 
 
+@pytest.mark.slow
 def test_the_levels_keep_their_codes_types_and_bytes(context, tmp_path):
     task = task_in(tmp_path / "run", context)
     tuned, _ = tune(task, ignore)
@@ -75,6 +77,7 @@ def test_the_levels_keep_their_codes_types_and_bytes(context, tmp_path):
         assert torch.equal(tuned.evaluator.weights.database.read(block, layer, 0).scales, untouched.scales)
 
 
+@pytest.mark.slow
 def test_the_dense_model_stays_as_it_was(context, tmp_path):
     before = {name: tensor.clone() for name, tensor in context.lm.model.state_dict().items()}
     tuned, _ = tune(task_in(tmp_path / "run", context), ignore)
@@ -87,6 +90,7 @@ def test_the_dense_model_stays_as_it_was(context, tmp_path):
     assert dense.mean_kl == 0
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_in_the_same_bytes(context, tmp_path, monkeypatch):
     whole = task_in(tmp_path / "whole", context)
     tune(whole, ignore)
@@ -139,6 +143,7 @@ def test_the_untuned_model_is_kept_if_nothing_is_gained(context, tmp_path, caplo
     assert load_file(task.path) == {}
 
 
+@pytest.mark.slow
 def test_a_rate_of_zero_leaves_a_kind_as_it_is(context, tmp_path):
     tune(task := task_in(tmp_path / "run", context, replace(SETTINGS, norms_lr=0)), ignore)
     assert load_file(task.path) and all(name.endswith(".scales") for name in load_file(task.path))
