@@ -12,6 +12,7 @@ from evopress.database.store import Database
 from evopress.models.language_model import LanguageModel
 from evopress.space.units import OUTSIDE
 from tests.databases import BITS, PROPAGATED, WINDOWS, built, recording_gptq
+from tests.marks import slow_except
 from tests.tiny_models import FAMILIES, tiny
 
 
@@ -40,7 +41,7 @@ def plain_hessians(lm: LanguageModel, database: Database) -> dict[str, torch.Ten
     return hessians
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", slow_except(FAMILIES, ("llama", "gemma2")))
 def test_hessians_equal_those_of_whole_models_with_the_blocks_before_compressed(family, tmp_path):
     lm = tiny(family)
     compressor, groups = recording_gptq()
@@ -66,6 +67,7 @@ def test_blocks_after_the_first_are_calibrated_on_compressed_blocks(tmp_path):
         assert (change < 1e-4) if ".layers.0." in group.names[0] else (change > 1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compressor", [BITS, SparseGPT(base=0.5, num_levels=1, step=200)], ids=["bits", "sparsity"])
 def test_the_second_block_has_the_levels_that_follow_from_these_hessians(compressor, tmp_path):
     """Nearly all weights are equal. Float32 and float64 Hessians may round a few differently."""

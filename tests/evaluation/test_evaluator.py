@@ -20,6 +20,7 @@ from evopress.space.build import drop_space, layer_space
 from evopress.space.settings import SpaceSettings
 from evopress.space.units import Profile, Space
 from tests import plain
+from tests.marks import slow_except
 from tests.tiny_models import FAMILIES, NUM_BLOCKS, SLIDING_WINDOW, random_model, tiny, token_windows, tokenizer
 
 CLOSE = {"rel": 2e-4, "abs": 2e-6}
@@ -97,7 +98,7 @@ def cases(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", COMPRESSORS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", slow_except(FAMILIES, ("llama", "gemma3_text", "opt")))
 def test_every_profile_measures_as_it_does_alone_in_a_whole_model(family, kind, cases):
     case = cases(family, kind)
     profiles = profiles_of(case.space, 5)
@@ -149,7 +150,7 @@ def test_each_fitness_equals_its_formula(fitness, cases):
 
 
 @pytest.mark.parametrize("limits", LIMITS)
-@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+@pytest.mark.parametrize("family", slow_except(("llama", "gemma3_text"), ("gemma3_text",)))
 def test_a_fitness_does_not_depend_on_the_other_profiles(family, limits, cases):
     case, settings = cases(family, "bits"), LIMITS[limits]
     profiles, tokens = profiles_of(case.space, 5), token_windows(3, 20)
@@ -159,6 +160,7 @@ def test_a_fitness_does_not_depend_on_the_other_profiles(family, limits, cases):
     assert together == alone == backwards
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limits", LIMITS)
 def test_a_fitness_does_not_depend_on_earlier_evaluations(limits, cases):
     case, settings = cases("gemma3_text", "sparsity"), LIMITS[limits]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from evopress.models.loading import wrap_model
 from evopress.space.build import layer_space
 from evopress.space.settings import SpaceSettings
 from tests.exports import TOKENS, compressed
+from tests.marks import slow_except
 from tests.tiny_models import ALL_FAMILIES, config, tokenizer
 
 pytest.importorskip("compressed_tensors", reason="needs the package compressed-tensors")
@@ -73,8 +75,13 @@ VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     ),
 }
 
+QUICK = ("llama", "opt", "gemma3_text", "qwen3_moe", "deepseek_v3", "gemma3", "biases", "tied head", "112 wide MLP")
+"""Variants whose tests are not slow: models of many kinds, and widths that are refused."""
 
+
+@cache
 def model_of(variant: str) -> LanguageModel:
+    """Shared by the tests of all exports, which leave it as it is."""
     family, changes = VARIANTS[variant]
     made = config(family)
     torch.manual_seed(0)
@@ -82,8 +89,8 @@ def model_of(variant: str) -> LanguageModel:
     return wrap_model(model, tokenizer(), variant)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", EXPORTS)
+@pytest.mark.parametrize("variant", slow_except(VARIANTS, QUICK))
 def test_what_is_accepted_before_the_search_is_written_after_it(name, variant, tmp_path: Path):
     case, lm = EXPORTS[name], model_of(variant)
     settings = Export(dtype="float32", **case.export)

@@ -19,6 +19,7 @@ from evopress.models.language_model import LanguageModel
 from evopress.models.loading import wrap_model
 from evopress.space.settings import SpaceSettings
 from tests.exports import TOKENS, compressed, logits, searched_drops
+from tests.marks import slow_except
 from tests.tiny_models import tiny, tokenizer
 
 gguf = pytest.importorskip("gguf", reason="needs the package gguf")
@@ -38,7 +39,7 @@ def fields(folder) -> dict:
     return {name: field.contents() for name, field in reader.fields.items()}
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", slow_except(("llama", "mistral", "qwen2", "qwen3"), ("qwen2",)))
 def test_transformers_reads_the_searched_weights_bit_for_bit(family, tmp_path):
     searched = compressed(tiny(family), GGUF(), tmp_path)
     verified = written(searched, tmp_path)
@@ -51,6 +52,7 @@ def test_transformers_reads_the_searched_weights_bit_for_bit(family, tmp_path):
         torch.testing.assert_close(logits(model), logits(search_model), rtol=1e-2, atol=1e-2)  # embeddings in float16
 
 
+@pytest.mark.slow
 def test_a_file_alone_is_enough_for_transformers(tmp_path):
     """Names, head counts, rope and the order of q and k rows come from the metadata, as in llama.cpp."""
     searched = compressed(tiny("llama"), FEW, tmp_path)
@@ -72,6 +74,7 @@ def test_symmetric_codes_in_groups_of_32_become_block_types_without_rounding(tmp
     assert {"Q8_0", "Q5_0", "Q4_0"} <= verified["files"]["types"].keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
 def test_tensors_take_the_predicted_bytes(family, tmp_path):
     searched = compressed(tiny(family), FEW, tmp_path)
@@ -145,6 +148,7 @@ def test_a_tied_head_is_not_stored(tmp_path):
         torch.testing.assert_close(logits(model), logits(search_model))
 
 
+@pytest.mark.slow
 def test_a_tied_head_is_compared_as_it_is_stored(tmp_path):
     """The file holds the codes of the shared weight, so the head that they decode to is not rounded to float16."""
     searched = compressed(tied_llama(), FEW, tmp_path)
@@ -169,6 +173,7 @@ def test_embeddings_that_are_units_are_not_rounded_again():
         check_export(Export(formats=["gguf"], embeddings="Q8_0"), FEW, space=SpaceSettings())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Q8_0", "Q5_1"])
 def test_embeddings_may_be_rounded_as_llama_cpp_does_it(name, tmp_path):
     searched = compressed(tiny("llama"), PLAIN_ENDS, tmp_path)

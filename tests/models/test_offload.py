@@ -14,6 +14,7 @@ from evopress.space.apply import applied
 from evopress.space.build import drop_space, layer_space
 from evopress.space.settings import SpaceSettings
 from tests import plain
+from tests.marks import slow_except
 from tests.tiny_models import FAMILIES, NUM_BLOCKS, WITH_EXPERTS, tiny, token_windows
 
 
@@ -38,7 +39,7 @@ def results_of(lm: LanguageModel, folder) -> list:
     return results
 
 
-@pytest.mark.parametrize("family", FAMILIES + WITH_EXPERTS)
+@pytest.mark.parametrize("family", slow_except(FAMILIES + WITH_EXPERTS, ("llama", "opt", "mixtral")))
 def test_copies_of_offloaded_blocks_compute_what_the_blocks_compute(family, tmp_path, request):
     lm = tiny(family)
     expected = results_of(lm, tmp_path / "resident")
