@@ -17,7 +17,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     Source: `pack-quantized` of compressed-tensors 0.18 and later.
     """
     rows, cols = codes.shape
-    eights = pad(codes, (0, -cols % 32)).contiguous().view(torch.int64)  # 8 codes in 8 bytes; 32 of them fill words
+    eights = pad(codes, (0, -cols % 32)).flatten().view(torch.int64)  # 8 codes in 8 bytes; 32 of them fill words
     for count in (1, 2, 4):  # in each pair of runs of `count` codes, move the second run next to the first
         first, second = _runs(count, bits)
         moved = (eights >> (8 - bits) * count).bitwise_and_(second >> (8 - bits) * count)

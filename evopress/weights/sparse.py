@@ -88,7 +88,7 @@ def sparse_bytes(rows: int, cols: int, *, num_kept: int, value_bytes: int = 2) -
 
 def _pack_mask(mask: Tensor) -> Tensor:
     rows, cols = mask.shape
-    eights = pad(mask.to(torch.uint8), (0, -cols % 8)).contiguous().view(torch.int64)
+    eights = pad(mask.to(torch.uint8), (0, -cols % 8)).flatten().view(torch.int64)
     return ((eights * _GATHER_BITS) >> 56).to(torch.uint8).view(rows, -1)
 
 

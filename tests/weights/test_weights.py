@@ -7,6 +7,7 @@ from safetensors.torch import load, save
 from evopress.weights.base import from_tensors
 from evopress.weights.dense import Dropped, Kept
 from evopress.weights.integer import QuantizedWeight, quantized_bytes
+from evopress.weights.packing import pack, unpack
 from evopress.weights.sparse import SparseWeight, sparse_bytes
 
 ROWS, COLS = 5, 48
@@ -130,3 +131,13 @@ QUANTIZED, SPARSE = {"kind": "quantized", "bits": 3, "cols": COLS}, {"kind": "sp
 def test_nonsense_is_refused_for_what_is_wrong_with_it(spec, tensors, reason):
     with pytest.raises(ValueError, match=reason):
         from_tensors(spec, tensors)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_transposed_matrix_is_packed_like_any_other(rows):
+    """A row whose elements lie apart in memory counts as contiguous, but its bytes cannot be read as words."""
+    columns = torch.randint(8, (32, rows), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    codes = columns.t()
+    assert torch.equal(unpack(pack(codes, 3), 3, cols=32), codes)
+    kept = SparseWeight.from_dense(columns.float().t(), columns.t() > 3)
+    assert torch.equal(kept.dense() > 0, codes > 3)
