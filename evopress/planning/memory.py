@@ -71,7 +71,9 @@ def memory_of_rounding(run: PlannedRun) -> tuple[MemoryItem, ...]:
     """What learning the rounding of a block holds in addition, in the process that does it."""
     if run.job.tune.resolve == "none":
         return ()
-    states = min(2 * run.calibration_state_bytes, run.limit_of_states)
+    tune, data = run.job.tune, run.job.data
+    num_tokens = tune.num_resolve_windows(data.num_windows("calibration")) * data.window
+    states = min(2 * num_tokens * run.state_bytes, run.limit_of_states)
     weights = sum(sum(rows) * cols for rows, cols in group_shapes(run.model))
     return (
         MemoryItem("hidden states of both models on the calibration tokens", states, "lower evaluator.states_gb"),

@@ -10,6 +10,9 @@ from evopress.runtime.config_class import config_class
 RESOLVE_CHECKS = 5
 """How often the loss of a block is measured on held-out windows while its rounding is learnt."""
 
+MOST_HELD_OUT = 8
+"""At most this many windows are held out while rounding is learnt."""
+
 
 @config_class
 class Tuning:
@@ -22,6 +25,10 @@ class Tuning:
     cosine. KL on `validation_tokens` is measured before the first step and `checks` times after it. Tuning stops after
     `patience` checks in a row without a better one. `compare_uniform` also tunes the uniform profile, for comparison.
     `seed` determines the order of the windows. The state is saved at every check and every `save_minutes`.
+
+    With `resolve`, the codes and ranges of integer levels are learnt first, block by block, on calibration text
+    (`signround`). This takes `resolve_steps` steps of `resolve_windows` windows for each block. `resolve_range_rate` is
+    the rate of the ranges, relative to that of the codes.
     """
 
     tokens: int = Field(default=0, ge=0)
@@ -44,6 +51,10 @@ class Tuning:
     def does_nothing(self) -> bool:
         """Whether the model stays as the search left it."""
         return self.tokens == 0 and self.resolve == "none"
+
+    def num_resolve_windows(self, available: int) -> int:
+        """How many of the available calibration windows are used to learn the rounding: no more than the steps take."""
+        return min(available, self.resolve_steps * self.resolve_windows + MOST_HELD_OUT)
 
     @property
     def resolve_check_steps(self) -> list[int]:
@@ -71,17 +82,17 @@ RESOLVE_STEP_COST = 3
 
 
 def num_held_out(num_windows: int) -> int:
-    """How many of the calibration windows are held out while rounding is learnt: an eighth, from 1 to 8."""
-    return min(8, max(1, num_windows // 8))
+    """How many of the windows are held out while rounding is learnt: an eighth, but at least one."""
+    return min(MOST_HELD_OUT, max(1, num_windows // 8))
 
 
 def resolving_equivalents(settings: Tuning, *, calibration: tuple[int, int], validation: tuple[int, int]) -> float:
     """The token equivalents of learning the rounding of all blocks, on calibration windows of this shape.
 
-    The dense and the compressed model run once on all of these windows, and the blocks run on the held-out windows at
-    every check. In the end, KL is measured twice on the validation windows. All blocks count as if they ran.
+    The dense and the compressed model run once on the windows that are used, and the blocks run on the held-out windows
+    at every check. In the end, KL is measured twice on the validation windows. All blocks count as if they ran.
     """
-    count, length = calibration
+    count, length = settings.num_resolve_windows(calibration[0]), calibration[1]
     steps = RESOLVE_STEP_COST * settings.resolve_steps * settings.resolve_windows
     checks = (1 + len(settings.resolve_check_steps)) * num_held_out(count)
     return float(length * (steps + checks + 2 * count) + 3 * _validation_tokens(settings, validation))

@@ -149,3 +149,8 @@ def test_a_killed_run_ends_in_the_same_bytes(context, tmp_path, monkeypatch):
     assert not killed.state_path.exists()
     monkeypatch.setattr(resolver, "learn_block", None)  # a finished task does not run again
     resolve(killed)
+
+
+def test_no_more_windows_are_used_than_the_steps_take(context, tmp_path):
+    task = task_in(tmp_path / "run", context, replace(SETTINGS, resolve_steps=3, resolve_windows=2))
+    assert len(calibration_pair(task).dense) == 3 * 2 + 8 < len(context.splits.calibration)
