@@ -77,7 +77,7 @@ def memory_of_rounding(run: PlannedRun) -> tuple[MemoryItem, ...]:
     weights = sum(sum(rows) * cols for rows, cols in group_shapes(run.model))
     return (
         MemoryItem("hidden states of both models on the calibration tokens", states, "lower evaluator.states_gb"),
-        MemoryItem("the rounding of a block, and its gradients", (4 * 4 + run.dtype.itemsize) * weights),
+        MemoryItem("the rounding of a block, and its gradients", (6 * 4 + run.dtype.itemsize) * weights),
     )
 
 

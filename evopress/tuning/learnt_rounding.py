@@ -8,8 +8,9 @@
 Every weight w has an offset v. Every group has factors a and b on the ends of its range, which start at 1. Gradients
 pass through `round` as if it were the identity. A symmetric grid keeps its zero point.
 
-Source: arXiv 2309.05516, Equations 1 to 4. Unlike there, codes and ranges start from those of another method, and an
-offset has no limit, because the rates of all steps add up to about one half.
+Source: arXiv 2309.05516, Equations 1 to 4. Unlike there, codes and ranges start from those of another method, the steps
+are those of Adam, and an offset has no limit, because the rates of all steps add up to less than one half. Steps by the
+sign of the gradient move all weights alike, and change codes whose gradient is mostly noise.
 """
 
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from evopress.tuning.adam import Moments, adam_update
 from evopress.weights.grids import storable_scale
 from evopress.weights.integer import QuantizedWeight
 
@@ -54,6 +56,12 @@ class LearntRounding:
     high_factor: Float[Tensor, "rows groups"]
     packed: QuantizedWeight
     """The weight at the start. It says how the learnt one is stored."""
+    moments: tuple[Moments, ...] = ()
+    """Adam's, of offset, low_factor and high_factor; empty before the first step."""
+
+    @property
+    def learnt(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.offset, self.low_factor, self.high_factor
 
     @property
     def max_code(self) -> int:
@@ -85,14 +93,26 @@ class LearntRounding:
         at_low = -at_range - at_zero / now.scale
         return at_inside * now.scale.unsqueeze(2), at_low * self.low, at_range * self.high
 
-    def moved(self, gradient: Float[Tensor, "rows cols"], *, rate: float, range_rate: float) -> "LearntRounding":
-        """After a step against the sign of every gradient."""
-        at_offset, at_low, at_high = self.gradients(gradient)
+    def moved(
+        self, gradient: Float[Tensor, "rows cols"], *, step: int, rate: float, range_rate: float
+    ) -> "LearntRounding":
+        """After step 1, 2, … of Adam. `rate` is that of the offsets, and `range_rate` that of the factors."""
+        rates = (rate, range_rate, range_rate)
+        moments = self.moments or tuple(Moments(torch.zeros_like(t), torch.zeros_like(t)) for t in self.learnt)
+        changes, new_moments = zip(
+            *(
+                adam_update(g, moment, step=step, learning_rate=lr)
+                for g, moment, lr in zip(self.gradients(gradient), moments, rates, strict=True)
+            ),
+            strict=True,
+        )
+        offset, low_factor, high_factor = (t + change for t, change in zip(self.learnt, changes, strict=True))
         return replace(
             self,
-            offset=self.offset - rate * at_offset.sign(),
-            low_factor=(self.low_factor - range_rate * at_low.sign()).clamp_(*FACTORS),
-            high_factor=(self.high_factor - range_rate * at_high.sign()).clamp_(*FACTORS),
+            offset=offset,
+            low_factor=low_factor.clamp_(*FACTORS),
+            high_factor=high_factor.clamp_(*FACTORS),
+            moments=new_moments,
         )
 
     def pack(self) -> QuantizedWeight:

@@ -27,8 +27,9 @@ class Tuning:
     `seed` determines the order of the windows. The state is saved at every check and every `save_minutes`.
 
     With `resolve`, the codes and ranges of integer levels are learnt first, block by block, on calibration text
-    (`signround`). This takes `resolve_steps` steps of `resolve_windows` windows for each block. `resolve_range_rate` is
-    the rate of the ranges, relative to that of the codes.
+    (`signround`). This takes `resolve_steps` steps of `resolve_windows` windows for each block. The rates of all steps
+    add up to `resolve_distance`, in steps of the grid, for the offsets of weights, and to `resolve_range_distance` for
+    the factors on the ends of ranges.
     """
 
     tokens: int = Field(default=0, ge=0)
@@ -45,7 +46,8 @@ class Tuning:
     resolve: Literal["none", "signround"] = "none"
     resolve_steps: int = Field(default=50, gt=0)
     resolve_windows: int = Field(default=4, gt=0)
-    resolve_range_rate: float = Field(default=0.25, ge=0)
+    resolve_distance: float = Field(default=0.2, gt=0)
+    resolve_range_distance: float = Field(default=0.025, ge=0)
 
     @property
     def does_nothing(self) -> bool:

@@ -27,8 +27,9 @@ def start(bits: int, *, compressor: type[IntegerLevels] = RTN, symmetric: bool =
 
 def random_steps(rounding: LearntRounding, count: int) -> LearntRounding:
     generator = torch.Generator().manual_seed(1)
-    for _ in range(count):
-        rounding = rounding.moved(torch.randn(12, 64, generator=generator), rate=0.2, range_rate=0.1)
+    for step in range(1, count + 1):
+        gradient = torch.randn(12, 64, generator=generator)
+        rounding = rounding.moved(gradient, step=step, rate=0.2, range_rate=0.1)
     return rounding
 
 
@@ -91,8 +92,8 @@ def test_what_is_stored_decodes_to_what_was_learnt(bits, symmetric):
 
 def test_numbers_stay_within_their_limits():
     rounding = start(3)
-    for _ in range(10):
-        rounding = rounding.moved(torch.ones(12, 64), rate=0.2, range_rate=0.3)
+    for step in range(1, 11):
+        rounding = rounding.moved(torch.ones(12, 64), step=step, rate=0.2, range_rate=0.3)
     for factor in (rounding.low_factor, rounding.high_factor):
         assert factor.min() >= 0.4 and factor.max() <= 1.4
     codes = rounding.pack().codes()
@@ -102,7 +103,7 @@ def test_numbers_stay_within_their_limits():
 def test_a_step_lowers_a_linear_loss():
     rounding, direction = start(3), torch.randn(12, 64, generator=torch.Generator().manual_seed(4))
     losses = []
-    for _ in range(6):
+    for step in range(1, 7):
         losses.append(float((rounding.rounded().dense() * direction).sum()))
-        rounding = rounding.moved(direction, rate=0.05, range_rate=0)
+        rounding = rounding.moved(direction, step=step, rate=0.05, range_rate=0)
     assert all(after < before for before, after in pairwise(losses))

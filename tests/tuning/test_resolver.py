@@ -10,7 +10,7 @@ from evopress.compressors.gguf import GGUF
 from evopress.compressors.rtn import RTN
 from evopress.evaluation.context import EvaluationContext
 from evopress.tuning import resolver
-from evopress.tuning.block_rounding import learn_block
+from evopress.tuning.block_rounding import learn_block, share_of_step
 from evopress.tuning.calibration_pair import calibration_pair
 from evopress.tuning.resolver import resolve
 from evopress.tuning.settings import Tuning
@@ -40,12 +40,12 @@ def context(tmp_path_factory) -> EvaluationContext:
     return context_of(RTN3, tmp_path_factory.mktemp("database"))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 def test_losses_and_kl_fall(dtype, tmp_path):
     context = context_of(RTN3, tmp_path, dtype=dtype)
     task = task_in(tmp_path / "run", context, level=2)
     resolved, resolution = resolve(task)
-    assert all(after < 0.95 * before for before, after in resolution.losses) and len(resolution.losses) == 3
+    assert all(after < 0.98 * before for before, after in resolution.losses) and len(resolution.losses) == 3
     (before,) = context.evaluator.measure([task.profile], context.splits.validation)
     (after,) = resolved.evaluator.measure([task.profile], context.splits.validation)
     assert (before.mean_kl, after.mean_kl) == pytest.approx((resolution.kl_before, resolution.kl_after))
@@ -53,6 +53,7 @@ def test_losses_and_kl_fall(dtype, tmp_path):
     assert resolved.identity != context.identity
 
 
+@pytest.mark.slow
 def test_only_the_levels_of_the_profile_change(context, tmp_path):
     resolved, _ = resolve(task_in(tmp_path / "run", context))
     assert resolved.evaluator.weights is not None and context.database is not None
@@ -74,7 +75,7 @@ def test_a_block_keeps_its_weights_where_no_loss_falls(context, tmp_path, monkey
     states.advance_dense(0)
     block, start = states.block_task(0), states.stored_weights(0)
     monkeypatch.setattr(type(block), "gradients", lambda *_: {n: torch.randn(w.shape) for n, w in start.items()})
-    learnt = learn_block(block, start, replace(SETTINGS, resolve_range_rate=3.0))
+    learnt = learn_block(block, start, replace(SETTINGS, resolve_range_distance=1.0))
     assert learnt.loss_after == learnt.loss_before
     assert all(learnt.weights[name] is weight for name, weight in start.items())
 
@@ -92,6 +93,7 @@ def test_held_out_windows_are_not_trained_on(context, tmp_path):
     assert block.num_training == 28
 
 
+@pytest.mark.slow
 def test_a_model_whose_kl_does_not_fall_stays(context, tmp_path, caplog):
     caplog.set_level("INFO")
     dense = context.evaluator.compressible.weights
@@ -112,6 +114,7 @@ def test_other_kinds_of_weight_stay(tmp_path):
     assert all(before == after for before, after in resolution.losses)
 
 
+@pytest.mark.slow
 def test_blocks_run_without_their_dropped_parts(tmp_path):
     context = context_of(RTN3, tmp_path, drops="subblock")
     units = context.space.units
@@ -122,6 +125,7 @@ def test_blocks_run_without_their_dropped_parts(tmp_path):
     assert resolution.losses[2][1] < resolution.losses[2][0]
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_in_the_same_bytes(context, tmp_path, monkeypatch):
     whole = task_in(tmp_path / "whole", context)
     resolve(whole)
@@ -154,3 +158,10 @@ def test_a_killed_run_ends_in_the_same_bytes(context, tmp_path, monkeypatch):
 def test_no_more_windows_are_used_than_the_steps_take(context, tmp_path):
     task = task_in(tmp_path / "run", context, replace(SETTINGS, resolve_steps=3, resolve_windows=2))
     assert len(calibration_pair(task).dense) == 3 * 2 + 8 < len(context.splits.calibration)
+
+
+@pytest.mark.parametrize("steps", [1, 7, 50])
+def test_rates_fall_and_add_up_to_the_distance(steps):
+    shares = [share_of_step(step, steps=steps) for step in range(1, steps + 1)]
+    assert sum(shares) == pytest.approx(1)
+    assert shares == sorted(shares, reverse=True) and shares[-1] > 0
