@@ -81,6 +81,7 @@ def compress(  # noqa: PLR0913 - the public entry point has one keyword per part
     export: Export | None = None,
     tracker: Tracker | None = None,
     space: SpaceSettings | None = None,
+    effort: int | str | None = None,
     seed: int = 0,
 ) -> CompressionResult:
     """Compress a model to a budget. A second call with the same folder and settings resumes the run.
@@ -99,6 +100,7 @@ def compress(  # noqa: PLR0913 - the public entry point has one keyword per part
         export: checkpoints to write; default: none.
         tracker: default: none. Metrics are always written to `metrics.jsonl`.
         space: which units may trade levels; default: units of equal size.
+        effort: what search and tuning may cost together: token equivalents such as "300k", or a time such as "30min".
         seed: seed of the search.
 
     Raises:
@@ -123,6 +125,7 @@ def compress(  # noqa: PLR0913 - the public entry point has one keyword per part
             eval=eval or Eval(),
             export=export or Export(),
             tracker=tracker or Tracker(),
+            effort=effort,
             seed=seed,
             folder=folder,
             outputs=folder,

@@ -32,6 +32,7 @@ def expand_resume(arguments: list[str]) -> list[str]:
         raise SystemExit(f"resume={folder} is not a run directory: it has no .hydra/config.yaml")
     _refuse_hydra_settings(saved)
     others = [argument for argument in arguments if not argument.startswith("resume=")]
+    others = [f"++{other}" if other.startswith("finish=") else other for other in others]  # older runs lack this key
     path = _quoted(str(folder.resolve()))
     return ["--config-path", str(saved), *others, f"resume={path}", f"hydra.run.dir={path}", "hydra.output_subdir=null"]
 

@@ -43,6 +43,8 @@ def build_job(cfg: DictConfig, folder: Path) -> "Job":
         **parts,
         stages=tuple(cfg.stages),
         targets=tuple(OmegaConf.to_container(cfg.targets or OmegaConf.create([]))),  # type: ignore[arg-type]
+        effort=cfg.get("effort"),  # older runs have no such key
+        finish=_finish(cfg),
         seed=_integer(cfg, "seed"),
         folder=folder,
         outputs=Path(cfg.outputs).expanduser(),
@@ -73,6 +75,16 @@ def check_resumed(cfg: DictConfig, *, overrides: Sequence[str], config_dirs: Seq
                 f"{key} of the saved run is {value!r}, which can run code from outside evopress: if you trust it, "
                 f"add {key}={value} to this command"
             )
+
+
+def _finish(cfg: DictConfig) -> bool:
+    """Whether to take the best so far of the run that is resumed."""
+    finish = cfg.get("finish", False)
+    if not isinstance(finish, bool):
+        raise ConfigError(f"finish is {finish!r}: it must be true or false")
+    if finish and not cfg.resume:
+        raise ConfigError("finish=true is for a run that was interrupted: give its folder with resume=DIR")
+    return finish
 
 
 def _integer(cfg: DictConfig, key: str) -> int:

@@ -8,6 +8,7 @@ them: the model of the CPU or GPU, and the number of threads.
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from math import isfinite
 
 from evopress.compressors.base import Compressor
 from evopress.compressors.drop import Drop
@@ -18,6 +19,7 @@ from evopress.database.manifest import Identity, fingerprint
 from evopress.evaluation.context import EvaluationContext
 from evopress.job import Job, name_of
 from evopress.models.language_model import LanguageModel
+from evopress.runtime.effort import Effort
 from evopress.runtime.versions import code_hash, library_versions
 from evopress.space.units import Profile
 
@@ -62,6 +64,7 @@ def search_identity(job: Job, context: EvaluationContext) -> dict:
             "bos": context.splits.bos,
             "fixed_bytes": context.space.fixed_bytes,
         },
+        **_effort(job.search_limit),
     }
     return _as_json(identity)
 
@@ -77,6 +80,7 @@ def tuning_identity(job: Job, context: EvaluationContext, profile: Profile | Non
         "evaluator": _rounding(job),
         "tokens": {split: splits.hashes[split] for split in ("search", "validation")},
         "depends_on": context.identity,
+        **_effort(job.limit),
     }
     if job.tune.resolve != "none":
         identity["rounding"] = rounding_identity(job, context, profile)
@@ -93,6 +97,7 @@ def rounding_identity(job: Job, context: EvaluationContext, profile: Profile | N
         "evaluator": _rounding(job),
         "calibration": context.splits.hashes["calibration"],
         "depends_on": context.identity,
+        **_effort(job.limit),
     }
     return _as_json(identity)
 
@@ -146,6 +151,12 @@ def _weights(lm: LanguageModel) -> dict[str, object]:
 def _attention(lm: LanguageModel) -> str:
     """The attention implementation that the model uses, even if the settings leave the choice to transformers."""
     return str(getattr(lm.model.config, "_attn_implementation", None))
+
+
+def _effort(limit: Effort) -> dict[str, object]:
+    """The limit of a stage. Nothing without one, as in runs of versions that knew none."""
+    finite = {unit: amount for unit, amount in asdict(limit).items() if isfinite(amount)}
+    return {"effort": finite} if finite else {}
 
 
 def _rounding(job: Job) -> dict[str, int]:

@@ -15,6 +15,7 @@ from evopress.evaluation.evaluator import EvaluatorSettings
 from evopress.export import Export, check_export
 from evopress.models.language_model import LanguageModel
 from evopress.models.source import ModelSource
+from evopress.runtime.effort import Effort, parse_effort
 from evopress.runtime.tracking import Tracker
 from evopress.search.base import Search
 from evopress.space.budget import Budget
@@ -23,6 +24,9 @@ from evopress.tuning.settings import Tuning
 
 STAGES = ("database", "search", "tune", "evaluate")
 """The stages of a run. Another stage, `plan`, may come first or alone: it only estimates the cost of the others."""
+
+SEARCH_SHARE = 0.5
+"""The share of `effort` that the search may spend in a run that tunes."""
 
 GROUP_CLASSES: dict[str, tuple[type, ...]] = {
     "model": (ModelSource,),
@@ -47,6 +51,9 @@ class Job:
     With `targets`, the run searches several budgets. Each target replaces the target of `budget`, and gets its own
     folder inside `folder`. `config` is the configuration that trackers show. Every run writes `metrics.jsonl`, whatever
     its tracker.
+
+    `effort` limits what the search and the tuning cost together, for each target: token equivalents such as "300k", or
+    a time such as "30min". With `finish`, a run that was interrupted neither searches nor tunes any further.
     """
 
     model: ModelSource | LanguageModel
@@ -62,6 +69,8 @@ class Job:
     tracker: Tracker
     stages: tuple[str, ...] = STAGES
     targets: tuple[float | str, ...] = ()
+    effort: int | str | None = None
+    finish: bool = False
     seed: int = 0
     folder: Path
     outputs: Path
@@ -82,6 +91,16 @@ class Job:
         """Whether rounding is learnt, or scales and norms are tuned, after the search."""
         return "tune" in self.planned_stages and not self.tune.does_nothing
 
+    @property
+    def limit(self) -> Effort:
+        """What the search and the tuning may cost together. Raises ValueError if `effort` is malformed."""
+        return parse_effort(self.effort)
+
+    @property
+    def search_limit(self) -> Effort:
+        """What the search may cost. The tuning may cost what is left of the whole effort after the search."""
+        return self.limit.times(SEARCH_SHARE) if self.tunes else self.limit
+
     def check(self) -> None:
         """Raise ValueError if settings do not fit together. Loads nothing."""
         unknown = set(self.stages) - {"plan", *STAGES}
@@ -94,6 +113,9 @@ class Job:
                 "of the model already: set space.drops=none, or use another compressor, such as compress=gptq, for "
                 "levels and drops together"
             )
+        parse_effort(self.effort)
+        if self.finish:
+            self._check_finish()
         low, high = self.compress.span
         if self.space.drops != "none":  # every part of the model may be dropped
             low, high = (0.0, high) if self.compress.metric == "bits" else (low, 1.0)
@@ -118,6 +140,18 @@ class Job:
             raise ValueError(
                 f"tune.resolve={self.tune.resolve} needs a calibration window to learn from and one to measure, but "
                 f"data.calibration_tokens is {self.data.calibration_tokens}: set it to at least {2 * self.data.window}"
+            )
+
+    def _check_finish(self) -> None:
+        """Raise ValueError if the folder has no search whose best profile could be taken."""
+        if self.targets:
+            raise ValueError(
+                "finish=true is for a run with a single budget, but this one has targets: set finish=false"
+            )
+        if not any((self.folder / name).exists() for name in ("search.jsonl", "profile.json")):
+            raise ValueError(
+                f"finish=true takes the best profile so far, but the search of {self.folder} has not started: resume "
+                "the run without finish=true"
             )
 
 

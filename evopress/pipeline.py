@@ -21,6 +21,7 @@ from evopress.runtime.tracking import Tracker, Trackers
 from evopress.search_stage import search_profile
 from evopress.space.units import Profile
 from evopress.start_checks import check_start
+from evopress.tune_limit import limit_tuning
 from evopress.tune_stage import tune_models
 
 log = logging.getLogger(__name__)
@@ -78,9 +79,10 @@ def _search_and_evaluate(job: Job, context: EvaluationContext, clock: Clock | No
     """Run the stages that depend on the budget. Without a `clock`, open the clock of the job's folder."""
     clock = clock or Clock(job.folder / "seconds.json")
     with clock.stage("search"):
-        profile = search_profile(job, context)
+        profile = search_profile(job, context, clock)
     with clock.stage("tune") if job.tunes else nullcontext():
-        tuned = tune_models(job, context, profile)
+        job = limit_tuning(job, context, profile, clock)
+        tuned = tune_models(job, context, profile, clock)
     if "evaluate" in job.stages:
         evaluate_profile(job, context, profile, tuned=tuned, clock=clock)
     return profile

@@ -1,14 +1,16 @@
 """The stage `search`. It finds the profile of a run."""
 
 import logging
+from functools import partial
 
 from evopress.evaluation.context import EvaluationContext
 from evopress.evaluation.oracle import Oracle
 from evopress.identity import search_identity
 from evopress.job import Job
 from evopress.runtime import distributed
+from evopress.runtime.clock import Clock
 from evopress.saved_profile import read_saved_profile, save_profile
-from evopress.search.driver import SearchTask, run_search
+from evopress.search.driver import SearchTask, StopReason, run_search
 from evopress.search.log import SearchLog
 from evopress.search.watcher import SearchWatcher
 from evopress.space.units import Profile
@@ -16,7 +18,7 @@ from evopress.space.units import Profile
 log = logging.getLogger(__name__)
 
 
-def search_profile(job: Job, context: EvaluationContext) -> Profile:
+def search_profile(job: Job, context: EvaluationContext, clock: Clock) -> Profile:
     """Search, unless the run directory already contains the result of a search with the same settings."""
     settings = search_identity(job, context)
     profile = read_saved_profile(job.folder, context.space, settings)
@@ -28,6 +30,7 @@ def search_profile(job: Job, context: EvaluationContext) -> Profile:
         Oracle(context, job.seed),
         log=SearchLog(job.folder / "search.jsonl", settings),
         on_answer=watcher,
+        stop_rule=partial(_reason_to_stop, job, clock),
     )
     achieved, token_equivalents = job.budget.achieved(context.space, profile), watcher.token_equivalents
     if distributed.is_first():
@@ -41,3 +44,10 @@ def search_profile(job: Job, context: EvaluationContext) -> Profile:
             token_equivalents=token_equivalents,
         )
     return profile
+
+
+def _reason_to_stop(job: Job, clock: Clock, token_equivalents: float) -> StopReason | None:
+    if job.finish:
+        return "finish"
+    is_spent = job.search_limit.is_reached(token_equivalents=token_equivalents, seconds=clock.spent("search"))
+    return "effort" if is_spent else None

@@ -3,14 +3,16 @@
 On request, it does the same with the uniform profile.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 
 from evopress.evaluation.candidates import compared_profiles
 from evopress.evaluation.context import EvaluationContext
 from evopress.identity import rounding_identity, tuning_identity
 from evopress.job import Job
+from evopress.runtime.clock import Clock
 from evopress.space.units import Profile
+from evopress.tune_limit import is_time_over
 from evopress.tuning.resolver import Resolution, resolve
 from evopress.tuning.settings import resolving_equivalents, token_equivalents
 from evopress.tuning.state import TuningResult
@@ -61,13 +63,14 @@ class TunedModel:
         return facts | {"kl_validation_before": kls[0], "kl_validation_after": kls[-1], "token_equivalents": cost}
 
 
-def tune_models(job: Job, context: EvaluationContext, profile: Profile) -> dict[str, TunedModel]:
+def tune_models(job: Job, context: EvaluationContext, profile: Profile, clock: Clock) -> dict[str, TunedModel]:
     """The tuned models by their names in the results. Empty if the job does not tune. Collective."""
     if not job.tunes:
         return {}
     profiles = compared_profiles(context.space, profile, job.budget)
     wanted = list(CANDIDATES) if job.tune.compare_uniform else ["tuned"]
-    return {name: _tuned(job, context, name, profiles) for name in wanted}
+    is_over = {"tuned": lambda: job.finish or is_time_over(job, clock), "uniform_tuned": lambda: job.finish}
+    return {name: _tuned(job, context, name, profiles=profiles, is_over=is_over[name]) for name in wanted}
 
 
 def final_model(tuned: Mapping[str, TunedModel], context: EvaluationContext) -> tuple[str, EvaluationContext]:
@@ -76,7 +79,14 @@ def final_model(tuned: Mapping[str, TunedModel], context: EvaluationContext) -> 
     return ("searched", context) if kept is None else ("tuned", kept)
 
 
-def _tuned(job: Job, context: EvaluationContext, name: str, profiles: Mapping[str, Profile | None]) -> TunedModel:
+def _tuned(
+    job: Job,
+    context: EvaluationContext,
+    name: str,
+    *,
+    profiles: Mapping[str, Profile | None],
+    is_over: Callable[[], bool],
+) -> TunedModel:
     profile = profiles[CANDIDATES[name]]
     assert profile is not None
     task = TuningTask(
@@ -85,6 +95,7 @@ def _tuned(job: Job, context: EvaluationContext, name: str, profiles: Mapping[st
         profile=profile,
         path=job.folder / f"{name}.safetensors",
         identity=tuning_identity(job, context, profile),
+        is_over=is_over,
     )
     resolution = result = tuned = None
     if job.tune.resolve != "none":

@@ -30,13 +30,14 @@ ALLOWED: dict[str, str] = {
     "preparation": "runtime data models space compressors database evaluation identity job planning",
     "saved_profile": "runtime space",
     "results": "runtime data space evaluation identity job",
-    "tune_stage": "space evaluation identity job tuning",
+    "tune_limit": "runtime space evaluation job tuning",
+    "tune_stage": "runtime space tune_limit evaluation identity job tuning",
     "planning": "runtime weights data models space compressors database search evaluation export tuning job targets",
     "pareto": "runtime space search evaluation report job targets",
     "search_stage": "runtime space search evaluation identity job saved_profile",
     "evaluate_stage": "runtime data space database evaluation export report job results tune_stage",
-    "pipeline": "runtime space evaluation export job start_checks preparation planning pareto search_stage tune_stage "
-    "evaluate_stage",
+    "pipeline": "runtime space evaluation export job start_checks preparation planning pareto search_stage tune_limit "
+    "tune_stage evaluate_stage",
     "config": "job",
     "api": "runtime data models space compressors search evaluation export tuning job pipeline",
     "arguments": "",

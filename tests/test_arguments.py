@@ -44,6 +44,14 @@ def test_a_run_in_a_folder_of_any_name_is_resumed(name, tmp_path, monkeypatch):
     assert "seed=1" in expanded and len(expanded) == 6
 
 
+def test_a_run_of_a_version_without_finish_can_be_finished(tmp_path):
+    folder = saved_run(tmp_path / "run")
+    (finish,) = (argument for argument in expand_resume([f"resume={folder}", "finish=true"]) if "finish" in argument)
+    assert "finish" not in OmegaConf.load(folder / ".hydra" / "config.yaml")
+    parsed = OverridesParser.create().parse_override(finish)
+    assert parsed.is_force_add() and parsed.key_or_group == "finish" and parsed.value() is True
+
+
 def test_the_home_directory_is_known_as_a_tilde(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     saved_run(tmp_path / "run")

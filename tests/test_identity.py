@@ -94,6 +94,7 @@ RULES: dict[str, tuple[str, str]] = {
     "space.drops": (LATER, "subblock; space.trade=any"),
     "budget.metric": (LATER, "size; budget.target=500KB"),
     "budget.target": (LATER, "2.5"),
+    "effort": (LATER, "60k"),  # of the scores because the run tunes
     "seed": ("search evaluation", "1"),
     "evaluator.fitness": ("search evaluation", "perplexity"),
     "evaluator.top_k": ("search evaluation", "64"),
@@ -155,6 +156,7 @@ IRRELEVANT: dict[str, str] = {
     "stages": "what a stage makes does not depend on the others; without tune there is no tuned model",
     "outputs": "the place of the files",
     "resume": "the place of the files",
+    "finish": "only ends stages early, and their files then say so",
 }
 """Why a key cannot change the bytes of anything that is kept."""
 

@@ -45,6 +45,10 @@ MISTAKES = [
     ("search=annealing", "Could not find 'search/annealing'"),
     # types and ranges
     ("seed=abc", "seed is 'abc': it must be an integer"),
+    ("effort=soon", "effort is 'soon': give token equivalents such as 60k, 300k or 3M, a time such as 30min or 2h, or"),
+    ("effort=30m", "effort is '30m': give token equivalents"),
+    ("finish=true", "finish=true is for a run that was interrupted: give its folder with resume=DIR"),
+    ("finish=3", "finish is 3: it must be true or false"),
     ("seed=1.5", "seed is 1.5: it must be an integer"),
     ("data.window=abc", "data.window is 'abc': input should be a valid integer"),
     ("data.window=1", "data.window is 1: input should be greater than or equal to 2"),

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from evopress.job import Job
+from evopress.job import SEARCH_SHARE, Job
 from evopress.planning.estimate import ResourceEstimate, StageEstimate
 from evopress.planning.machine import free_disk_bytes, free_memory_bytes, load_per_processor
 from evopress.planning.planned_run import PlannedRun
@@ -36,6 +36,7 @@ def plan_text(run: PlannedRun) -> str:
     lines = [
         f"{job.model.name}: {estimate.num_weights:,} weights, {estimate.num_units} units",
         total_line(seconds, job) if seconds else TOO_LARGE_TO_TIME,
+        *effort_line(job),
         *busy_line(load),
         f"disk: {_size(estimate.database_bytes)} for the database of levels, {_size(estimate.states_bytes)} for hidden "
         f"states while it is built; {_size(free_disk)} are free at {job.outputs}",
@@ -54,7 +55,24 @@ def stage_seconds(run: PlannedRun, estimate: ResourceEstimate, *, free_memory: i
     if sample_bytes(run) > free_memory / 2:
         return {}
     seconds = measure_seconds(run, {operation for stage in estimate.stages for operation in stage.work})
-    return {stage.name: seconds_of(stage, seconds) for stage in estimate.stages}
+    return within_time({stage.name: seconds_of(stage, seconds) for stage in estimate.stages}, run.job)
+
+
+def within_time(seconds: StageSeconds, job: Job) -> StageSeconds:
+    """The seconds of every stage, where `effort` limits the time of search and tuning."""
+    num_targets = len(set(job.targets)) or 1
+    search = min(seconds["search"], num_targets * job.search_limit.seconds)
+    limited = {"search": search, "tune": num_targets * job.limit.seconds - search}
+    return {name: min(stage_s, limited.get(name, stage_s)) for name, stage_s in seconds.items()}
+
+
+def effort_line(job: Job) -> list[str]:
+    """A line about the limit of search and tuning, if there is one."""
+    if job.effort is None:
+        return []
+    of_target = " for each target" if job.targets else ""
+    parts = f"the search may take {SEARCH_SHARE:.0%} of it, and the tuning the rest" if job.tunes else "for the search"
+    return [f"effort: {job.effort}{of_target}; {parts}"]
 
 
 def total_line(seconds: StageSeconds, job: Job) -> str:

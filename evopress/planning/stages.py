@@ -30,7 +30,7 @@ from evopress.planning.planned_run import PlannedRun
 from evopress.planning.work import Operation, Work
 from evopress.runtime import distributed
 from evopress.space.units import Profile
-from evopress.tuning.settings import STEP_COST, resolving_equivalents, token_equivalents
+from evopress.tuning.settings import STEP_COST, Tuning, resolving_equivalents, token_equivalents
 
 
 def estimate_resources(run: PlannedRun) -> ResourceEstimate:
@@ -81,7 +81,7 @@ def _search_and_evaluate_stages(run: PlannedRun) -> Iterator[StageEstimate]:
         for job, profile in searched:
             profiles = compared_profiles(run.space, profile, job.budget)
             for name in tuned:
-                _count_tuning(tuning, profiles[name])
+                _count_tuning(tuning, profiles[name], job.tune)
         yield _evaluator_stage("tune", tuning, *memory_of_rounding(run))
     evaluation = EvaluatorCount(run, before=search)
     window = run.job.data.window
@@ -90,17 +90,17 @@ def _search_and_evaluate_stages(run: PlannedRun) -> Iterator[StageEstimate]:
         for test_set in job.test_sets:
             for windows in parts_of(ceil(test_set.about_tokens() / window), PROGRESS_WINDOWS):
                 evaluation.measure(candidates, (windows, window))
-                for _ in tuned:
+                for _ in tuned if job.tunes else []:
                     evaluation.measure([profile], (windows, window))
     yield _evaluator_stage("evaluate", evaluation)
 
 
-def _count_rounding(count: EvaluatorCount, profile: Profile | None) -> None:
+def _count_rounding(count: EvaluatorCount, profile: Profile | None, settings: Tuning) -> None:
     """Learning the rounding of all blocks of one profile. A step is counted as three forward passes.
 
     A step takes several windows at once, but its time is close to that of one window after another.
     """
-    settings, data, before = count.run.job.tune, count.run.job.data, count.token_equivalents
+    data, before = count.run.job.data, count.token_equivalents
     windows = min(data.num_windows("validation"), max(1, settings.validation_tokens // data.window))
     for _ in range(2):
         count.measure([profile], (windows, data.window))
@@ -111,17 +111,17 @@ def _count_rounding(count: EvaluatorCount, profile: Profile | None) -> None:
     count.token_equivalents = before + cost
 
 
-def _count_tuning(count: EvaluatorCount, profile: Profile | None) -> None:
+def _count_tuning(count: EvaluatorCount, profile: Profile | None, settings: Tuning) -> None:
     """One tuning: first the rounding, then scales and norms, as far as the job asks for it."""
-    if count.run.job.tune.resolve != "none":
-        _count_rounding(count, profile)
-    if count.run.job.tune.tokens:
-        _count_steps(count, profile)
+    if settings.resolve != "none":
+        _count_rounding(count, profile, settings)
+    if settings.tokens:
+        _count_steps(count, profile, settings)
 
 
-def _count_steps(count: EvaluatorCount, profile: Profile | None) -> None:
+def _count_steps(count: EvaluatorCount, profile: Profile | None, settings: Tuning) -> None:
     """All steps and checks of one tuning. A step is counted as five forward passes: a backward pass costs two."""
-    settings, run, data = count.run.job.tune, count.run, count.run.job.data
+    run, data = count.run, count.run.job.data
     steps, checks = settings.num_steps(data.window), 1 + len(settings.check_steps(data.window))
     passes = STEP_COST * steps * settings.windows
     head_tokens = run.job.evaluator.head_tokens

@@ -116,6 +116,7 @@ def _run_of(files: _Files, reader: _Reader) -> Run:
         checkpoints=reader.read("results.json", lambda: tuple(_checkpoints(exports, folder))) or (),
         batches=reader.read("search.jsonl", lambda: tuple(evaluated_batches(files.search_lines, fitness))) or (),
         answers=reader.read("results.json", lambda: tuple(_answers(results))) or (),
+        stopped=next((str(line.get("reason")) for line in files.search_lines if line.get("ask") == "stop"), ""),
         tuning=reader.read("results.json", lambda: dict(_tuning(results))) or {},
         tokens=reader.read("results.json", lambda: floats(results.get("tokens", {}))) or {},
         seconds=reader.read("seconds.json", lambda: floats(load_object(folder / "seconds.json"))) or {},

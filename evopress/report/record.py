@@ -68,6 +68,8 @@ class Run:
     candidates: Mapping[str, CandidateScores] = field(default_factory=dict)
     choices: tuple[Choice, ...] = ()
     checkpoints: tuple[Checkpoint, ...] = ()
+    stopped: str = ""
+    """Why the search was stopped before its end: "effort" or "finish"."""
     answers: tuple[Answers, ...] = ()
     batches: tuple[EvaluatedBatch, ...] = ()
     tuning: Mapping[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)

@@ -28,6 +28,8 @@ def logged_warnings(path: Path) -> Iterator[str]:
 def result_warnings(run: Run) -> Iterator[str]:
     """Problems in the results themselves."""
     yield from _worse_than_uniform(run)
+    if run.stopped == "finish":
+        yield "The search was ended by finish=true before it was done. A longer search might find a better profile."
     if (gap := overfit_gap(run)) is not None and gap[2] > MAX_GAP:
         yield (
             f"KL on test text is {gap[2]:.0%} above that on search tokens ({gap[1]:.4g} against {gap[0]:.4g}): the "

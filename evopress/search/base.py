@@ -20,6 +20,9 @@ class Batch:
     All profiles are compared on the same `num_tokens` fresh search tokens. `label` tells people how far the search is
     ("generation 3/50, stage 1/2"). `fitness` overrides the fitness of the run, for methods that prescribe one. With
     `excerpt`, only that many tokens of each window are used, so the same number of tokens covers more windows.
+
+    If a search is stopped early, its result is the fittest profile within the budget of its last `decisive` batch. A
+    batch is decisive if it compares the best profile so far with profiles that may take its place.
     """
 
     profiles: tuple[Profile, ...]
@@ -27,6 +30,7 @@ class Batch:
     label: str = ""
     fitness: Fitness | None = None
     excerpt: int | None = None
+    decisive: bool = True
 
 
 TableKind = Literal["layer_error", "outliers", "cosine", "relative_change", "switch_effects"]

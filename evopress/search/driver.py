@@ -1,23 +1,30 @@
 """Runs a search: answers its questions and records every answer, so that a killed search can continue.
 
-A search is resumed by replaying the recorded answers into a fresh generator with the same seed.
+A search is resumed by replaying the recorded answers into a fresh generator with the same seed. It can be stopped
+between two questions. The log then says so, and every later replay ends at the same question.
 """
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 from random import Random
+from typing import Literal
 
 from tqdm import tqdm
 
 from evopress.runtime import distributed, signals
 from evopress.runtime.progress import progress
 from evopress.search.base import Answer, Batch, Question, Search, Table
+from evopress.search.early_stop import BestSoFar
 from evopress.search.log import SearchLog
+from evopress.search.start_profiles import evenly_spaced_profile
 from evopress.space.budget import Budget
 from evopress.space.units import Profile, Space
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,12 @@ class AnsweredQuestion:
 Answerer = Callable[[int, Question], tuple[Answer, float]]
 """Answers the n-th question; returns the answer and its cost in token equivalents."""
 
+StopReason = Literal["effort", "finish"]
+"""Why a search is stopped: its effort is spent, or the user asks for the best profile so far (`finish=true`)."""
+
+StopRule = Callable[[float], StopReason | None]
+"""Decides before a question whether to stop there. It is given the token equivalents that were spent so far."""
+
 
 def run_search(
     task: SearchTask,
@@ -62,26 +75,61 @@ def run_search(
     *,
     log: SearchLog,
     on_answer: Callable[[AnsweredQuestion], None] = lambda answered: None,
+    stop_rule: StopRule = lambda token_equivalents: None,
 ) -> Profile:
-    """Run a search to its end and return its profile. `on_answer` is called for every answer, replayed ones included.
+    """Run a search and return its profile. `on_answer` is called for every answer, replayed ones included.
 
-    Raises ValueError if the log does not match the search, and RuntimeError if the returned profile exceeds the budget.
+    If the search is stopped, its best profile so far is returned. Raises ValueError if the log does not match the
+    search, or if it is to finish but there is no best profile yet. Raises RuntimeError if the returned profile exceeds
+    the budget.
     """
     recorded = distributed.from_first(log.load)
     run = task.method.run(task.space, task.budget, Random(task.seed))
     num_questions = task.method.num_questions(task.space, task.budget)
+    best, spent = BestSoFar(task.space, task.budget), 0.0
     with progress(total=num_questions, desc="search", unit="question") as bar:
         try:
             question = next(run)
             for number in count():
                 signals.raise_if_interrupted()
+                if reason := _reason_to_stop(number, recorded, stop_rule, spent):
+                    return _checked(task, _stopped(reason, number, best, log=log, recorded=recorded))
                 answered = _answered(number, question, answer, log=log, recorded=recorded)
                 on_answer(answered)
                 _show(bar, answered)
+                best, spent = best.after(question, answered.answer), spent + answered.token_equivalents
                 question = run.send(answered.answer)
         except StopIteration as stop:
             profile = stop.value
     return _checked(task, profile)
+
+
+def _reason_to_stop(number: int, recorded: Sequence[dict], stop_rule: StopRule, spent: float) -> StopReason | None:
+    """Why the search stops before question `number`: as the log says, or, after its end, as the rule says."""
+    if number < len(recorded):
+        return recorded[number]["reason"] if recorded[number]["ask"] == "stop" else None
+    return distributed.from_first(lambda: stop_rule(spent))
+
+
+def _stopped(reason: StopReason, number: int, best: BestSoFar, *, log: SearchLog, recorded: Sequence[dict]) -> Profile:
+    """The result of a search that stops before question `number`. Records the stop in the log."""
+    if best.profile is None and reason == "finish":
+        raise ValueError(
+            "finish=true takes the best profile so far, but the search has not yet compared profiles within the "
+            "budget: resume the run without finish=true"
+        )
+    if number >= len(recorded) and distributed.is_first():
+        log.append_stop(reason)
+    if best.profile is None:
+        logger.warning(
+            "the search stops after %d questions, because its effort is spent, and has not compared profiles within "
+            "the budget yet: the uniform profile is used; raise effort",
+            number,
+        )
+        return evenly_spaced_profile(best.space, best.budget)
+    why = "its effort is spent" if reason == "effort" else "finish=true was set"
+    logger.info("the search stops after %d questions, because %s", number, why)
+    return best.profile
 
 
 def minibatch_rng(seed: int, number: int) -> Random:

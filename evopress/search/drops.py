@@ -38,7 +38,7 @@ def measure_drop_effects(
     """
     changed = {i: _with_drop_changed(space, profile, i) for i in space.children if len(space.units[i].levels) > 1}
     profiles = (profile, *changed.values())
-    batch = Batch(profiles, num_tokens, f"{len(changed)} single drops", fitness="kl", excerpt=excerpt)
+    batch = Batch(profiles, num_tokens, f"{len(changed)} single drops", "kl", excerpt, decisive=False)
     base, *fitness = yield from fitness_of(batch)
     check_any_finite(fitness)
     scores: dict[int, list[float]] = {}

@@ -89,7 +89,8 @@ class Evolution(Search):
         candidates = distinct_profiles(
             lambda: random_profile(space, budget, rng), self.initial_candidates, exclude=set()
         )
-        fitness = yield from fitness_of(Batch(tuple(candidates), self.initial_tokens, "initial candidates"))
+        batch = Batch(tuple(candidates), self.initial_tokens, "initial candidates", decisive=not self.maximize)
+        fitness = yield from fitness_of(batch)
         check_any_finite(fitness)
         return best_first(candidates, fitness, self._sign())[: self.population]
 

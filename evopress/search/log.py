@@ -1,7 +1,8 @@
 """`search.jsonl`: every question of a search with its answer, so that a killed search can continue.
 
-The first line is a header with everything that the answers depend on. Then there is one line per question. Every line
-has a checksum, and none has a timestamp, so a resumed search writes the same bytes as an uninterrupted one.
+The first line is a header with everything that the answers depend on. Then there is one line per question. If the
+search was stopped before its end, the last line says why. Every line has a checksum, and none has a timestamp, so a
+resumed search writes the same bytes as an uninterrupted one.
 """
 
 import json
@@ -56,6 +57,11 @@ class SearchLog:
         line = {**question_key(question), "answer": answer, "token_equivalents": token_equivalents}
         with path_in_errors(self.path), open(self.path, "a") as file:
             file.write(json.dumps(with_checksum(line)) + "\n")
+
+    def append_stop(self, reason: str) -> None:
+        """Record that the search is stopped before its end."""
+        with path_in_errors(self.path), open(self.path, "a") as file:
+            file.write(json.dumps(with_checksum({"ask": "stop", "reason": reason, "token_equivalents": 0.0})) + "\n")
 
     def recorded_answer(self, line: dict, question: Question) -> tuple[Answer, float]:
         """The answer on a recorded line and its token equivalents. Raises ValueError if the questions differ."""

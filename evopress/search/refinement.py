@@ -75,7 +75,8 @@ class Refinement:
     ) -> SearchStep[Measurement]:
         singles = [switched(space, profile, *switch) for switch in switches]
         label = f"{label}, {len(singles)} switches"
-        base, *fitness = yield from fitness_of(Batch((profile, *singles), self.tokens, label, excerpt=self.excerpt))
+        batch = Batch((profile, *singles), self.tokens, label, excerpt=self.excerpt, decisive=False)
+        base, *fitness = yield from fitness_of(batch)
         check_any_finite([base])
         return Measurement(profile, {switch: value - base for switch, value in zip(switches, fitness, strict=True)})
 

@@ -53,7 +53,9 @@ def select_survivors(
         if number == len(stages):
             candidates = [*parents, *candidates]
         stage_label = f"{label}, stage {number}/{len(stages)}"
-        fitness = yield from fitness_of(Batch(tuple(candidates), stage.tokens, stage_label, excerpt=excerpt))
+        decisive = number == len(stages) and sign > 0
+        batch = Batch(tuple(candidates), stage.tokens, stage_label, excerpt=excerpt, decisive=decisive)
+        fitness = yield from fitness_of(batch)
         candidates = best_first(candidates, fitness, sign)[: stage.survivors]
     check_any_finite(fitness)
     return candidates

@@ -86,7 +86,7 @@ class Swaps(Search):
         units = [i for i, unit in enumerate(space.units) if len(unit.levels) > 1]
         changed = (flipped(profile, (i,)) for i in units)
         label = f"{label}, {len(units)} single changes"
-        batch = Batch((profile, *changed), self.effect_tokens, label, excerpt=self.excerpt)
+        batch = Batch((profile, *changed), self.effect_tokens, label, excerpt=self.excerpt, decisive=False)
         base, *fitness = yield from fitness_of(batch)
         check_any_finite(fitness)
         return {i: value - base for i, value in zip(units, fitness, strict=True)}

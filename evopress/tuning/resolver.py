@@ -81,6 +81,11 @@ def _resolve_in_first(task: TuningTask) -> ResolvedLevels:
     saved = time.monotonic()
     for block in progress(range(task.context.lm.num_blocks), desc=f"{task.name}: rounding", unit="block"):
         signals.raise_if_interrupted()
+        if block >= len(resolved.losses) and task.is_over():
+            log.info(
+                "%s: stopped after %d blocks, as effort or finish asks; others keep their rounding", task.name, block
+            )
+            break
         states.advance_dense(block)
         if block >= len(resolved.losses):
             resolved = _with_block(task, states, block, resolved)

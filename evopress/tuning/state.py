@@ -16,7 +16,8 @@ class TuningState:
     """The state after `step` steps. The tensors are keyed by the names of the parameters.
 
     `checks` has a pair (step, KL) for every measurement; the first is that of the untuned model. `best` has the changes
-    at the best check. It is empty as long as the untuned model is the best.
+    at the best check. It is empty as long as the untuned model is the best. `is_stopped` is whether the tuning ends
+    here, before its last step.
     """
 
     changes: Tensors
@@ -24,6 +25,7 @@ class TuningState:
     best: Tensors = field(default_factory=dict)
     checks: list[tuple[int, float]] = field(default_factory=list)
     step: int = 0
+    is_stopped: bool = False
 
     @property
     def best_kl(self) -> float:
@@ -76,7 +78,11 @@ def save_state(path: Path, state: TuningState, identity: Mapping[str, object]) -
     tensors = _prefixed("changes", state.changes) | _prefixed("best", state.best)
     for moment in Moments._fields:
         tensors |= _prefixed(moment, {name: getattr(moments, moment) for name, moments in state.moments.items()})
-    write_tensors(path, tensors, {"identity": identity, "checks": state.checks, "step": state.step})
+    write_tensors(
+        path,
+        tensors,
+        {"identity": identity, "checks": state.checks, "step": state.step, "is_stopped": state.is_stopped},
+    )
 
 
 def read_state(path: Path, identity: Mapping[str, object]) -> TuningState | None:
@@ -87,7 +93,8 @@ def read_state(path: Path, identity: Mapping[str, object]) -> TuningState | None
     tensors, facts = content
     changes, best, first, second = (_with_prefix(kind, tensors) for kind in ("changes", "best", *Moments._fields))
     moments = {name: Moments(first[name], second[name]) for name in changes}
-    return TuningState(changes, moments, best, [(step, kl) for step, kl in facts["checks"]], facts["step"])
+    checks = [(step, kl) for step, kl in facts["checks"]]
+    return TuningState(changes, moments, best, checks, facts["step"], facts.get("is_stopped", False))
 
 
 def save_result(path: Path, result: TuningResult, identity: Mapping[str, object]) -> None:

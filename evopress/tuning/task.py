@@ -1,6 +1,6 @@
 """The task of one tuning."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,13 +12,18 @@ from evopress.tuning.tunable_model import TunableModel, tunable_model
 
 @dataclass(frozen=True)
 class TuningTask:
-    """What is tuned, and how. The result depends only on `identity`, and is written to `path`."""
+    """What is tuned, and how. The result depends only on `identity`, and is written to `path`.
+
+    `is_over` is asked before every step, in the first process, whether to stop there. The state then says so, so that a
+    run that is killed later stops at the same step.
+    """
 
     settings: Tuning
     context: EvaluationContext
     profile: Profile
     path: Path
     identity: Mapping[str, object]
+    is_over: Callable[[], bool] = lambda: False
 
     @property
     def num_steps(self) -> int:

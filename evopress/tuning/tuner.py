@@ -79,6 +79,10 @@ def _run(task: TuningTask, model: TunableModel, report: Report) -> TuningResult:
             )
             break
         signals.raise_if_interrupted()
+        if state.is_stopped or distributed.from_first(task.is_over):
+            state = _stopped(task, model, state)
+            report({"kl_validation": state.checks[-1][1]}, state.step)
+            break
         state, loss = _step(task, model, state, step)
         report({"loss": loss}, step)
         if step in check_steps:
@@ -89,6 +93,15 @@ def _run(task: TuningTask, model: TunableModel, report: Report) -> TuningResult:
             save_state(task.state_path, state, task.identity)
             saved = time.monotonic()
     return TuningResult(state.best, state.checks)
+
+
+def _stopped(task: TuningTask, model: TunableModel, state: TuningState) -> TuningState:
+    """The state in which the tuning ends before its last step, with a check of that state."""
+    log.info("%s: stopped after %d of %d steps, as effort or finish asks", task.name, state.step, task.num_steps)
+    state = replace(state, is_stopped=True)
+    if distributed.is_first():
+        save_state(task.state_path, state, task.identity)
+    return state if state.checks[-1][0] == state.step else state.checked(_kl(task, model))
 
 
 def _step(task: TuningTask, model: TunableModel, state: TuningState, step: int) -> tuple[TuningState, float]:

@@ -47,7 +47,7 @@ class Additive(Search):
     def _measure_errors(self, space: Space, budget: Budget) -> SearchStep[LevelScores]:
         start = evenly_spaced_profile(space, budget) if self.around == "uniform" else space.uniform(0)
         profiles = all_switched(space, start)
-        batch = Batch((start, *profiles), self.tokens, f"{len(profiles)} single switches")
+        batch = Batch((start, *profiles), self.tokens, f"{len(profiles)} single switches", decisive=False)
         base, *fitness = yield from fitness_of(batch)
         check_any_finite([base])
         return error_table(space, start, base=base, fitness=dict(zip(profiles, fitness, strict=True)))

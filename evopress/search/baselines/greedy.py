@@ -38,7 +38,7 @@ class Greedy(Search):
             if not lowerable:
                 raise ValueError(out_of_reach_message(space, budget))
             lowered = [_lowered(space, profile, i) for i in lowerable]
-            fitness = yield from fitness_of(Batch((profile, *lowered), self.tokens, f"step {step}"))
+            fitness = yield from fitness_of(Batch((profile, *lowered), self.tokens, f"step {step}", decisive=False))
             check_any_finite(fitness[1:])
             base = fitness[0] if isfinite(fitness[0]) else 0.0
             loss_per_cost = {

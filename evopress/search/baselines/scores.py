@@ -58,7 +58,9 @@ class Scores(Search):
         """One score for each group of units that are dropped together."""
         if self.score == "perplexity" or self.score == "kl":
             profiles = tuple(with_dropped(space, units) for units in groups)
-            batch = Batch(profiles, self.tokens, "single drops", fitness=self.score, excerpt=self.excerpt)
+            batch = Batch(
+                profiles, self.tokens, "single drops", fitness=self.score, excerpt=self.excerpt, decisive=False
+            )
             return (yield from fitness_of(batch))
         assert self.score != "window"
         distance = float(len(groups[0]))
