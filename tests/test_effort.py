@@ -54,6 +54,7 @@ def interrupt_search(job: Job, question: int, monkeypatch) -> None:
         run_job(job)
 
 
+@pytest.mark.slow
 def test_search_and_tuning_cost_the_effort_together(job, monkeypatch):
     whole = sum(line["token_equivalents"] for line in _lines(job))
     limited = replace(job, effort=1200, folder=job.folder / "limited")
@@ -101,6 +102,7 @@ def test_the_end_of_a_time_is_recorded_and_found_again(job, monkeypatch):
     assert read(timed, "results.json")["searched"] == results["searched"]
 
 
+@pytest.mark.slow
 def test_the_speed_that_turns_time_into_steps_is_measured_once(job, monkeypatch):
     timed = replace(job, effort="1h", search=replace(SEARCH, generations=1))
     monkeypatch.setattr("evopress.runtime.clock.Clock.spent", lambda self, name: 0.0)
@@ -116,6 +118,7 @@ def test_the_speed_that_turns_time_into_steps_is_measured_once(job, monkeypatch)
     assert kept_bytes(timed) == before
 
 
+@pytest.mark.slow
 def test_a_finished_run_takes_the_best_so_far_and_stays_as_it_is(job, monkeypatch):
     interrupt_search(job, 3, monkeypatch)
     run_job(replace(job, finish=True))
@@ -134,6 +137,7 @@ def test_a_finished_run_takes_the_best_so_far_and_stays_as_it_is(job, monkeypatc
     assert read(job, "results.json")["searched"] == results["searched"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_tuning_is_finished_with_its_best_model(job, monkeypatch):
     class Killing(type(job.tracker)):
         def log(self, metrics, *, step):
@@ -166,6 +170,7 @@ def test_another_effort_is_another_search(job):
         run_job(replace(job, effort=2000, stages=("database", "search")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("effort", [1500, 4000, 10**9])
 def test_the_plan_counts_what_the_effort_allows(effort, job, monkeypatch):
     limited = replace(job, effort=effort)

@@ -105,6 +105,7 @@ def test_an_answer_stops_at_every_end_that_the_model_or_the_tokenizer_names():
         own.eos_token_id = before
 
 
+@pytest.mark.slow
 def test_answers_are_in_the_results_and_the_report_and_are_not_given_again(model_folders, tmp_path, monkeypatch):
     settings = {"compress": Drop(), "budget": Budget(metric="drop", target=1 / 3), "search": Uniform()}
     job = small_job(tmp_path / "run", tmp_path, model_folders("llama"), **settings)
