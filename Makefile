@@ -35,7 +35,7 @@ smoke: $(VENV)/ready ## the same on the tiny model that comes with the package (
 test: $(VENV)/ready ## every test, in two processes (WORKERS=n for more)
 	OMP_NUM_THREADS=1 $(RUN) pytest -n $(WORKERS)
 
-test-fast: $(VENV)/ready ## the tests that are not marked slow
+test-fast: $(VENV)/ready ## the tests that are not marked slow (under two minutes on two cores)
 	OMP_NUM_THREADS=1 $(RUN) pytest -n $(WORKERS) -m "not slow"
 
 test-faults: $(VENV)/ready ## kills, damage, bad input, hostile files, odd numbers, keys, late errors: counted (about 20 minutes)

@@ -58,6 +58,7 @@ def whole(kind: str, text: str) -> list[int]:
     return trained(kind)(text, add_special_tokens=False)["input_ids"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["byte_level", "sentencepiece_bpe", "unigram", "wordpiece"])
 @settings(max_examples=25, deadline=None)
 @given(start=st.integers(0, 30_000), num_tokens=st.integers(1, 2000), piece=st.integers(50, 3000))

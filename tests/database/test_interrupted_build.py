@@ -10,6 +10,7 @@ from evopress.compressors.rtn import RTN
 from evopress.database.build import BatchLimits, build_database
 from evopress.database.store import Database
 from tests.databases import BITS, WINDOWS, Killed, built, database_in, open_database, recording_gptq
+from tests.marks import slow_except
 from tests.tiny_models import NUM_BLOCKS, tiny, token_windows
 
 
@@ -29,7 +30,7 @@ def test_hidden_states_in_a_file_give_the_same_bytes_and_the_file_disappears(tmp
         assert contents[0] == contents[1]
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+@pytest.mark.parametrize("family", slow_except(("llama", "gemma3_text"), ("llama",)))
 @pytest.mark.parametrize("lives", [0, 5, 11])
 def test_a_killed_build_continues_to_the_same_bytes(lives, family, tmp_path):
     lm = tiny(family)

@@ -65,6 +65,7 @@ def test_a_file_alone_is_enough_for_transformers(tmp_path):
         torch.testing.assert_close(logits(model), logits(search_model), rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_symmetric_codes_in_groups_of_32_become_block_types_without_rounding(tmp_path):
     searched = compressed(tiny("llama"), EXACT, tmp_path)
     verified = written(searched, tmp_path)

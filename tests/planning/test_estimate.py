@@ -98,6 +98,7 @@ def test_the_database_is_as_large_as_estimated(compress, budget, tmp_path):
     assert estimate_of(settings).database_bytes == sum(tensor.nbytes for block in blocks for tensor in block.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "search",
     [

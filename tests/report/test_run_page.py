@@ -159,6 +159,7 @@ def test_kl_by_position_is_drawn_if_it_was_measured(tmp_path):
     assert (folder / "plots/position.png").exists()
 
 
+@pytest.mark.slow
 def test_every_measured_candidate_has_its_curve_of_kl_by_position(tmp_path):
     folder = make_run(tmp_path / "run")
     results = json.loads((folder / "results.json").read_text())

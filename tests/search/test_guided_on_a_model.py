@@ -49,6 +49,7 @@ def job(folder, outputs, model, **changes) -> Job:
     return Job(**{**defaults, **changes})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("compress", "budget"),
     [
