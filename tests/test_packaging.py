@@ -74,7 +74,6 @@ def test_the_wheel_holds_the_package_and_its_metadata_only(wheel):
     assert {name.partition("/")[0] for name in names} == {"evopress", f"evopress-{version}.dist-info"}
 
 
-@pytest.mark.slow
 def test_the_wheel_holds_every_module_configuration_and_asset(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     package = Path(evopress.__file__).parent

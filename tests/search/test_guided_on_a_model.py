@@ -49,13 +49,14 @@ def job(folder, outputs, model, **changes) -> Job:
     return Job(**{**defaults, **changes})
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("compress", "budget"),
     [
         (GPTQ(bits=[2, 3, 4], group_size=32), Budget(metric="bits", target=2.5)),
-        (GPTQ(bits=[2, 3, 4], group_size=32), Budget(metric="size", target="125KB")),
-        (SparseGPT(base=0.5, num_levels=2), HALF),
+        pytest.param(
+            GPTQ(bits=[2, 3, 4], group_size=32), Budget(metric="size", target="125KB"), marks=pytest.mark.slow
+        ),
+        pytest.param(SparseGPT(base=0.5, num_levels=2), HALF, marks=pytest.mark.slow),
         (Drop(), Budget(metric="drop", target=1 / 3)),
         (Drop(granularity="block"), Budget(metric="drop", target=1 / 3)),
     ],
