@@ -1,5 +1,6 @@
 """Small databases: a weight of every kind, and builds for tiny models that can be recorded or killed."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -56,7 +57,7 @@ class Killed(BaseException):
     """Acts like a kill: nothing in the program catches it."""
 
 
-def recording_gptq(lives: int = 10**6) -> tuple[GPTQ, list[LayerGroup]]:
+def recording_gptq(lives: int = 10**6, *, weigh_tokens: bool = True) -> tuple[GPTQ, list[LayerGroup]]:
     """`BITS`, killed after `lives` groups, and the list of the groups that it receives."""
     groups: list[LayerGroup] = []
 
@@ -69,7 +70,7 @@ def recording_gptq(lives: int = 10**6) -> tuple[GPTQ, list[LayerGroup]]:
             groups.append(LayerGroup(group.names, weights, group.hessian.clone()))
             return super().compress(group)
 
-    return Recording(bits=BITS.bits, group_size=BITS.group_size, propagate_bits=BITS.propagate_bits), groups
+    return Recording(**{**asdict(BITS), "weigh_tokens": weigh_tokens}), groups
 
 
 def database_in(root: Path) -> Database:

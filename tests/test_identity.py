@@ -87,6 +87,7 @@ RULES: dict[str, tuple[str, str]] = {
     "compress.act_order": (ALL, "false"),
     "compress.range": (ALL, "minmax"),
     "compress.refit_scales": (ALL, "false"),
+    "compress.weigh_tokens": (ALL, "false"),
     "compress.damp": (ALL, "0.02"),
     "compress.propagate_bits": (ALL, "4"),
     "space.trade": (LATER, "any"),

@@ -16,8 +16,9 @@ from evopress.weights.base import CompressedWeight
 class LayerGroup:
     """Layers of one block that read the same input, such as q, k and v.
 
-    `weights` are float32, (rows_i, cols). `hessian` is 2/n Σ x xᵀ over the calibration tokens, float32, (cols, cols);
-    it is given if and only if the compressor's `needs_hessian` is set.
+    `weights` are float32, (rows_i, cols). `hessian` is 2/n Σ w x xᵀ over the calibration tokens, float32, (cols, cols);
+    it is given if and only if the compressor's `needs_hessian` is set. The weights w of the tokens have a common
+    factor, and are 1 unless the compressor's `needs_token_weights` is set.
     """
 
     names: tuple[str, ...]
@@ -84,6 +85,11 @@ class Compressor(ABC):
 
     needs_hessian: ClassVar[bool]
     """Whether it needs calibration. If so, `compress` gets the Hessian of every group."""
+
+    @property
+    def needs_token_weights(self) -> bool:
+        """Whether tokens count in the Hessians by the gradients of the dense model, instead of all alike."""
+        return False
 
     @property
     def compresses_embeddings(self) -> bool:

@@ -31,7 +31,8 @@ class GGUF(Compressor):
     of layers whose number of inputs is a multiple of 256. The ggml library rounds to K types, without GPTQ; see
     `weights.kquants`.
 
-    `range` and `act_order` work as in GPTQ, but `range=minmax` uses the grids of the reference quantisers.
+    `range`, `act_order` and `weigh_tokens` work as in GPTQ, but `range=minmax` uses the grids of the reference
+    quantisers.
 
     With `embeddings`, the embeddings and the head are units as well. `damp` is the damping as a share of the Hessian's
     mean diagonal. The next block is calibrated on the outputs of `propagate_type`. A layer without this level uses the
@@ -47,6 +48,7 @@ class GGUF(Compressor):
     embeddings: bool = True
     range: Literal["minmax", "hessian"] = "hessian"
     act_order: bool = True
+    weigh_tokens: bool = True
     damp: float = Field(default=0.01, gt=0)
     propagate_type: TypeName | KTypeName = "Q4_0"
 
@@ -60,6 +62,10 @@ class GGUF(Compressor):
         if requirement and k_types:
             raise ValueError(f"{', '.join(k_types)} in compress.types needs {requirement}")
         return tuple(sorted(types, key=lambda name: -bits_per_weight(name)))
+
+    @property
+    def needs_token_weights(self) -> bool:
+        return self.weigh_tokens
 
     @property
     def compresses_embeddings(self) -> bool:

@@ -30,7 +30,8 @@ class GPTQ(IntegerLevels):
 
     With `act_order`, the columns with the strongest inputs are rounded first. Groups still consist of neighbouring
     columns, and codes are stored in the original order, as inference engines expect. The grids are then fitted to the
-    original weights, before the sweep. `refit_scales` fits the scales of each row again after the sweep.
+    original weights, before the sweep. `refit_scales` fits the scales of each row again after the sweep. With
+    `weigh_tokens`, tokens count in the Hessian by their effect on the model's predictions.
 
     Source: arXiv 2210.17323, Algorithm 1. Unlike there, a grid that is fitted during the sweep (without `act_order`) is
     fitted after *all* earlier errors are applied to the whole group, so it does not depend on the lazy block size.
@@ -40,8 +41,13 @@ class GPTQ(IntegerLevels):
 
     act_order: bool = True
     refit_scales: bool = True
+    weigh_tokens: bool = True
     damp: float = Field(default=0.01, gt=0)
     propagate_bits: int = Field(default=3, ge=2, le=8)
+
+    @property
+    def needs_token_weights(self) -> bool:
+        return self.weigh_tokens
 
     @property
     def propagate_level(self) -> int:

@@ -7,7 +7,7 @@ from evopress.compressors.outer_products import add_outer_products
 
 
 class RunningHessian:
-    """2/n Σ x xᵀ over all inputs seen so far, float32, (cols, cols), as a running mean.
+    """2/n Σ w x xᵀ over all inputs seen so far, float32, (cols, cols), as a running mean. All w are 1 unless given.
 
     Only the diagonal of `mean` and the entries above it are valid; `result` mirrors them.
     """
@@ -16,10 +16,17 @@ class RunningHessian:
         self.mean = torch.zeros(cols, cols, device=device)
         self.num_tokens = 0
 
-    def update(self, X: Tensor) -> None:
-        """Add inputs X (tokens, cols) of any float type: H ← H·m/(m+k) + 2/(m+k)·XᵀX."""
+    def update(self, X: Tensor, token_weights: Tensor | None = None) -> None:
+        """Add inputs X (tokens, cols) of any float type: H ← H·m/(m+k) + 2/(m+k)·Xᵀ diag(w) X.
+
+        The weights w (tokens,) may have any common factor. Products √w·x are rounded to the type of X if it has the
+        range of float32.
+        """
         if not len(X):
             return
+        if token_weights is not None:
+            scaled = X.float() * token_weights.sqrt().unsqueeze(1)
+            X = scaled if X.dtype == torch.float16 else scaled.to(X.dtype)
         total = self.num_tokens + len(X)
         add_outer_products(self.mean, X, beta=self.num_tokens / total, alpha=2 / total)
         self.num_tokens = total

@@ -28,7 +28,8 @@ class SparseGPT(SparsityLevels):
 
     In every block of `block_size` columns, a layer loses the weights with the smallest w²/U_jj². Their number is
     proportional to the columns of the block. Ties are broken by column, then by row. `damp` is the damping as a share
-    of the Hessian's mean diagonal.
+    of the Hessian's mean diagonal. With `weigh_tokens`, tokens count in the Hessian by their effect on the model's
+    predictions.
 
     Source: arXiv 2301.00774, Algorithm 1. Unlike there, later columns also compensate for rounding the remaining
     weights to their storage type.
@@ -38,6 +39,11 @@ class SparseGPT(SparsityLevels):
 
     block_size: int = Field(default=128, gt=0)
     damp: float = Field(default=0.01, gt=0)
+    weigh_tokens: bool = True
+
+    @property
+    def needs_token_weights(self) -> bool:
+        return self.weigh_tokens
 
     def compress(self, group: LayerGroup) -> CompressedGroup:
         assert group.hessian is not None, "the group has no Hessian"

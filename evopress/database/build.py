@@ -3,6 +3,7 @@
 ::
 
     X ← dense embeddings of the calibration windows
+    if the compressor asks for it: weigh the tokens by gradients of the dense model
     for each block:
         run the dense block on X, and sum up the Hessian of each group of layers that read the same input
         solve every group at all levels; write the block
@@ -109,7 +110,12 @@ def _build_missing(
     states = None
     if compressor.needs_hessian:
         states = embed_windows(
-            lm, windows, batch_tokens=limits.batch_tokens, states_gb=limits.states_gb, folder=database.folder
+            lm,
+            windows,
+            batch_tokens=limits.batch_tokens,
+            states_gb=limits.states_gb,
+            folder=database.folder,
+            with_weights=compressor.needs_token_weights,
         )
     pending_write: Future | None = None
     with ThreadPoolExecutor(max_workers=1) as writer:

@@ -49,9 +49,11 @@ def memory_of_database(run: PlannedRun) -> tuple[MemoryItem, ...]:
     factors = 12 * max(cols**2 for _, cols in shapes)
     solved = max(rows * cols * max(1, min(run.num_levels, MAX_ELEMENTS // (rows * cols))) for rows, cols in shapes)
     states = min(run.calibration_state_bytes, run.limit_of_states)
+    weighed = run.weighs_tokens * run.model.num_blocks * run.job.evaluator.batch_tokens * run.state_bytes
     remedy = fewer_levels(run)
     for_calibration = (
         MemoryItem("hidden states of the calibration tokens", states, "lower evaluator.states_gb"),
+        MemoryItem("states of a batch whose tokens are weighed", weighed, "lower evaluator.batch_tokens"),
         MemoryItem("Hessians and factors", hessians + factors),
     )
     return (

@@ -23,13 +23,15 @@ def block(sample: Sample, operation: Operation) -> Timeable:
 
 def calibrate(sample: Sample, operation: Operation) -> Timeable:
     """Runs the block and adds up its Hessians, then runs it again to advance to the next block."""
-    lm, batch = sample.lm, [sample.states(operation)]
+    lm = sample.lm
     kwargs = [sample.kwargs(operation.length)]
-    states = CalibrationStates(lm=lm, batches={0: batch}, kwargs=kwargs, num_chunks=1, num_tokens=operation.tokens)
+    states = CalibrationStates(
+        lm=lm, batches={0: [sample.states(operation)]}, kwargs=kwargs, num_chunks=1, num_tokens=operation.tokens
+    )
     groups = groups_of_block(lm, 0)
 
     def call() -> None:
-        states.add_inputs(states.zero_hessians(groups), 0, batch)
+        states.add_inputs(states.zero_hessians(groups), 0, 0)
         states.advance(0, {})
 
     return Timeable(call)

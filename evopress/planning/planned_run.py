@@ -36,6 +36,11 @@ class PlannedRun:
         return device_and_dtype(self.job)[0]
 
     @property
+    def weighs_tokens(self) -> bool:
+        compress = self.job.compress
+        return not isinstance(compress, Drop) and compress.needs_token_weights
+
+    @property
     def needs_hessians(self) -> bool:
         compress = self.job.compress
         return not isinstance(compress, Drop) and compress.needs_hessian

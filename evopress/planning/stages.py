@@ -60,11 +60,14 @@ def _database_stage(run: PlannedRun) -> StageEstimate:
         windows_per_part = max(1, run.job.evaluator.batch_tokens // window)
         for part in parts_of(run.calibration_tokens // window, windows_per_part):
             work[Operation("calibrate", part, window)] += run.model.num_blocks
+            if run.weighs_tokens:  # a forward pass, then each block again with its graph, and backwards
+                work[Operation("block", part, window)] += 3 * run.model.num_blocks
+                work[Operation("head", part, window)] += 2
     if run.has_states_in_file:  # read for the Hessians, then read and written again
         work[Operation("states")] += 3 * run.model.num_blocks * run.calibration_tokens * run.state_bytes
     return StageEstimate(
         name="database",
-        tokens=2.0 * run.calibration_tokens * run.needs_hessians,
+        tokens=(2.0 * run.needs_hessians + 3.0 * run.weighs_tokens) * run.calibration_tokens,
         work=work,
         memory=(*memory_of_every_stage(run), *memory_of_database(run)),
     )

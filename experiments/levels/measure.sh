@@ -30,8 +30,9 @@ run() { # name, then options
 }
 
 run all
-run paper compress.act_order=false compress.range=minmax compress.refit_scales=false
-run range compress.refit_scales=false
-run order compress.range=minmax compress.refit_scales=false
+run paper compress.act_order=false compress.range=minmax compress.refit_scales=false compress.weigh_tokens=false
+run plain compress.weigh_tokens=false
+run range compress.refit_scales=false compress.weigh_tokens=false
+run order compress.range=minmax compress.refit_scales=false compress.weigh_tokens=false
 run all-1 data.calibration_seed=1
 run all-2 data.calibration_seed=2

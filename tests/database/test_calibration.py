@@ -1,6 +1,7 @@
 """Each block is calibrated on the outputs of the compressed blocks before it."""
 
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ def plain_hessians(lm: LanguageModel, database: Database) -> dict[str, torch.Ten
 @pytest.mark.parametrize("family", slow_except(FAMILIES, ("llama", "gemma2")))
 def test_hessians_equal_those_of_whole_models_with_the_blocks_before_compressed(family, tmp_path):
     lm = tiny(family)
-    compressor, groups = recording_gptq()
+    compressor, groups = recording_gptq(weigh_tokens=False)
     database = built(lm, compressor, tmp_path)
     expected = plain_hessians(lm, database)
     assert [group.names for group in groups] == [
@@ -58,7 +59,7 @@ def test_hessians_equal_those_of_whole_models_with_the_blocks_before_compressed(
 
 def test_blocks_after_the_first_are_calibrated_on_compressed_blocks(tmp_path):
     lm = tiny("llama")
-    compressor, groups = recording_gptq()
+    compressor, groups = recording_gptq(weigh_tokens=False)
     built(lm, compressor, tmp_path)
     for group in groups:
         X = inputs_of(lm.model, group.names[0])
@@ -68,7 +69,11 @@ def test_blocks_after_the_first_are_calibrated_on_compressed_blocks(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("compressor", [BITS, SparseGPT(base=0.5, num_levels=1, step=200)], ids=["bits", "sparsity"])
+@pytest.mark.parametrize(
+    "compressor",
+    [replace(BITS, weigh_tokens=False), SparseGPT(base=0.5, num_levels=1, step=200, weigh_tokens=False)],
+    ids=["bits", "sparsity"],
+)
 def test_the_second_block_has_the_levels_that_follow_from_these_hessians(compressor, tmp_path):
     """Nearly all weights are equal. Float32 and float64 Hessians may round a few differently."""
     lm = tiny("gemma3_text")
