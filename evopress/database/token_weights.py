@@ -8,8 +8,8 @@ token in the dense model, and
 The mean of the squared gradients over such labels is the Fisher information of the model. So to second order, a small
 random error of an output raises the KL divergence from the dense model in proportion to the square of this weight. A
 plain Hessian counts all tokens alike. But many tokens attend to the first one, for example, so its key and value matter
-more than all others. The weight is not squared, because the squares of a single sample are noisy, and a few tokens would
-decide alone.
+more than all others. The weight is not squared, because the squares of a single sample are noisy, and a few tokens
+would decide alone.
 
 Sources: arXiv 1806.04090 for sampled labels; arXiv 2505.07004 for Hessians that are weighted by squared gradients.
 """
