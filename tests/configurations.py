@@ -11,19 +11,23 @@ from evopress.config import CONFIG_FOLDER
 
 
 def composed(*overrides: str) -> DictConfig:
-    """A new configuration with these overrides.
+    """A new configuration, as Hydra composes it with these overrides. Raises what Hydra raises.
 
-    Options such as `search=guided` are composed once. Values with a dot in their key are set afterwards, as Hydra does.
+    Options such as `search=guided` are composed once. Values of existing keys with a dot are set afterwards.
     """
-    values = [override for override in overrides if _sets_a_value(override)]
+    values = [override for override in overrides if "." in override.partition("=")[0] and override[0] not in "+~"]
     cfg = deepcopy(_with_options(tuple(override for override in overrides if override not in values)))
     for override in OverridesParser.create().parse_overrides(values):
+        if not _has(cfg, override.key_or_group):
+            return _with_options(overrides)  # which raises an error
         OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True)
     return cfg
 
 
-def _sets_a_value(override: str) -> bool:
-    return "." in override.partition("=")[0] and override[0] not in "+~"
+def _has(cfg: DictConfig, key: str) -> bool:
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(cfg, parent)
+    return isinstance(node, DictConfig) and name in node.keys()  # noqa: SIM118 - missing values are not `in` a node
 
 
 @cache

@@ -12,15 +12,13 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import wandb
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from evopress.config import CONFIG_FOLDER, ConfigError, build_job, suggest_keys
+from evopress.config import ConfigError, build_job, suggest_keys
 from evopress.pipeline import run_job
 from evopress.runtime.files import lock_folder
+from tests.configurations import composed
 from tests.tiny_models import VOCABULARY, tokenizer
 
 SMALL = [
@@ -223,15 +221,10 @@ def files(tmp_path_factory):
 def message_of(overrides: list[str], folder: Path) -> str:
     """The message that the user sees, whichever stage raises it."""
     try:
-        with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-            cfg = compose("config", [*small_for(overrides), *overrides], return_hydra_config=True)
-            HydraConfig.instance().set_config(cfg)
-            OmegaConf.set_struct(cfg, False)
-            del cfg["hydra"]
-            if not any(override.startswith("outputs=") for override in overrides):
-                cfg.outputs = str(folder / "outputs")
-            job = build_job(cfg, folder / "run")
-        run_job(job)
+        cfg = composed(*small_for(overrides), *overrides)
+        if not any(override.startswith("outputs=") for override in overrides):
+            cfg.outputs = str(folder / "outputs")
+        run_job(build_job(cfg, folder / "run"))
     except HydraException as error:
         return "\n".join([str(error), *suggest_keys(overrides)])
     except (ConfigError, ValueError, OSError) as error:
