@@ -106,4 +106,5 @@ def _predictions(
         X = np.array([orders[switch] for switch in usable])
         y = np.array([measured[switch] for switch in usable])
         slopes = tuple(np.linalg.lstsq(X, y, rcond=None)[0].tolist())
-    return {switch: float(np.dot(slopes, both)) for switch, both in orders.items()}
+    with np.errstate(over="ignore", invalid="ignore"):  # infinite effects are estimates too
+        return {switch: float(np.dot(slopes, both)) for switch, both in orders.items()}

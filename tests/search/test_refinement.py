@@ -78,6 +78,14 @@ def test_the_line_search_holds_the_budget_and_returns_the_fittest(sizes, bits, t
         assert questions[0].profile in questions[-1].profiles
 
 
+def test_effects_too_large_for_a_sum_give_an_infinite_estimate():
+    """Without a warning, which is an error here. Hypothesis has such effects in some orders of the tests."""
+    space, profile = bit_space([8, 8]), (1, 1)
+    effects = Effects(profile, [[1.7e308] * 3] * 2, [[1.7e308] * 3] * 2)
+    estimates = estimate_changes(space, BITS3.caps(space), effects, measurements=[])
+    assert {switch: change for switch, change in estimates.changes.items() if change == inf}.keys() == {(0, 0), (1, 0)}
+
+
 def test_the_best_share_per_cost_is_measured_in_both_directions():
     space, profile = bit_space([8, 8, 16, 16]), (1,) * 4
     first = [[-1.0, 0.0, -9.0], [-3.0, 0.0, -9.0], [-4.0, 0.0, -9.0], [-1.0, 0.0, -9.0]]  # of downs it does not count
