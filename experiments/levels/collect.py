@@ -16,7 +16,9 @@ ROWS = {
     "paper": "as in the paper of GPTQ: columns as they stand, ranges from the smallest to the largest weight",
     "order": "columns ordered by the power of their inputs",
     "range": "ordered, and ranges searched",
-    "all": "ordered, ranges searched, scales refitted: the default",
+    "refit": "ordered, ranges searched, scales refitted",
+    "all": "the same, and tokens weighted: the default",
+    "single": "the default, with a database of each width alone",
     "all-1": "the default, other calibration windows",
     "all-2": "the default, again others",
 }

@@ -16,22 +16,24 @@ mkdir -p "$out"
 
 [ -e "$model/model.safetensors" ] || "$python" experiments/gguf/off_grid.py "$model"
 
-run() { # name, then options
-  local name=$1
+run() { # name, then options; single uses a database of one width
+  local name=$1 widths propagated
   shift
   for bits in 3 2 4; do
+    if [ "$name" = single ]; then widths=[$bits] propagated=$bits; else widths=[2,3,4] propagated=3; fi
     [ -e "$out/$name-$bits/results.json" ] || "$python" -m evopress.run model=hf model.name=smollm2-off-grid \
       "model.path=$model" model.dtype=float32 data=text "data.source=$TEXT/wikitext2_valid.txt" \
       "data.test_source=$TEXT/wikitext2_test.txt" data.window=512 data.calibration_tokens=16384 \
       data.search_tokens=8192 data.validation_tokens=2048 data.test_tokens=8192 compress=gptq \
-      compress.group_size=64 compress.bits=[2,3,4] search=uniform "budget.target=$bits" \
+      compress.group_size=64 "compress.bits=$widths" "compress.propagate_bits=$propagated" search=uniform "budget.target=$bits" \
       "hydra.run.dir=$out/$name-$bits" "$@"
   done
 }
 
+run single
 run all
 run paper compress.act_order=false compress.range=minmax compress.refit_scales=false compress.weigh_tokens=false
-run plain compress.weigh_tokens=false
+run refit compress.weigh_tokens=false
 run range compress.refit_scales=false compress.weigh_tokens=false
 run order compress.range=minmax compress.refit_scales=false compress.weigh_tokens=false
 run all-1 data.calibration_seed=1
