@@ -38,7 +38,8 @@ def evaluate_profile(
         tokenizer=context.lm.tokenizer,
         cache=job.outputs / "cache",
     )
-    file = open_results(job, context, profiles, test_sets=test_sets)
+    extents = {name: model.extent for name, model in tuned.items()}
+    file = open_results(job, context, profiles, test_sets=test_sets, extents=extents)
     if file.is_done:
         log.info("the evaluation is already done: %s", file.path)
         return

@@ -109,8 +109,12 @@ def scores_identity(
     *,
     test_sets: Mapping[str, Windows],
     tasks: Mapping[str, object],
+    extents: Mapping[str, Mapping[str, int]],
 ) -> dict:
-    """What the scores of the candidates depend on. `tasks` maps the name of each task to its identity."""
+    """What the scores of the candidates depend on. `tasks` maps the name of each task to its identity.
+
+    `extents` says how far each tuned model was tuned, because `finish=true` or a limit in time can end a tuning early.
+    """
     identity = {
         "candidates": profiles,
         "space": asdict(job.space),
@@ -123,6 +127,7 @@ def scores_identity(
     if job.tunes:
         identity["tuned"] = tuning_identity(job, context, profiles["searched"])
         identity["compare_uniform"] = job.tune.compare_uniform
+        identity["extents"] = extents
     return _as_json(identity)
 
 

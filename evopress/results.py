@@ -62,11 +62,15 @@ def open_results(
     profiles: Mapping[str, Profile | None],
     *,
     test_sets: Mapping[str, Windows],
+    extents: Mapping[str, Mapping[str, int]],
 ) -> ResultsFile:
-    """The results file of a job, for these candidates on these test sets. Every process must call this."""
+    """The results file of a job, for these candidates on these test sets. Every process must call this.
+
+    `extents` says how far each tuned model was tuned.
+    """
     path = job.folder / "results.json"
     tasks = distributed.from_first(partial(task_identities, job.eval, context.lm))
-    measured = scores_identity(job, context, profiles, test_sets=test_sets, tasks=tasks)
+    measured = scores_identity(job, context, profiles, test_sets=test_sets, tasks=tasks, extents=extents)
     done = evaluation_identity(job, context, measured)
     recorded = distributed.from_first(lambda: read_json_if_intact(path))
     return ResultsFile(path, measured, done, recorded)

@@ -44,6 +44,12 @@ class TunedModel:
         }
         return [part for part, is_changed in changed.items() if is_changed]
 
+    @property
+    def extent(self) -> dict[str, int]:
+        """How far it was tuned: the blocks whose rounding was learnt or kept, and the steps of scales and norms."""
+        blocks = {} if self.resolution is None else {"blocks": self.resolution.num_blocks}
+        return blocks | ({} if self.result is None else {"steps": self.result.num_steps})
+
     def facts(self, job: Job, context: EvaluationContext) -> dict[str, object]:
         """What `results.json` says about the tuning."""
         splits = context.splits
@@ -58,7 +64,7 @@ class TunedModel:
         if self.result is not None:
             kls += [self.result.kl_before, self.result.kl_after]
             facts["checks"] = self.result.checks
-            steps, checks = self.result.checks[-1][0], len(self.result.checks)
+            steps, checks = self.result.num_steps, len(self.result.checks)
             cost += token_equivalents(job.tune, steps, checks, windows=validation)
         return facts | {"kl_validation_before": kls[0], "kl_validation_after": kls[-1], "token_equivalents": cost}
 
@@ -103,6 +109,7 @@ def _tuned(
             task, path=job.folder / f"{name}.rounding.safetensors", identity=rounding_identity(job, context, profile)
         )
         resolved, resolution = resolve(rounding)
+        task = replace(task, identity={**task.identity, "rounded_blocks": resolution.num_blocks})
         if resolution.is_kept:
             tuned = resolved
             task = replace(task, context=resolved)

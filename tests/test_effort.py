@@ -135,6 +135,10 @@ def test_a_finished_run_takes_the_best_so_far_and_stays_as_it_is(job, monkeypatc
     run_job(job)
     assert kept_bytes(job) == before, "a later resume neither searches nor tunes"
     assert read(job, "results.json")["searched"] == results["searched"]
+    (job.folder / "tuned.safetensors").unlink()
+    run_job(job)
+    tuned = read(job, "results.json")
+    assert tuned["tuning"]["tuned"]["kept"] and "tuned" in tuned, "without its file, the tuning is done and measured"
 
 
 @pytest.mark.slow

@@ -223,7 +223,7 @@ def identities(files: dict[str, str], folder: Path, *overrides: str) -> dict[str
     profiles = compared_profiles(space, space.uniform(0), job.budget)
     test_sets = {test_set.name: splits.test for test_set in job.test_sets}
     tasks = {task: {} for task in job.eval.tasks}
-    scores = scores_identity(job, context, profiles, test_sets=test_sets, tasks=tasks)
+    scores = scores_identity(job, context, profiles, test_sets=test_sets, tasks=tasks, extents={})
     every = {
         "database": database,
         "search": search_identity(job, context),

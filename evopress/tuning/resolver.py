@@ -38,6 +38,11 @@ class Resolution:
     kl_after: float
 
     @property
+    def num_blocks(self) -> int:
+        """The number of blocks whose rounding was learnt or kept, before the end or a stop."""
+        return len(self.losses)
+
+    @property
     def is_kept(self) -> bool:
         return self.kl_after < self.kl_before
 
@@ -63,11 +68,12 @@ def resolve(task: TuningTask) -> tuple[EvaluationContext, Resolution]:
     learnt = changed_context(context, levels, lm=context.lm, cache_gb=context.evaluator.settings.cache_gb)
     resolution = Resolution(resolved.losses, task.validation_kl(context), task.validation_kl(learnt))
     kls = resolution.kl_before, resolution.kl_after
-    if not resolution.is_kept:
-        log.info("%s: the rounding stays as it was, because learning it changes KL from %.4f to %.4f", task.name, *kls)
-        return context, resolution
     log.info("%s: KL on validation tokens %.4f before the rounding was learnt, %.4f after", task.name, *kls)
-    return replace(learnt, identity={**context.identity, "resolved": task.identity}), resolution
+    if not resolution.is_kept:
+        log.info("%s: the rounding stays as it was, because learning it does not lower KL", task.name)
+        return context, resolution
+    extent = {"resolved": task.identity, "blocks": resolution.num_blocks}
+    return replace(learnt, identity={**context.identity, **extent}), resolution
 
 
 def _resolve_in_first(task: TuningTask) -> ResolvedLevels:
@@ -83,7 +89,9 @@ def _resolve_in_first(task: TuningTask) -> ResolvedLevels:
         signals.raise_if_interrupted()
         if block >= len(resolved.losses) and task.is_over():
             log.info(
-                "%s: stopped after %d blocks, as effort or finish asks; others keep their rounding", task.name, block
+                "%s: stopped after %d blocks, as effort or finish asks; the others keep their rounding",
+                task.name,
+                block,
             )
             break
         states.advance_dense(block)

@@ -58,6 +58,11 @@ class TuningResult:
     checks: list[tuple[int, float]]
 
     @property
+    def num_steps(self) -> int:
+        """The number of steps that were taken."""
+        return self.checks[-1][0]
+
+    @property
     def kl_before(self) -> float:
         return self.checks[0][1]
 

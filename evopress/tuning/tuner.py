@@ -58,7 +58,7 @@ def tune(task: TuningTask, report: Report) -> tuple[EvaluationContext | None, Tu
     log.info("%s: KL on validation tokens %.4f before, %.4f after", task.name, result.kl_before, result.kl_after)
     changes = {name: change.to(model.lm.device) for name, change in result.changes.items()}
     context = tuned_context(task.context, model, changes, cache_gb=task.context.evaluator.settings.cache_gb)
-    return replace(context, identity={**context.identity, "tuned": task.identity}), result
+    return replace(context, identity={**context.identity, "tuned": task.identity, "steps": result.num_steps}), result
 
 
 def _run(task: TuningTask, model: TunableModel, report: Report) -> TuningResult:

@@ -55,6 +55,20 @@ def test_the_model_is_measured_exported_and_verified(tokens, model_folders, tmp_
     assert results_of(job.folder)["tuned"] == results["tuned"], "what is finished is read from its files"
 
 
+@pytest.mark.slow
+def test_rounding_that_finish_left_out_is_learnt_without_its_file_and_scales_are_tuned_again(model_folders, tmp_path):
+    tune = replace(TUNE, tokens=32 * 4, scales_lr=5e-3)
+    job = small_job(tmp_path / "run", tmp_path, model_folders("llama"), **{**SETTINGS, "tune": tune})
+    run_job(replace(job, stages=("database", "search")))
+    run_job(replace(job, finish=True))
+    assert results_of(job.folder)["tuning"]["tuned"]["rounding"]["losses"] == []
+    assert "tuned" not in results_of(job.folder)
+    (job.folder / "tuned.rounding.safetensors").unlink()
+    run_job(job)
+    assert results_of(job.folder)["tuning"]["tuned"]["changed"] == ["rounding", "scales and norms"]
+    assert "tuned" in results_of(job.folder)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
