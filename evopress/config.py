@@ -7,6 +7,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
@@ -148,7 +149,10 @@ def _explain(group: str, node: DictConfig, detail: ErrorDetails) -> str:
     message = detail["msg"].removeprefix("Value error, ")
     if not detail["loc"]:
         return f"{group}: {message}"
-    return f"{key} is {detail['input']!r}: {message[0].lower()}{message[1:]}"
+    given = detail["input"]
+    lacks_brackets = detail["type"] in ("list_type", "tuple_type") and isinstance(given, (str, int, float))
+    example = f", such as {key}=[{given}]" if lacks_brackets else ""
+    return f"{key} is {given!r}: {message[0].lower()}{message[1:]}{example}"
 
 
 def _class_at(cls: Any, place: Sequence[str | int]) -> Any:
@@ -178,6 +182,18 @@ def suggest_keys(arguments: list[str]) -> list[str]:
         for key in overrides
         if key not in known and not key.startswith("hydra.")
     ]
+
+
+def suggest_options(arguments: list[str]) -> list[str]:
+    """A line for each group that is set to a number or a truth value, with the options that the group has."""
+    lines = []
+    for argument in arguments:
+        group, _, value = argument.partition("=")
+        options = sorted(path.stem for path in (CONFIG_FOLDER / group).glob("*.yaml")) if group in GROUPS else []
+        if options and value not in options and isinstance(yaml.safe_load(value), (int, float)):
+            line = f"{group}={value} is not an option: use {group}= with one of {', '.join(options)}"
+            lines.append(f"{line}; for another target, add budget.target={value}" if group == "budget" else line)
+    return lines
 
 
 def _did_you_mean(key: str, known: list[str]) -> str:

@@ -21,7 +21,7 @@ from evopress.arguments import (
     suggest_quotes,
     with_home,
 )
-from evopress.config import CONFIG_FOLDER, ConfigError, build_job, check_resumed, suggest_keys
+from evopress.config import CONFIG_FOLDER, ConfigError, build_job, check_resumed, suggest_keys, suggest_options
 from evopress.runtime import signals
 
 log = logging.getLogger(__name__)
@@ -108,6 +108,9 @@ def main() -> None:
         print(error, *cause, *hints, sep="\n", file=sys.stderr)
         sys.exit(1)
     except (OSError, ValueError) as error:
+        if hints := suggest_options(sys.argv[1:]):
+            print(*hints, sep="\n", file=sys.stderr)
+            sys.exit(1)
         reason = error if isinstance(error, OSError) else error.__cause__  # logging wraps an OSError in a ValueError
         if not isinstance(reason, OSError):
             raise

@@ -1,7 +1,7 @@
 """What `effort` leaves for the stage `tune`."""
 
 import logging
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from math import inf, isfinite
 
@@ -13,6 +13,7 @@ from evopress.runtime.clock import Clock
 from evopress.runtime.json_files import read_json, write_json
 from evopress.space.units import Profile
 from evopress.tuning.limit import token_equivalents_per_second, within
+from evopress.tuning.settings import Tuning
 from evopress.tuning.task import TuningTask
 
 log = logging.getLogger(__name__)
@@ -29,8 +30,14 @@ def limit_tuning(job: Job, context: EvaluationContext, profile: Profile, clock: 
     if tune.does_nothing:
         log.warning("effort leaves %.0f token equivalents for the tuning, too few for a step: raise effort", limit)
     elif tune != job.tune:
-        log.info("effort leaves %.0f token equivalents for the tuning: tune.tokens is %d", limit, tune.tokens)
+        log.info("effort leaves %.0f token equivalents for the tuning: %s", limit, _changed_keys(job.tune, tune))
     return replace(job, tune=tune)
+
+
+def _changed_keys(before: Tuning, after: Tuning) -> str:
+    """The settings that are different, as they would be given on the command line."""
+    new, old = asdict(after), asdict(before)
+    return " ".join(f"tune.{key}={value}" for key, value in new.items() if value != old[key])
 
 
 def is_time_over(job: Job, clock: Clock) -> bool:

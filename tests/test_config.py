@@ -6,7 +6,7 @@ import pytest
 from hydra.utils import get_class
 from omegaconf import OmegaConf, open_dict
 
-from evopress.config import CONFIG_FOLDER, GROUPS, build_job, suggest_keys
+from evopress.config import CONFIG_FOLDER, GROUPS, build_job, suggest_keys, suggest_options
 from evopress.tuning.settings import Tuning
 from tests.configurations import composed
 
@@ -76,6 +76,24 @@ def test_the_parts_of_every_experiment_fit_together(experiment, tmp_path):
 def test_the_most_similar_key_is_suggested_for_a_misspelled_one():
     (line,) = suggest_keys(["model=smollm2", "search.generatons=3", "hydra.run.dir=x"])
     assert "search.generatons is not a setting: did you mean search.generations?" in line
+
+
+@pytest.mark.parametrize(
+    ("argument", "lines"),
+    [
+        ("tune=false", ["tune=false is not an option: use tune= with one of default, long, none"]),
+        ("tune=default", []),
+        ("seed=3", []),
+        ("budget.target=2.5", []),
+    ],
+)
+def test_a_number_or_truth_value_in_place_of_an_option_is_answered_with_the_options(argument, lines):
+    assert suggest_options([argument]) == lines
+
+
+def test_a_number_in_place_of_a_budget_is_answered_with_the_key_that_takes_it():
+    (line,) = suggest_options(["budget=5"])
+    assert "3bit" in line and line.endswith("for another target, add budget.target=5")
 
 
 def test_every_file_of_a_group_is_a_choice_by_its_name():

@@ -72,6 +72,7 @@ def test_a_sweep_over_budgets_builds_one_database_and_goes_on_after_a_job_that_f
     [
         pytest.param(["budget.target=1"], "raise budget.target to at least 2", marks=pytest.mark.slow),
         (["search.generatons=3"], "did you mean search.generations?"),
+        (["budget=2.5"], "budget=2.5 is not an option: use budget= with one of 2.25bit, 2.5bit, 3bit"),
         (["resume=nowhere"], "resume=nowhere is not a run directory"),
         (["data=text", "data.source=été (1).txt"], """write 'data.source="été (1).txt"'"""),
     ],

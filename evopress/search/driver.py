@@ -122,13 +122,12 @@ def _stopped(reason: StopReason, number: int, best: BestSoFar, *, log: SearchLog
         log.append_stop(reason)
     if best.profile is None:
         logger.warning(
-            "the search stops after %d questions, because its effort is spent, and has not compared profiles within "
-            "the budget yet: the uniform profile is used; raise effort",
-            number,
+            "the search stops because its effort is spent, before it has compared profiles within the budget: the "
+            "uniform profile is used; raise effort"
         )
         return evenly_spaced_profile(best.space, best.budget)
     why = "its effort is spent" if reason == "effort" else "finish=true was set"
-    logger.info("the search stops after %d questions, because %s", number, why)
+    logger.info("the search stops before question %d, because %s", number + 1, why)
     return best.profile
 
 

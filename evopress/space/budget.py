@@ -1,5 +1,6 @@
 """Budgets: how much a compressed model may cost, in exact integers."""
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from pydantic import field_validator
 from evopress.runtime.config_class import config_class
 from evopress.space.byte_sizes import parse_bytes
 from evopress.space.units import Profile, Space
+
+log = logging.getLogger(__name__)
 
 Metric = Literal["bits", "sparsity", "drop", "size"]
 """Mean bits per weight, share of weights removed, share of sub-blocks dropped, or bytes of the file."""
@@ -62,7 +65,7 @@ class Budget:
             raise ValueError(f"{self.target:g} is outside {low} to {high} for budget.metric={self.metric}")
 
     def check(self, counted: Metric, span: tuple[float, float]) -> None:
-        """Raises ValueError if no profile of a compressor can meet the budget.
+        """Raises ValueError if no profile of a compressor can meet the budget. Warns if none can use all of it.
 
         `counted` is the metric of the compressor's costs. `span` is the smallest and the largest value that it reaches.
         The check needs no model, so mistakes are reported at start-up.
@@ -78,6 +81,12 @@ class Budget:
             raise ValueError(
                 f"budget.target is {target:g} bits but the smallest level is {low:g}: "
                 f"raise budget.target to at least {low:g} or add a smaller width to compress.bits"
+            )
+        if self.metric == "bits" and target > high:
+            log.warning(
+                "budget.target is %g bits but the largest level is %g, so the model gets %g bits everywhere: lower "
+                "budget.target or add a larger width to compress.bits",
+                *(target, high, high),
             )
         if self.metric != "bits" and target > high:
             raise ValueError(

@@ -150,6 +150,13 @@ def test_a_budget_that_the_compressor_can_meet_is_accepted(budget, counted, span
     budget.check(counted, span)
 
 
+def test_a_budget_above_the_largest_level_is_accepted_with_a_warning(caplog):
+    bits(4).check("bits", (2, 4))
+    assert not caplog.text
+    bits(5).check("bits", (2, 4))
+    assert "budget.target is 5 bits but the largest level is 4" in caplog.text
+
+
 def test_a_protected_sub_block_counts_as_kept():
     kept = Level(label="kept", value=0, cost=1, size_bytes=0)
     only = Unit(name="a", blocks=(0,), kind="mlp", layers=(), num_weights=1, levels=(kept,))
