@@ -1,12 +1,14 @@
 """Estimates what a process holds in memory during each stage, and names settings that make it smaller."""
 
 from evopress.compressors.sweep import MAX_ELEMENTS
+from evopress.database.token_weights import role
 from evopress.evaluation.switch_gradients import HEAD_TOKENS
 from evopress.models.source import ModelSource
 from evopress.planning.counting import EvaluatorCount
 from evopress.planning.estimate import MemoryItem
 from evopress.planning.model_size import group_shapes, resident_weights
 from evopress.planning.planned_run import PlannedRun
+from evopress.runtime import distributed
 
 LIBRARIES_BYTES = 500_000_000
 """Memory that the libraries take in a process, measured with torch 2.13 for the CPU."""
@@ -50,10 +52,18 @@ def memory_of_database(run: PlannedRun) -> tuple[MemoryItem, ...]:
     solved = max(rows * cols * max(1, min(run.num_levels, MAX_ELEMENTS // (rows * cols))) for rows, cols in shapes)
     states = min(run.calibration_state_bytes, run.limit_of_states)
     weighed = run.weighs_tokens * run.model.num_blocks * run.job.evaluator.batch_tokens * run.state_bytes
+    roles = {role(group[0]) for group in run.model.layer_groups}
+    tokens = run.calibration_tokens // distributed.world_size()
+    token_weights = 4 * run.weighs_tokens * tokens * run.model.num_blocks * len(roles)
     remedy = fewer_levels(run)
     for_calibration = (
         MemoryItem("hidden states of the calibration tokens", states, "lower evaluator.states_gb"),
         MemoryItem("states of a batch whose tokens are weighed", weighed, "lower evaluator.batch_tokens"),
+        MemoryItem(
+            "weights of the calibration tokens",
+            token_weights,
+            "lower data.calibration_tokens or set compress.weigh_tokens=false",
+        ),
         MemoryItem("Hessians and factors", hessians + factors),
     )
     return (

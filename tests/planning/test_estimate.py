@@ -200,7 +200,9 @@ def test_advice_names_what_does_not_fit_and_the_setting_to_change(tmp_path):
     estimate = estimate_of(replace(settings, data=large, evaluator=EvaluatorSettings(states_gb=1000)))
     (memory,) = advice(estimate, free_memory=2 * 10**9, free_disk=2**50)
     assert memory.startswith("The database stage takes") and "lower evaluator.states_gb" in memory
-    estimate = estimate_of(replace(settings, data=large))
+    (memory,) = advice(estimate_of(replace(settings, data=large)), free_memory=6 * 10**9, free_disk=2**50)
+    assert "weights of the calibration tokens: lower data.calibration_tokens or set compress.weigh_tokens=f" in memory
+    estimate = estimate_of(replace(settings, data=large, compress=replace(settings.compress, weigh_tokens=False)))
     assert advice(estimate, free_memory=6 * 10**9, free_disk=2**50) == []
     assert estimate.states_bytes == 10**9 * 64 * 4
     (disk,) = advice(estimate, free_memory=6 * 10**9, free_disk=estimate.states_bytes)
