@@ -51,7 +51,7 @@ def _limit_in_tokens(job: Job) -> float:
 
 
 def _limit_in_time(job: Job, context: EvaluationContext, profile: Profile, clock: Clock) -> float:
-    """The token equivalents that this machine tunes in the time that is left; infinite if the run only finishes.
+    """The token equivalents that this machine tunes in the time that is left; infinite if the job finishes early.
 
     They are found once, and kept in the file `effort.json` of the run, because the speed of a machine varies.
     """

@@ -92,7 +92,7 @@ def _weigh_batch(
 def _weigh_in_block(
     lm: LanguageModel, block: int, state: Tensor, kwargs: BlockKwargs, gradient: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The gradient before a block, from the `gradient` behind it, and the weights of the tokens by role."""
+    """The gradient at the input of a block, from the `gradient` at its output, and the token weights by role."""
     outputs: dict[str, Tensor] = {}
     role_of = {local: role(group[0]) for group in lm.layer_groups for local in group}
     state = state.detach().requires_grad_()
@@ -128,7 +128,7 @@ def _filled(sums: Float[Tensor, " tokens"], counts: Float[Tensor, " tokens"]) ->
 def _gradient_of_labels(
     lm: LanguageModel, state: Float[Tensor, "batch time hidden"], uniform: Float[Tensor, "batch time"]
 ) -> Float[Tensor, "batch time hidden"]:
-    """∂ℓ/∂state behind the last block."""
+    """∂ℓ/∂state after the last block."""
     gradients = []
     for chunk, numbers in zip(
         state.flatten(0, -2).split(HEAD_TOKENS), uniform.flatten().split(HEAD_TOKENS), strict=True

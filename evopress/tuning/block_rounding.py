@@ -6,13 +6,14 @@
     for each step:
         loss ← ‖block(x) − y‖, summed over the tokens
         move every offset and factor by a step of Adam, whose rate falls linearly to 0
-        sometimes: measure the loss on the held-out windows
+        at some steps: measure the loss on the held-out windows
     the rounding with the least of these losses, or that at the start
 
 x are hidden states of the compressed model, and y those that the dense model has after the block. The norms are not
 squared, unlike in the paper. A few tokens have very large states and errors, such as the first one, to which all others
-attend. Of a sum of squares they make up nearly all, so that the other tokens are not learnt. But they must not be left
-out either: with squares relative to ‖y‖², learning two blocks of SmolLM2-135M broke the model (KL 0.57).
+attend. They would make up nearly all of a sum of squares, and little would be learnt from the other tokens. But they
+must not be left out either: with squares relative to ‖y‖², learning two blocks of SmolLM2-135M broke the model (KL
+0.57).
 
 Source: arXiv 2309.05516, Algorithm 1.
 """

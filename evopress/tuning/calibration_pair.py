@@ -30,7 +30,7 @@ class CalibrationPair:
     windows_at_once: int
 
     def block_task(self, block: int) -> BlockTask:
-        """How the compressed block maps its inputs to what the dense model has after it. Needs the dense advance."""
+        """The block, from the compressed states before it to the dense states after it. Call `advance_dense` first."""
         return BlockTask(
             lm=self.context.lm,
             block=block,

@@ -9,8 +9,9 @@ Every weight w has an offset v. Every group has factors a and b on the ends of i
 pass through `round` as if it were the identity. A symmetric grid keeps its zero point.
 
 Source: arXiv 2309.05516, Equations 1 to 4. Unlike there, codes and ranges start from those of another method, the steps
-are those of Adam, and an offset has no limit, because the rates of all steps add up to less than one half. Steps by the
-sign of the gradient move all weights alike, and change codes whose gradient is mostly noise.
+are those of Adam, and an offset has no limit, because the rates of all steps add up to a fixed distance, by default 0.2
+steps of the grid. The paper's steps, by the sign of the gradient, move all weights alike, and change codes whose
+gradient is mostly noise.
 """
 
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from evopress.weights.grids import storable_scale
 from evopress.weights.integer import QuantizedWeight
 
 WITHIN = 0.45
-"""How far a weight with its offset may be from a code that is not the nearest one, at the start. Codes end at 0.5."""
+"""At the start, the largest distance of a weight with its offset from its code, in steps. At 0.5, the code changes."""
 
 FACTORS = (0.4, 1.4)
 """The limits of the factors on the ends of a range."""
@@ -129,8 +130,8 @@ class LearntRounding:
 def rounding_of(weight: Float[Tensor, "rows cols"], packed: QuantizedWeight) -> LearntRounding:
     """The rounding of the dense `weight` that gives the codes of `packed`, on its grid.
 
-    Some codes are not the nearest ones. Their offsets start just large enough, so that these codes can change as easily
-    as others.
+    Where a code is not the nearest one, the offset starts just large enough to give this code. So the code can change
+    as easily as others.
     """
     scale = packed.scales.float()
     zero = torch.full_like(scale, 2.0 ** (packed.bits - 1)) if packed.zeros is None else packed.zeros.float()

@@ -6,8 +6,8 @@
     for each block:
         y ← the dense block on y
         learn the rounding with which the compressed block turns x into y; see `block_rounding.py`
-        x ← the block on x, with the learnt rounding if the loss on held-out windows is less, else with the old one
-    the model with all these blocks, if its KL on validation tokens is less, else the model as it was
+        x ← the block on x, with the learnt rounding if the loss on held-out windows is lower, else with the old one
+    the model with all these blocks if its KL on validation tokens is lower, else the model as it was
 
 So each block also makes up for errors of earlier blocks. The first process does this for all others.
 """
@@ -53,9 +53,9 @@ class Resolution:
 
 
 def resolve(task: TuningTask) -> tuple[EvaluationContext, Resolution]:
-    """The context with learnt rounding or, where that has no lower KL, as it was; and what was found. Collective.
+    """The context with learnt rounding, or the task's own one if KL does not fall; and the losses and KLs. Collective.
 
-    A finished task is read from its file, and one that was stopped goes on after the last saved block.
+    A finished task is read from its file, and one that was stopped continues after the last saved block.
     """
     resolved = distributed.from_first(partial(_resolve_in_first, task))
     context = task.context
