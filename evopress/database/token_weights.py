@@ -52,7 +52,7 @@ def weigh_tokens(
     lm: LanguageModel,
     batches: Mapping[int, list[Tensor]],
     kwargs: list[BlockKwargs],
-    uniforms: Mapping[int, list[Tensor]],
+    uniforms: Mapping[int, Sequence[Tensor]],
 ) -> TokenWeights:
     """The weights of all tokens in all groups, by the role of a group's first layer.
 

@@ -15,7 +15,9 @@ def inspect_run(folder: Path) -> Finding:
     stages = (f"{stage} {'done' if is_done else 'to do'}" for stage, is_done in run.stages.items())
     finding.facts["stages"] = ", ".join(stages)
     if run.batches:
-        finding.facts["search"] = f"{len(run.batches)} minibatches, {run.batches[-1].tokens_spent:,.0f} tokens"
+        finding.facts["search"] = (
+            f"{len(run.batches)} minibatches, {run.batches[-1].tokens_spent:,.0f} token equivalents"
+        )
     for name, scores in run.candidates.items():
         kls = [f"KL {kl:.4g} on {data_set}" for data_set, kl in scores.kl.items()]
         finding.facts[name] = ", ".join([f"{megabytes(scores.size_bytes)} MB", *kls])
