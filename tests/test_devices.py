@@ -5,6 +5,7 @@ shape that depends on one) raises an error, as do a copy to the CPU and an opera
 """
 
 from contextlib import contextmanager
+from itertools import count
 from unittest.mock import patch
 
 import pytest
@@ -24,8 +25,11 @@ from evopress.database.cache import DecodedLevels
 from evopress.evaluation.evaluator import Evaluator, EvaluatorSettings
 from evopress.models.family_match import detect_family
 from evopress.models.language_model import LanguageModel
+from evopress.space.apply import BlockChoice
 from evopress.space.build import drop_space, layer_space
 from evopress.space.settings import SpaceSettings
+from evopress.tuning.block_rounding import BlockTask, learn_block
+from evopress.tuning.settings import Tuning
 from evopress.weights.base import CompressedWeight
 from evopress.weights.integer import QuantizedWeight
 from evopress.weights.sparse import SparseWeight
@@ -100,6 +104,20 @@ def test_levels_are_decoded_on_the_device_to_which_they_are_moved():
     weight = SparseWeight.from_dense(torch.ones(6, 20).bfloat16(), kept, num_kept=120).to(META)
     dense = weight.dense(torch.bfloat16)
     assert dense.device == META and dense.shape == (6, 20)
+
+
+@pytest.mark.usefixtures("no_packing_check")
+def test_learnt_rounding_copies_packed_weights_to_the_device_and_back(monkeypatch):
+    lm = meta_model("llama")
+    levels, local_names = packed_levels(lm, RTN(bits=(4,), group_size=16)), (n for g in lm.layer_groups for n in g)
+    start = {local: levels[lm.layer_name(0, local)][0] for local in local_names}
+    states, (kwargs, *_) = lm.embed(torch.zeros(4, 8, dtype=torch.int64, device=META))
+    task = BlockTask(lm, 0, BlockChoice(), kwargs, states, states, num_held_out=1, windows_at_once=2)
+    losses = count(0, -1)
+    monkeypatch.setattr(BlockTask, "held_out_loss", lambda *_: next(losses))
+    with pytest.raises(NotImplementedError, match="meta") as error:
+        learn_block(task, start, Tuning(resolve="signround", resolve_steps=2, resolve_windows=2))
+    assert [entry.name for entry in error.traceback if "evopress" in str(entry.path)][-1] == "_sent"
 
 
 def test_a_gptq_sweep_reads_no_value():

@@ -102,14 +102,18 @@ class LearntBlock:
 
 
 def learn_block(task: BlockTask, start: Weights, settings: Tuning) -> LearntBlock:
-    """Learn the rounding of the layers that have integer codes in `start`; the others stay."""
+    """Learn the rounding of the layers that have integer codes in `start`; the others stay.
+
+    The weights in `start` and those that are returned are in the memory of the CPU.
+    """
     lm = task.lm
-    fixed = {name: weight.dense(lm.dtype) for name, weight in start.items()}
+    on_device = {name: weight.to(lm.device) for name, weight in start.items()}
+    fixed = {name: weight.dense(lm.dtype) for name, weight in on_device.items()}
     before = task.held_out_loss(fixed)
     best = LearntBlock(start, before, before)
     roundings = {
         name: rounding_of(lm.linear(task.block, name).weight.to(lm.device), packed)
-        for name, packed in start.items()
+        for name, packed in on_device.items()
         if isinstance(packed, QuantizedWeight)
     }
     check_steps = settings.resolve_check_steps
@@ -127,7 +131,7 @@ def learn_block(task: BlockTask, start: Weights, settings: Tuning) -> LearntBloc
         if step in check_steps:
             loss = task.held_out_loss(fixed | _dense(roundings, lm.dtype))
             if loss < best.loss_after:
-                packed = {name: rounding.pack() for name, rounding in roundings.items()}
+                packed = {name: rounding.pack().to(torch.device("cpu")) for name, rounding in roundings.items()}
                 best = LearntBlock({**start, **packed}, before, loss)
     return best
 
