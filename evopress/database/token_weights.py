@@ -32,6 +32,11 @@ HEAD_TOKENS = 128
 LEAST_SHARE = 1e-6
 """The least weight of a token, as a share of the root mean square of the weights in its batch."""
 
+LEAST_WEIGHT = 1e-20
+"""The least weight of any token. Tokens without influence, in a block that only adds zeros, all get this weight. Their
+Hessian is then a plain one, and float32 has enough digits for it.
+"""
+
 BatchWeights = list[dict[str, Tensor]]
 """The weights of a batch: float32 (tokens,), by block and `role`."""
 
@@ -121,7 +126,7 @@ def _filled(sums: Float[Tensor, " tokens"], counts: Float[Tensor, " tokens"]) ->
     """The weight of every token. A token that no expert has seen gets the root mean square of the others."""
     weights = (sums / counts.clamp(min=1)).sqrt()
     average = (sums.sum() / counts.sum()).sqrt()
-    least = (LEAST_SHARE * average).clamp(min=torch.finfo(weights.dtype).tiny)
+    least = (LEAST_SHARE * average).clamp(min=LEAST_WEIGHT)
     return torch.where(counts > 0, weights, average).clamp(min=least)
 
 

@@ -9,8 +9,9 @@ from evopress.database.build import BatchLimits, build_database
 from evopress.database.calibration import embed_windows
 from evopress.database.token_weights import draw_labels, role, weigh_tokens
 from evopress.models.language_model import LanguageModel
+from evopress.models.loading import wrap_model
 from tests.databases import database_in, recording_gptq
-from tests.tiny_models import FAMILIES, WITH_EXPERTS, tiny, token_windows
+from tests.tiny_models import FAMILIES, WITH_EXPERTS, random_model, tiny, token_windows, tokenizer
 
 WINDOWS = token_windows(3, 20)
 UNIFORMS = torch.rand(WINDOWS.shape, generator=torch.Generator().manual_seed(0))
@@ -141,3 +142,18 @@ def test_without_weights_all_tokens_count_alike(tmp_path):
     (first, *_), (other, *_) = weighted[1], plain[1]
     assert first.names == other.names
     assert not torch.allclose(first.hessian / first.hessian.trace(), other.hessian / other.hessian.trace(), rtol=1e-2)
+
+
+@torch.no_grad()
+def test_in_a_block_without_influence_all_tokens_count_alike(tmp_path):
+    """Small inputs times small weights must not lose their digits."""
+    lm = wrap_model(random_model("llama"), tokenizer(), "tiny-llama")
+    for name in ("self_attn.o_proj", "mlp.down_proj"):
+        lm.linear(0, name).weight.zero_()
+    lm.blocks[0].get_submodule("input_layernorm").weight.mul_(1e-3)
+    hessians = []
+    for with_weights in (True, False):
+        states = embed_windows(lm, WINDOWS, batch_tokens=20, states_gb=1, folder=tmp_path, with_weights=with_weights)
+        hessian = next(iter(states.hessians(0).values())).result()
+        hessians.append(hessian / hessian.trace())
+    torch.testing.assert_close(*hessians, rtol=1e-4, atol=1e-7)
