@@ -60,7 +60,8 @@ class TunedModel:
         if self.resolution is not None:
             kls += [self.resolution.kl_before, self.resolution.kl_kept]
             facts["rounding"] = asdict(self.resolution)
-            cost += resolving_equivalents(job.tune, calibration=calibration, validation=validation)
+            share = self.resolution.num_blocks / context.lm.num_blocks  # fewer if the run was finished early
+            cost += resolving_equivalents(job.tune, calibration=calibration, validation=validation, share=share)
         if self.result is not None:
             kls += [self.result.kl_before, self.result.kl_after]
             facts["checks"] = self.result.checks

@@ -88,16 +88,18 @@ def num_held_out(num_windows: int) -> int:
     return min(MOST_HELD_OUT, max(1, num_windows // 8))
 
 
-def resolving_equivalents(settings: Tuning, *, calibration: tuple[int, int], validation: tuple[int, int]) -> float:
-    """The token equivalents of learning the rounding of all blocks, on calibration windows of this shape.
+def resolving_equivalents(
+    settings: Tuning, *, calibration: tuple[int, int], validation: tuple[int, int], share: float = 1.0
+) -> float:
+    """The token equivalents of learning the rounding of a share of the blocks, on calibration windows of this shape.
 
     The dense and the compressed model run once on the windows that are used, and the blocks run on the held-out windows
-    at every check. In the end, KL is measured twice on the validation windows. All blocks count as if they ran.
+    at every check. In the end, KL is measured twice on the validation windows. Dropped parts count as if they ran.
     """
     count, length = settings.num_resolve_windows(calibration[0]), calibration[1]
     steps = RESOLVE_STEP_COST * settings.resolve_steps * settings.resolve_windows
     checks = (1 + len(settings.resolve_check_steps)) * num_held_out(count)
-    return float(length * (steps + checks + 2 * count) + 3 * _validation_tokens(settings, validation))
+    return float(share * length * (steps + checks + 2 * count) + 3 * _validation_tokens(settings, validation))
 
 
 def token_equivalents(settings: Tuning, steps: int, checks: int, *, windows: tuple[int, int]) -> float:

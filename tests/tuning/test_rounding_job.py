@@ -61,7 +61,9 @@ def test_rounding_that_finish_left_out_is_learnt_without_its_file_and_scales_are
     job = small_job(tmp_path / "run", tmp_path, model_folders("llama"), **{**SETTINGS, "tune": tune})
     run_job(replace(job, stages=("database", "search")))
     run_job(replace(job, finish=True))
-    assert results_of(job.folder)["tuning"]["tuned"]["rounding"]["losses"] == []
+    finished = results_of(job.folder)["tuning"]["tuned"]
+    assert finished["rounding"]["losses"] == []
+    assert finished["token_equivalents"] == (3 + 2) * 64, "only KL was measured, with the dense model: twice, and once"
     assert "tuned" not in results_of(job.folder)
     (job.folder / "tuned.rounding.safetensors").unlink()
     run_job(job)
