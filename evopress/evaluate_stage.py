@@ -7,7 +7,7 @@ from functools import partial
 
 from evopress.data.windows import Windows
 from evopress.database.manifest import fingerprint
-from evopress.evaluation.answers import NEW_TOKENS, compare_answers, prompts_of
+from evopress.evaluation.answers import answers_identity, compare_answers, prompts_of
 from evopress.evaluation.candidates import Candidate, compared_profiles, measure_candidates
 from evopress.evaluation.context import EvaluationContext
 from evopress.evaluation.data_sets import load_test_sets
@@ -102,7 +102,7 @@ def _answers(
     if not prompts:
         return {}
     name, compressed = final
-    identity = fingerprint({"prompts": [prompt.tokens for prompt in prompts], "new_tokens": NEW_TOKENS})
+    identity = fingerprint(answers_identity(prompts, context.lm))
     recorded = file.recorded_answers(identity)
     if recorded:
         return {"answers": recorded}

@@ -16,6 +16,7 @@ from evopress.data.splits import Splits
 from evopress.data.tokenization import tokenizer_identity
 from evopress.data.windows import Windows, hash_of_windows
 from evopress.database.manifest import Identity, fingerprint
+from evopress.evaluation.answers import end_tokens
 from evopress.evaluation.context import EvaluationContext
 from evopress.job import Job, name_of
 from evopress.models.language_model import LanguageModel
@@ -137,6 +138,7 @@ def evaluation_identity(job: Job, context: EvaluationContext, scores: Mapping[st
         **scores,
         "model": job.model.name,
         "tokenizer": tokenizer_identity(context.lm.tokenizer),
+        "ends": end_tokens(context.lm),
         "published": context.lm.origin.identity,
         "searched_with": search_identity(job, context),
         "data": asdict(job.data),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from evopress.data.tokenization import tokenizer_identity
 from evopress.evaluation.context import EvaluationContext
 from evopress.evaluation.eval_settings import Eval
 from evopress.models.language_model import LanguageModel
@@ -74,7 +75,11 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, text: str, *, is_question: bool)
     conversation = _as_conversation(tokenizer, text)
     if conversation is not None:
         return tuple(tokenizer(conversation, add_special_tokens=False)["input_ids"])
-    return tuple(tokenizer(f"Question: {text}\nAnswer:" if is_question else text)["input_ids"])
+    start = f"Question: {text}\nAnswer:" if is_question else text
+    tokens = list(tokenizer(start)["input_ids"])
+    end, own = tokenizer.eos_token_id, tokenizer(start, add_special_tokens=False)["input_ids"]
+    is_end_added = tokens[-1:] == [end] and own[-1:] != [end] and len(tokens) > 1  # some tokenizers end every text
+    return tuple(tokens[:-1] if is_end_added else tokens)
 
 
 def _as_conversation(tokenizer: PreTrainedTokenizerBase, text: str) -> str | None:
@@ -100,6 +105,16 @@ def _as_conversation(tokenizer: PreTrainedTokenizerBase, text: str) -> str | Non
             error,
         )
         return None
+
+
+def answers_identity(prompts: Sequence[Prompt], lm: LanguageModel) -> dict[str, object]:
+    """What the answers depend on, besides the models."""
+    return {
+        "prompts": [prompt.tokens for prompt in prompts],
+        "new_tokens": NEW_TOKENS,
+        "ends": end_tokens(lm),
+        "tokenizer": tokenizer_identity(lm.tokenizer),
+    }
 
 
 def compare_answers(

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from evopress.compressors.drop import Drop
 from evopress.evaluation import answers
@@ -37,6 +38,16 @@ def test_a_base_model_completes_questions_and_own_prompts_as_they_are():
     assert texts(Eval(), lm) == [f"Question: {question}\nAnswer:" for question in QUESTIONS]
     assert texts(Eval(prompts=["Once upon"]), lm) == ["Once upon"]
     assert prompts_of(Eval(prompts=[]), lm) == []
+
+
+def test_a_prompt_has_no_end_even_if_the_tokenizer_ends_every_text():
+    ending = tokenizer()
+    end = (ending.eos_token, ending.eos_token_id)
+    ending.backend_tokenizer.post_processor = TemplateProcessing(single=f"$A {end[0]}", special_tokens=[end])
+    lm = replace(tiny("llama"), tokenizer=ending)
+    (added, own) = prompts_of(Eval(prompts=["Once upon", "Once</s>"]), lm)
+    assert ending("Once upon")["input_ids"] == [*added.tokens, end[1]]
+    assert own.tokens[-1] == end[1], "an end that the user wrote stays"
 
 
 def test_a_chat_model_reads_messages_of_a_user():
@@ -122,6 +133,14 @@ def test_answers_are_in_the_results_and_the_report_and_are_not_given_again(model
     assert [row["prompt"] for row in json.loads((job.folder / "results.json").read_text())["answers"]["prompts"]] == [
         "d"
     ]
+    row = {"prompt": "d", "dense": "an answer", "compressed": "that ends elsewhere"}
+    with monkeypatch.context() as patch:
+        for module in ("evaluation.answers", "identity"):
+            patch.setattr(f"evopress.{module}.end_tokens", lambda lm: [])
+        patch.setattr("evopress.evaluate_stage.compare_answers", lambda *_, **__: [row])
+        run_job(replace(job, eval=Eval(prompts=["d"])))
+        assert json.loads((job.folder / "results.json").read_text())["answers"]["prompts"] == [row]
+    run_job(replace(job, eval=Eval(prompts=["d"])))
     monkeypatch.setattr(answers, "generate_greedily", None)
     run_job(replace(job, eval=Eval(prompts=["d"], log_samples=True)))  # the results are written again, with old answers
     run_job(replace(job, eval=Eval(prompts=[])))
