@@ -51,7 +51,8 @@ def memory_of_database(run: PlannedRun) -> tuple[MemoryItem, ...]:
     factors = 12 * max(cols**2 for _, cols in shapes)
     solved = max(rows * cols * max(1, min(run.num_levels, MAX_ELEMENTS // (rows * cols))) for rows, cols in shapes)
     states = min(run.calibration_state_bytes, run.limit_of_states)
-    weighed = run.weighs_tokens * run.model.num_blocks * run.job.evaluator.batch_tokens * run.state_bytes
+    weighed_tokens = run.weighs_tokens * max(run.job.data.window, run.job.evaluator.batch_tokens)
+    weighed = run.model.num_blocks * weighed_tokens * run.state_bytes
     roles = {role(group[0]) for group in run.model.layer_groups}
     tokens = run.calibration_tokens // distributed.world_size()
     token_weights = 4 * run.weighs_tokens * tokens * run.model.num_blocks * len(roles)

@@ -226,6 +226,18 @@ def test_settings_that_are_in_use_are_not_advised(changes, advised, tmp_path):
     assert (remedies["the model's weights"] or None) == advised
 
 
+def test_the_smallest_batch_of_calibration_is_a_window(tmp_path):
+    config("llama").save_pretrained(tmp_path)
+    settings = job(tmp_path, tmp_path)
+    window = settings.data.window
+    sizes = [
+        memory_of(replace(settings, evaluator=EvaluatorSettings(batch_tokens=tokens)), "database")
+        for tokens in (1, window, 3 * window)
+    ]
+    states = [size["states of a batch whose tokens are weighed"] for size in sizes]
+    assert states[0] == states[1] == states[2] / 3 > 0
+
+
 def test_levels_are_counted_by_the_setting_that_the_compressor_has(tmp_path):
     config("llama").save_pretrained(tmp_path)
     for (compress, budget), setting in zip(COMPRESSORS, ("bits", "num_levels"), strict=True):
