@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
+from transformers import GenerationConfig
 
 from evopress.compressors.drop import Drop
 from evopress.evaluation import answers
@@ -93,27 +94,20 @@ def test_answers_are_the_most_likely_tokens_whatever_else_is_in_the_batch(family
                     break
 
 
-def test_penalties_and_temperatures_of_the_model_do_not_count():
+def test_penalties_and_temperatures_of_the_model_do_not_count(monkeypatch):
     lm = tiny("llama")
     plain = generate_greedily(lm.model, [[5, 6]], lm=lm)
-    own = lm.model.generation_config
-    own.repetition_penalty, own.temperature, own.do_sample = 50.0, 0.1, True
-    try:
-        assert torch.equal(generate_greedily(lm.model, [[5, 6]], lm=lm), plain)
-        assert lm.model.generation_config is own
-    finally:
-        own.repetition_penalty, own.temperature, own.do_sample = 1.0, 1.0, False
+    changed = GenerationConfig(repetition_penalty=50.0, temperature=0.1, do_sample=True)
+    monkeypatch.setattr(lm.model, "generation_config", changed)  # the model belongs to all tests of this process
+    assert torch.equal(generate_greedily(lm.model, [[5, 6]], lm=lm), plain)
+    assert lm.model.generation_config is changed
 
 
-def test_an_answer_stops_at_every_end_that_the_model_or_the_tokenizer_names():
+def test_an_answer_stops_at_every_end_that_the_model_or_the_tokenizer_names(monkeypatch):
     lm = tiny("llama")
     first, *_ = generate_greedily(lm.model, [[5, 6]], lm=lm)[0].tolist()
-    own = lm.model.generation_config
-    before, own.eos_token_id = own.eos_token_id, [first]
-    try:
-        assert generate_greedily(lm.model, [[5, 6]], lm=lm).tolist() == [[first]]
-    finally:
-        own.eos_token_id = before
+    monkeypatch.setattr(lm.model, "generation_config", GenerationConfig(eos_token_id=[first]))
+    assert generate_greedily(lm.model, [[5, 6]], lm=lm).tolist() == [[first]]
 
 
 @pytest.mark.slow
