@@ -44,10 +44,19 @@ def check_layers_are_not_shared(lm: LanguageModel) -> None:
 def check_blocks_make_up_model(lm: LanguageModel) -> None:
     """Verify that running the blocks one by one reproduces the model's logits.
 
-    Raises ValueError if the logits are not finite, or if they differ because the family is wrong.
+    Raises ValueError if the logits are not finite, or if they differ because the family is wrong, or if the parts do
+    not fit together because the model has more parts than a family names.
     """
     tokens = torch.arange(17, device=lm.device).remainder(lm.vocab_size).repeat(2, 1)
-    blockwise = _blockwise_logits(lm, tokens)
+    try:
+        blockwise = _blockwise_logits(lm, tokens)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise ValueError(
+            f"{lm.name} cannot run block by block ({error}): it has parts besides embeddings, blocks, norm and head, "
+            f"such as a projection, or model.family names the wrong ones"
+        ) from error
     with lm.full_model() as model:
         expected = model(input_ids=tokens, use_cache=False).logits.float()
     if not bool(expected.isfinite().all()):

@@ -1,12 +1,14 @@
 """A model with shared layers, or whose blocks do not make up the whole model, is refused."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 from evopress.models.loading import wrap_model
 from evopress.models.verification import check_blocks_make_up_model, check_layers_are_not_shared
-from tests.tiny_models import random_model, tiny, tokenizer
+from tests.tiny_models import config, random_model, tiny, tokenizer
 
 
 def test_a_layer_that_shares_its_weight_is_refused():
@@ -41,3 +43,10 @@ def test_a_family_that_names_only_some_of_the_blocks_is_refused():
     short.__dict__["blocks"] = lm.blocks[:2]
     with pytest.raises(ValueError, match=r"blocks run one by one.*model\.family"):
         check_blocks_make_up_model(short)
+
+
+def test_a_model_with_a_projection_between_blocks_and_head_is_refused_with_its_error():
+    settings = deepcopy(config("opt"))
+    settings.word_embed_proj_dim = 32
+    with pytest.raises(ValueError, match=r"cannot run block by block \(.*shapes.*such as a projection"):
+        wrap_model(AutoModelForCausalLM.from_config(settings).eval(), tokenizer(), "projected")
