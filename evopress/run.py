@@ -108,13 +108,14 @@ def main() -> None:
         print(error, *cause, *hints, sep="\n", file=sys.stderr)
         sys.exit(1)
     except (OSError, ValueError) as error:
-        if hints := suggest_options(sys.argv[1:]):
-            print(*hints, sep="\n", file=sys.stderr)
-            sys.exit(1)
         reason = error if isinstance(error, OSError) else error.__cause__  # logging wraps an OSError in a ValueError
-        if not isinstance(reason, OSError):
+        if isinstance(reason, OSError):
+            sys.exit(f"the run folder cannot be written ({reason}): set outputs or hydra.run.dir to a writable folder")
+        hints = suggest_options(sys.argv[1:])
+        if not hints:
             raise
-        sys.exit(f"the run folder cannot be written ({reason}): set outputs or hydra.run.dir to a writable folder")
+        print(error, *hints, sep="\n", file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

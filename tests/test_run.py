@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from evopress import run
+
 PROJECT = Path(__file__).parents[1]
 SMALL = [
     "data.calibration_tokens=1024",
@@ -131,3 +133,26 @@ evopress.run.main()
     assert done.returncode == 130, done.stdout + done.stderr
     assert f"resume={tmp_path}/run" in done.stdout
     assert not (tmp_path / "run" / "profile.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        (PermissionError("read-only"), "the run folder cannot be written (read-only)"),
+        (ValueError("no value for the group"), "no value for the group\nbudget=7 is not an option"),
+    ],
+    ids=["folder", "option"],
+)
+def test_a_hint_about_options_never_hides_the_error(monkeypatch, capsys, error, shown):
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(run, "compress", fail)
+    monkeypatch.setattr(run.signals, "listen", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["evopress", "budget=7"])
+    monkeypatch.setattr(run.logging, "raiseExceptions", True)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(SystemExit) as ended:
+        run.main()
+    told = capsys.readouterr().err if ended.value.code == 1 else str(ended.value.code)
+    assert told.startswith(shown)
