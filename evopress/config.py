@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
@@ -15,6 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
+
+from evopress.runtime.config_class import keys_of
 
 if TYPE_CHECKING:
     from evopress.job import Job
@@ -142,7 +144,7 @@ def _explain(group: str, node: DictConfig, detail: ErrorDetails) -> str:
     key = ".".join([group, *(str(part) for part in detail["loc"])])
     if detail["type"] == "unexpected_keyword_argument":
         *place, name = detail["loc"]
-        known = [field.name for field in fields(_class_at(get_class(node["_target_"]), place))]
+        known = keys_of(_class_at(get_class(node["_target_"]), place))
         return f"{key} is not a setting; {_did_you_mean(str(name), known)}the settings are {', '.join(known)}"
     if detail["type"] == "missing":
         return f"{key} is missing: set it"

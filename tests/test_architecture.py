@@ -38,7 +38,7 @@ ALLOWED: dict[str, str] = {
     "evaluate_stage": "runtime data space database evaluation export report job results tune_stage",
     "pipeline": "runtime space evaluation export job start_checks preparation planning pareto search_stage tune_limit "
     "tune_stage evaluate_stage",
-    "config": "job",
+    "config": "runtime job",
     "api": "runtime data models space compressors search evaluation export tuning job pipeline",
     "arguments": "",
     "run": "runtime arguments config pipeline",

@@ -1,12 +1,11 @@
 """Every option of every group composes, builds a job, and shows all settings of its class."""
 
-from dataclasses import fields
-
 import pytest
 from hydra.utils import get_class
 from omegaconf import OmegaConf, open_dict
 
 from evopress.config import CONFIG_FOLDER, GROUPS, build_job, suggest_keys, suggest_options
+from evopress.runtime.config_class import keys_of
 from evopress.tuning.settings import Tuning
 from tests.configurations import composed
 
@@ -25,11 +24,7 @@ FILLED_IN = {
 def test_the_yaml_of_an_option_lists_every_field_of_its_class(option):
     group = option.partition("=")[0]
     node = composed(option)[group]
-    known = (
-        {field.name for field in fields(get_class(node._target_))}
-        if node._target_ != "evopress.runtime.tracking.Tracker"
-        else set()
-    )
+    known = set(keys_of(get_class(node._target_))) if node._target_ != "evopress.runtime.tracking.Tracker" else set()
     assert set(node) - {"_target_"} == known
 
 
@@ -44,7 +39,7 @@ def test_every_option_builds_a_job(option, tmp_path):
     assert job.folder == tmp_path
 
 
-@pytest.mark.parametrize("option", ["drop", "gguf", "gptq", "rtn"])
+@pytest.mark.parametrize("option", ["drop", "float", "gguf", "gptq", "rtn"])
 def test_a_compressor_has_the_same_defaults_in_yaml_and_in_python(option, tmp_path):
     """The others take their base sparsity from the budget."""
     compressor = build_job(composed(f"compress={option}"), tmp_path).compress

@@ -195,7 +195,8 @@ def test_every_export_runs_where_the_formats_page_says_that_it_ran(row, at_desk,
     """Exporting includes reading the checkpoint back and comparing it with the searched model."""
     settings = " ".join(settings_in(row[0]))
     formats = [name for name, cell in zip(FORMAT_NAMES, row[1:], strict=True) if cell.split(",")[0].startswith("ran")]
-    budget = "budget=size budget.target=300KB" if "gptq" in settings or "gguf" in settings else ""
+    has_levels = any(name in settings for name in ("gptq", "gguf", "float"))
+    budget = "budget=size budget.target=300KB" if has_levels else ""
     search = "search=random search.candidates=2 search.tokens=32"
     exports = f"export.formats=[{','.join(formats)}] export.pre_tokenizer=smollm model.dtype=float32"
     run_job(job_of(f"{RUN} model=smollm2 {settings} {budget} {search} {exports}", at_desk, tmp_path / "run"))

@@ -65,7 +65,7 @@ def test_the_papers_figures_are_those_of_the_experiment_files():
 @pytest.mark.parametrize("row", FORMAT_ROWS, ids=[row[0] for row in FORMAT_ROWS])
 def test_settings_are_refused_where_the_formats_page_says_so(row, tmp_path):
     settings = settings_in(row[0])
-    has_levels = {"compress=gptq", "compress=gguf"} & set(settings)
+    has_levels = {"compress=gptq", "compress=gguf", "compress=float"} & set(settings)
     budget = ["budget=size", "budget.target=90MB"] if has_levels else []  # a size fits all widths
     for name, cell in zip(FORMAT_NAMES, row[1:], strict=True):
         job = build_job(composed(*settings, *budget, f"export.formats=[{name}]"), tmp_path)

@@ -86,10 +86,15 @@ def _check_levels(compressed: Mapping[LayerNames, CompressedGroup]) -> None:
         for tensor in weight.tensors().values()
         if tensor.is_floating_point()
     ]
-    are_finite = fetch_scalars(*(tensor.isfinite().all() for _, tensor in tensors))
+    are_finite = fetch_scalars(*(_is_finite(tensor) for _, tensor in tensors))
     for (name, tensor), is_finite in zip(tensors, are_finite, strict=True):
         if not is_finite:
             raise ValueError(
                 f"compressed weights of {name} are not finite in {str(tensor.dtype).removeprefix('torch.')}: set "
                 f"compress.value_dtype to a wider type, or check the weights of the dense model"
             )
+
+
+def _is_finite(tensor: Tensor) -> Tensor:
+    """Whether all numbers are finite. torch cannot say so of floats of one byte."""
+    return (tensor if tensor.element_size() > 1 else tensor.half()).isfinite().all()

@@ -13,8 +13,8 @@ from evopress.runtime import distributed
 LIBRARIES_BYTES = 500_000_000
 """Memory that the libraries take in a process, measured with torch 2.13 for the CPU."""
 
-LEVEL_SETTINGS = ("bits", "types", "num_levels")
-"""Settings of compressors that determine the number of levels."""
+LEVEL_SETTINGS = {"bits": "bits", "types": "types", "formats": "levels", "num_levels": "num_levels"}
+"""Settings of compressors that determine the number of levels, and their configuration keys."""
 
 
 def memory_of_every_stage(run: PlannedRun) -> tuple[MemoryItem, ...]:
@@ -76,7 +76,7 @@ def memory_of_database(run: PlannedRun) -> tuple[MemoryItem, ...]:
 
 def fewer_levels(run: PlannedRun) -> str:
     """The advice to take fewer levels, if the compressor has several and a known setting for their number."""
-    settings = [name for name in LEVEL_SETTINGS if hasattr(run.job.compress, name) and run.num_levels > 1]
+    settings = [key for name, key in LEVEL_SETTINGS.items() if hasattr(run.job.compress, name) and run.num_levels > 1]
     return f"take fewer levels in compress.{settings[0]}" if settings else ""
 
 

@@ -1,7 +1,7 @@
 """The decorator of every class that a configuration group builds, and the type of paths in such classes."""
 
 from collections.abc import Callable
-from dataclasses import field
+from dataclasses import field, fields
 from os.path import expanduser
 from typing import Annotated, TypeVar, cast, dataclass_transform
 
@@ -24,5 +24,13 @@ def config_class(cls: type[T]) -> type[T]:
         class Climb(Search):
             steps: int = Field(gt=0)
     """
-    decorate = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", protected_namespaces=()))
+    settings = ConfigDict(extra="forbid", protected_namespaces=(), validate_by_name=True, validate_by_alias=True)
+    decorate = dataclass(frozen=True, kw_only=True, config=settings)
     return cast(Callable[[type[T]], type[T]], decorate)(cls)
+
+
+def keys_of(cls: type) -> list[str]:
+    """The configuration keys of a dataclass: the names of its fields, or their aliases if they have any."""
+    described = getattr(cls, "__pydantic_fields__", {})
+    aliases = {name: getattr(description, "alias", None) for name, description in described.items()}
+    return [aliases.get(part.name) or part.name for part in fields(cls)]  # type: ignore[arg-type]

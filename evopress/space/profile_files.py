@@ -1,11 +1,11 @@
 """Reads and writes profiles as JSON, and in the text format of the paper's authors."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from evopress.runtime.json_files import dict_of_unique, parse_json
 from evopress.space.droppable import subblocks_of
-from evopress.space.units import Profile, Space, Unit
+from evopress.space.units import Level, Profile, Space, Unit
 
 AUTHORS_NAMES = {"attention": "attn", "mlp": "mlp"}
 """The names of the sub-blocks in the authors' files."""
@@ -59,7 +59,8 @@ def _integer_level(unit: Unit, level: object) -> int:
 def to_text(space: Space, profile: Profile) -> str:
     """The profile in the format of the paper's authors.
 
-    There is one line `layer name: level` per layer. For depth pruning, there is one line per block, with its dropped
+    There is one line `layer name: level` per layer. A level is its value, or its label if other levels of the unit
+    have the same value, as FP8 and INT8 do. For depth pruning, there is one line per block, with its dropped
     sub-blocks. A parent has a line as well: `name: 0`, or `name: 1` if it is dropped. The layers inside a dropped
     parent have no lines.
     """
@@ -68,11 +69,17 @@ def to_text(space: Space, profile: Profile) -> str:
         dropped = _dropped_by_block(space, profile)
         return "".join(f"{'+'.join(name for name in names if name in of_block) or 'none'}\n" for of_block in dropped)
     return "".join(
-        f"{name}: {space.level(index, profile).value:g}\n"
+        f"{name}: {_in_text(unit, space.level(index, profile))}\n"
         for index, unit in enumerate(space.units)
         if not space.is_inside_dropped(index, profile)
         for name in _line_names(unit)
     )
+
+
+def _in_text(unit: Unit, level: Level) -> str:
+    """The value of a level, or its label if the value is not enough to recognise it."""
+    values = [f"{other.value:g}" for other in unit.levels if other != level]
+    return level.label if f"{level.value:g}" in values else f"{level.value:g}"
 
 
 def from_text(space: Space, text: str, uniform: Profile | None = None) -> Profile:
@@ -90,7 +97,7 @@ def from_text(space: Space, text: str, uniform: Profile | None = None) -> Profil
 
 
 def _parse_layers(space: Space, lines: Lines, uniform: Profile | None) -> Profile:
-    value_of = _parse_values(lines)
+    value_of = _parse_values(lines, labels={level.label for unit in space.units for level in unit.levels})
     unknown = value_of.keys() - {name for unit in space.units for name in _line_names(unit)}
     if unknown:
         raise ValueError(f"the model has no layer {min(unknown)!r}")
@@ -98,7 +105,7 @@ def _parse_layers(space: Space, lines: Lines, uniform: Profile | None) -> Profil
     values = [
         _unit_value(unit, value_of, is_optional=not unit.layers or unit.parent in dropped) for unit in space.units
     ]
-    if uniform is not None and all(value is None or value.is_integer() for value in values):
+    if uniform is not None and all(_is_step(value) for value in values):
         profile = tuple(level + int(step or 0) for level, step in zip(uniform, values, strict=True))
     else:
         profile = tuple(_level_of_value(unit, value) for unit, value in zip(space.units, values, strict=True))
@@ -106,15 +113,20 @@ def _parse_layers(space: Space, lines: Lines, uniform: Profile | None) -> Profil
     return space.normalized(profile)
 
 
-def _parse_values(lines: Lines) -> dict[str, float]:
-    """The value on each line, by the name of the layer or parent."""
-    value_of: dict[str, float] = {}
+def _is_step(value: float | str | None) -> bool:
+    return value is None or (isinstance(value, float) and value.is_integer())
+
+
+def _parse_values(lines: Lines, *, labels: Collection[str]) -> dict[str, float | str]:
+    """The value or the label on each line, by the name of the layer or parent. A label that is a number is a value."""
+    value_of: dict[str, float | str] = {}
     for number, line in lines:
         name, _, value = line.rpartition(":")
         try:
             if name.strip() in value_of:
                 raise ValueError("given twice")
-            value_of[name.strip()] = float(value)
+            is_label = value.strip() in labels and not value.strip()[0].isdigit()
+            value_of[name.strip()] = value.strip() if is_label else float(value)
         except ValueError as error:
             raise ValueError(f"line {number}, {line[:100]!r}, is not `layer name: level` ({error})") from error
     return value_of
@@ -124,24 +136,27 @@ def _line_names(unit: Unit) -> tuple[str, ...]:
     return unit.layers or (unit.name,)
 
 
-def _unit_value(unit: Unit, value_of: Mapping[str, float], *, is_optional: bool) -> float | None:
+def _unit_value(unit: Unit, value_of: Mapping[str, float | str], *, is_optional: bool) -> float | str | None:
     """The one value that all layers of a unit have; None for an optional unit if none of its layers has a line."""
     names = _line_names(unit)
     if is_optional and value_of.keys().isdisjoint(names):
         return None
     values = {value_of[name] for name in names if name in value_of}
     if len(values) != 1 or any(name not in value_of for name in names):
-        raise ValueError(f"{unit.name} needs exactly one level, but the profile gives {sorted(values) or 'none'}")
+        given = sorted(values, key=str) or "none"
+        raise ValueError(f"{unit.name} needs exactly one level, but the profile gives {given}")
     return values.pop()
 
 
-def _level_of_value(unit: Unit, value: float | None) -> int:
+def _level_of_value(unit: Unit, value: float | str | None) -> int:
     if value is None:
         return 0
+    wanted = value if isinstance(value, str) else f"{value:g}"
+    known = [_in_text(unit, level) for level in unit.levels]
     for index, level in enumerate(unit.levels):
-        if f"{level.value:g}" == f"{value:g}":
+        if wanted in (known[index], level.label):
             return index
-    raise ValueError(f"{unit.name} has no level {value:g}; it has {', '.join(f'{x.value:g}' for x in unit.levels)}")
+    raise ValueError(f"{unit.name} has no level {wanted}; it has {', '.join(known)}")
 
 
 def _parse_blocks(space: Space, lines: Lines) -> Profile:

@@ -27,6 +27,14 @@ def checked_matrix(tensors: Mapping[str, Tensor], key: str, *, dtypes: tuple[tor
     return tensor
 
 
+def checked_vector(tensors: Mapping[str, Tensor], key: str, *, dtype: torch.dtype, length: int) -> Tensor:
+    """`tensors[key]`, a vector of this type and length."""
+    tensor = tensors.get(key)
+    if tensor is None or tensor.shape != (length,) or tensor.dtype != dtype:
+        raise ValueError(f"{key} is missing or not a vector of {length} {dtype}")
+    return tensor
+
+
 def require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from evopress.compressors.base import LayerGroup
+from evopress.compressors.float import Float
 from evopress.compressors.gguf import GGUF
 from evopress.compressors.gptq import GPTQ
 from evopress.compressors.sparsegpt import SparseGPT
@@ -17,6 +18,7 @@ COMPRESSORS = [
     SparseGPT(step=50, num_levels=1),
     Wanda(step=50, num_levels=1),
     GGUF(types=("Q8_0", "Q4_0")),
+    Float(),
 ]
 
 

@@ -22,7 +22,20 @@ def tied_space() -> Space:
     return Space(tuple(units))
 
 
+def space_of_formats() -> Space:
+    """Two levels have the same value."""
+    sizes = {"bf16": 16, "fp8": 8, "int8": 8, "nvfp4": 4.5}
+    levels = tuple(
+        Level(label=name, value=bits, cost=int(20 * bits), size_bytes=int(bits)) for name, bits in sizes.items()
+    )
+    units = [
+        Unit(name=f"q{i}", blocks=(i,), kind="q", layers=(f"q{i}",), num_weights=20, levels=levels) for i in range(3)
+    ]
+    return Space(tuple(units))
+
+
 SPACES = {
+    "formats": space_of_formats(),
     "bits": bit_space([10, 20, 10, 30]),
     "tied": tied_space(),
     "sparsity": sparse_space(3),
@@ -51,6 +64,7 @@ def test_the_text_has_the_format_of_the_authors():
     assert to_text(SPACES["tied"], (1, 0, 2)).splitlines()[:3] == ["q0: 3", "k0: 3", "q1: 4"]
     assert to_text(drop_space(4), (0, 0, 1, 0, 0, 1, 1, 1)) == "none\nattn\nmlp\nattn+mlp\n"
     assert to_text(block_space("pair"), (1, 0)) == "attn+mlp\nattn+mlp\nnone\nnone\n"
+    assert to_text(SPACES["formats"], (1, 2, 3)) == "q0: fp8\nq1: int8\nq2: 4.5\n"
     assert to_text(sparse_space(1), (0, 4)) == "0.q: 0.3\n0.o: 0.7\n"
 
 
@@ -62,6 +76,12 @@ def test_the_json_holds_the_chosen_levels_and_their_costs():
 
 def test_blank_lines_spaces_and_other_number_formats_are_accepted():
     assert from_text(bit_space([1, 1]), "\n  layer1 :2.0 \n\nlayer0: 4e0\n") == (0, 2)
+
+
+def test_a_level_may_be_given_by_its_label_but_not_by_a_value_that_two_levels_have():
+    assert from_text(SPACES["formats"], "q0: nvfp4\nq1: bf16\nq2: 4.5\n", uniform=(0, 0, 0)) == (3, 0, 3)
+    with pytest.raises(ValueError, match=r"q2 has no level 8; it has 16, fp8, int8, 4\.5$"):
+        from_text(SPACES["formats"], "q0: nvfp4\nq1: bf16\nq2: 8\n")
 
 
 def test_steps_of_sparsity_count_from_the_given_profile():

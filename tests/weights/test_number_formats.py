@@ -1,0 +1,136 @@
+"""Number formats: their elements, their exact bytes, and rounding to nearest."""
+
+from itertools import pairwise, product
+
+import pytest
+import torch
+from safetensors.torch import load, save
+from torch.nn.functional import cosine_similarity
+
+from evopress.weights.base import from_tensors
+from evopress.weights.fp4 import MAGNITUDES, pack_fp4, round_to_fp4, unpack_fp4
+from evopress.weights.number_formats import (
+    NumberFormat,
+    ScaleSettings,
+    number_formats,
+    per_column,
+    register_number_format,
+)
+from evopress.weights.nvfp4 import NVFP4, NVFP4Weight
+
+FP4_NUMBERS = sorted({sign * magnitude for sign, magnitude in product((1, -1), MAGNITUDES)})
+
+SCALED = [name for name in number_formats() if name != "bf16"]
+
+
+def weights(*rows: int, cols: int = 64, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [0.02 * torch.randn(count, cols, generator=generator) for count in rows]
+
+
+def settings(cols: int = 64, **changes) -> ScaleSettings:
+    return ScaleSettings(torch.bfloat16, torch.ones(cols), **changes)
+
+
+def rounded(number_format: NumberFormat, weight: torch.Tensor, scales) -> torch.Tensor:
+    by_column = per_column(scales.values, number_format.group_size, cols=weight.shape[1])
+    return number_format.round(weight / by_column)
+
+
+def test_e2m1_rounds_to_the_nearest_number_and_ties_to_the_even_code():
+    numbers = torch.tensor(FP4_NUMBERS)
+    x = torch.linspace(-8, 8, 6401)
+    nearest = (x[:, None] - numbers).abs().amin(1)
+    torch.testing.assert_close((round_to_fp4(x) - x).abs(), nearest)
+    for low, high in pairwise(MAGNITUDES):
+        even = (low, high)[MAGNITUDES.index(high) % 2 == 0]
+        middle = torch.tensor([(low + high) / 2, -(low + high) / 2])
+        assert round_to_fp4(middle).tolist() == [even, -even]
+
+
+def test_the_codes_of_e2m1_are_those_of_the_specification():
+    """The magnitude is sign · 2^(exponent − 1) · (1 + mantissa / 2), or mantissa / 2 if the exponent is 0."""
+    packed = torch.arange(256, dtype=torch.uint8).view(1, 256)
+    numbers = unpack_fp4(packed).view(256, 2)
+    for byte, place in product(range(256), range(2)):
+        code = byte >> 4 * place & 15
+        exponent, mantissa = code >> 1 & 3, code & 1
+        magnitude = 2 ** (exponent - 1) * (1 + mantissa / 2) if exponent else mantissa / 2
+        assert numbers[byte, place] == (-magnitude if code & 8 else magnitude)
+    assert torch.equal(unpack_fp4(pack_fp4(unpack_fp4(packed))), unpack_fp4(packed))
+    assert pack_fp4(torch.tensor([[-0.0, 0.5]])).item() == 0x10
+
+
+@pytest.mark.parametrize("name", number_formats())
+def test_a_packed_weight_is_its_elements_times_its_scales_and_survives_a_file(name):
+    number_format = number_formats()[name]
+    for weight, scales in zip(weights(6, 10), number_format.scales(weights(6, 10), settings()), strict=True):
+        elements = rounded(number_format, weight, scales)
+        packed = number_format.pack(elements, scales)
+        by_column = per_column(scales.values, number_format.group_size, cols=64)
+        assert torch.equal(packed.dense(), elements * by_column)
+        assert torch.equal(packed.dense(torch.bfloat16), (elements * by_column).bfloat16())
+        again = from_tensors(packed.spec(), load(save(packed.tensors())))
+        assert type(again) is type(packed) and torch.equal(again.dense(), packed.dense())
+        size = number_format.size_bytes(*weight.shape, scale_bytes=2)
+        assert packed.size_bytes == size == sum(tensor.nbytes for tensor in packed.tensors().values())
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_the_largest_weights_of_a_row_or_group_are_hardly_clipped(name):
+    """Scales are rounded to their type, so the largest weight may be clipped by as much."""
+    number_format = number_formats()[name]
+    (weight,) = weights(8)
+    (scales,) = number_format.scales([weight], settings())
+    packed = number_format.pack(rounded(number_format, weight, scales), scales)
+    groups = [tensor.unflatten(1, (-1, number_format.group_size or 64)) for tensor in (weight, packed.dense())]
+    largest, kept = (group.abs().amax(2) for group in groups)
+    assert (kept / largest > 0.93).all()
+
+
+@pytest.mark.parametrize("name", number_formats())
+@pytest.mark.parametrize("factor", [0.0, 1e-20, 1e20])
+def test_zeros_and_extreme_weights_are_finite_and_zeros_stay_zeros(name, factor):
+    number_format = number_formats()[name]
+    weight = factor * weights(4)[0]
+    weight[0] = 0
+    (scales,) = number_format.scales([weight], settings())
+    dense = number_format.pack(rounded(number_format, weight, scales), scales).dense()
+    assert dense.isfinite().all() and not dense[0].any()
+    assert factor == 0 or cosine_similarity(dense[1:].double(), weight[1:].double(), eps=0).min() > 0.98
+
+
+def test_layers_that_read_one_input_have_one_nvfp4_divisor_for_the_largest_of_their_weights():
+    first, second = weights(4, 4)
+    second *= 3
+    by_layer = NVFP4.scales([first, second], settings())
+    (alone,) = NVFP4.scales([second], settings())
+    divisors = [scales.stored["divisor"] for scales in by_layer]
+    assert divisors[0] == divisors[1] == alone.stored["divisor"] == 6 * 448 / second.abs().max()
+    assert by_layer[1].stored["scales"].float().max() == 448
+
+
+def test_damaged_nvfp4_weights_are_refused():
+    (weight,) = weights(4)
+    (scales,) = NVFP4.scales([weight], settings())
+    good = NVFP4.pack(rounded(NVFP4, weight, scales), scales)
+    assert isinstance(good, NVFP4Weight)
+    nan = torch.full((4, 4), 0x7F, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    for name, tensor, reason in (
+        ("packed", good.packed[:, 1:], "codes do not fit scales"),
+        ("packed", good.packed.int(), "packed is missing or not a matrix"),
+        ("scales", good.scales.float(), "scales is missing or not a matrix"),
+        ("scales", nan, "scales are not finite"),
+        ("divisor", torch.zeros(1), "the divisor is not positive"),
+        ("divisor", torch.ones(2), "divisor is missing or not a vector"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            from_tensors(good.spec(), {**good.tensors(), name: tensor})
+
+
+def test_a_name_belongs_to_one_format():
+    class Other(NumberFormat):
+        size_bytes = scales = round = pack = None
+
+    with pytest.raises(ValueError, match=r"'nvfp4' is already the name of _NVFP4"):
+        register_number_format("nvfp4", Other())
