@@ -65,7 +65,7 @@ def prepare_context(job: Job, lm: LanguageModel, splits: Splits) -> EvaluationCo
     """Build the space of the job, complete its database, and set up the evaluator."""
     space = space_of(job, lm)
     if isinstance(job.compress, Drop):
-        evaluator = Evaluator(lm, space, None, job.evaluator)
+        evaluator = Evaluator(lm, space, None, job.evaluator, folder=job.outputs / "cache")
         return EvaluationContext(lm, splits, space, evaluator, None, model_identity(lm, job.compress, None))
     compressor = job.compress.for_hidden_size(lm.hidden_size)
     database = open_database(job, lm, compressor=compressor, splits=splits)
@@ -79,7 +79,7 @@ def prepare_context(job: Job, lm: LanguageModel, splits: Splits) -> EvaluationCo
         report=partial(_log_blocks, job.tracker),
     )
     weights = DecodedLevels(database, limit_bytes=int(settings.cache_gb * 1e9), dtype=lm.dtype, device=lm.device)
-    evaluator = Evaluator(lm, space, weights, settings)
+    evaluator = Evaluator(lm, space, weights, settings, folder=database.folder)
     identity = model_identity(lm, compressor, database.identity)
     return EvaluationContext(lm, splits, space, evaluator, database, identity)
 

@@ -14,9 +14,10 @@ only on the profile, the windows and the settings. They do not depend on the oth
 number of processes. Every process gets all results.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -30,10 +31,11 @@ from evopress.evaluation.metrics import NO_DIVERGENCE, Divergence, FinalStates, 
 from evopress.evaluation.shared_prefixes import BlockRun, shared_runs
 from evopress.evaluation.teacher_cache import TeacherCache
 from evopress.models.language_model import BlockKwargs, LanguageModel
+from evopress.models.state_storage import StateMemory
 from evopress.runtime import distributed
 from evopress.runtime.config_class import config_class
 from evopress.search.base import Fitness
-from evopress.space.apply import embedding_and_head_levels, embedding_and_head_weights
+from evopress.space.apply import EmbeddingAndHead, embedding_and_head_levels, embedding_and_head_weights
 from evopress.space.units import Profile, Space
 
 
@@ -54,9 +56,9 @@ class EvaluatorSettings:
     """How the fitness of a profile is measured, and how much memory that may take.
 
     `fitness` is the KL from the dense model (`kl`), the KL over its `top_k` most likely tokens (`topk_kl`), or the
-    `perplexity`. `cache_gb` limits the memory for decoded weights. `states_gb` limits the memory for hidden states;
-    larger calibration states are kept in a file. `batch_tokens` is how many tokens go through a block at once, and
-    `head_tokens` how many go through the head at once.
+    `perplexity`. `cache_gb` limits the memory for decoded weights; those of the block that runs are kept even beyond
+    it. `states_gb` limits the memory for hidden states; further ones are kept in files. `batch_tokens` is how many
+    tokens go through a block at once, and `head_tokens` how many go through the head at once.
     """
 
     fitness: Fitness = "kl"
@@ -70,7 +72,8 @@ class EvaluatorSettings:
 class Evaluator:
     """Compares profiles of `space` with the dense model. `weights` is None if the units have no layers (drops).
 
-    The dense model is `lm` or, where tuning has changed that, the `lm` of another evaluator, `dense`.
+    The dense model is `lm` or, where tuning has changed that, the `lm` of another evaluator, `dense`. Hidden states
+    that exceed the memory for them are in files in `folder`, by default the one for temporary files.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class Evaluator:
         settings: EvaluatorSettings,
         *,
         dense: "Evaluator | None" = None,
+        folder: Path | None = None,
     ):
         self.lm = lm
         self.space = space
@@ -90,6 +94,8 @@ class Evaluator:
         self.compressible = CompressibleModel(lm, space, weights)
         self.block_tokens = 0
         """Tokens × blocks that this process has run for profiles. The dense model, which may be cached, is excluded."""
+        self.state_memory = StateMemory(settings.states_gb * 1e9 / 2, folder)
+        """Memory for the states of profiles. The other half is for the teacher."""
         self._teacher_cache = TeacherCache(settings.states_gb * 1e9 / 2)
 
     def evaluate(
@@ -130,95 +136,92 @@ class Evaluator:
         self._teacher_cache.clear()
 
     def _measure_runs(self, runs: Sequence[Run], parts: Sequence[Tensor], top_k: int | None) -> dict[Run, Divergence]:
-        """The divergence of every run of this process. As many runs as fit into memory run together."""
-        batch_size = self._runs_at_once(parts[0])
+        """The divergence of every run of this process. All runs go through a block before any enters the next one."""
+        students = [run for run in runs if run.profile is not None]
+        outside = self._outside_weights(students)
+        used_parts = sorted({run.part for run in runs})
+        teachers = dict(zip(used_parts, self._teacher_states([parts[part] for part in used_parts]), strict=True))
+        states = dict(zip(students, self._final_states(students, parts, outside), strict=True))
         measured: dict[Run, Divergence] = {}
-        for first in range(0, len(runs), batch_size):
-            batch = runs[first : first + batch_size]
-            student_runs = [run for run in batch if run.profile is not None]
-            states = dict(zip(student_runs, self._final_states(student_runs, parts), strict=True))
-            for part, group in groupby(batch, key=lambda run: run.part):
-                runs_of_part = list(group)
-                teacher = self._teacher_states(parts[part])
-                students = [self._student(run.profile, states.pop(run, teacher)) for run in runs_of_part]
-                results = divergences(
-                    FinalStates(teacher, self.lm.logits),
-                    students,
-                    tokens=parts[part].to(self.lm.device),
-                    top_k=top_k,
-                    chunk_tokens=self.settings.head_tokens,
-                )
-                measured.update(zip(runs_of_part, results, strict=True))
+        for part, group in groupby(runs, key=lambda run: run.part):
+            runs_of_part, teacher = list(group), teachers.pop(part)
+            results = divergences(
+                FinalStates(teacher, self.lm.logits),
+                [
+                    FinalStates(states.pop(run, teacher), partial(self.lm.logits, weight=outside[run.profile].head))
+                    for run in runs_of_part
+                ],
+                tokens=parts[part].to(self.lm.device),
+                top_k=top_k,
+                chunk_tokens=self.settings.head_tokens,
+            )
+            measured.update(zip(runs_of_part, results, strict=True))
         return measured
 
-    def _student(self, profile: Profile | None, hidden: Tensor) -> FinalStates:
-        head = self.compressible.embedding_and_head(profile).head
-        return FinalStates(hidden, partial(self.lm.logits, weight=head))
+    def _outside_weights(self, runs: Sequence[Run]) -> Mapping[Profile | None, EmbeddingAndHead]:
+        """The weights of embeddings and head at the profile of each run. They stay in memory for the whole question."""
+        levels_of = {run.profile: embedding_and_head_levels(self.space, run.profile) for run in runs}
+        weights = {
+            levels: embedding_and_head_weights(self.lm, self.weights, levels) for levels in set(levels_of.values())
+        }
+        return {None: EmbeddingAndHead(), **{profile: weights[levels] for profile, levels in levels_of.items()}}
 
-    def _teacher_states(self, tokens: Tensor) -> Float[Tensor, "batch time hidden"]:
-        """The dense model's normed final hidden states on one part of the windows.
+    def _teacher_states(self, parts: Sequence[Tensor]) -> list[Float[Tensor, "batch time hidden"]]:
+        """The dense model's normed final hidden states on parts of the windows.
 
         The dense model runs exactly as a student does, so that the KL contains no batching error. In bfloat16 that
         error would be 0.002.
         """
-
         if self.dense is not None:
-            return self.dense._teacher_states(tokens)
+            return self.dense._teacher_states(parts)
 
-        def compute() -> Tensor:
+        def compute(missing: Sequence[Tensor]) -> list[Tensor]:
             block_tokens = self.block_tokens
-            (states,) = self._final_states([Run(0, None)], [tokens])
+            runs = [Run(part, None) for part in range(len(missing))]
+            states = self._final_states(runs, missing, self._outside_weights(runs))
             self.block_tokens = block_tokens
             return states
 
-        return self._teacher_cache.get(tokens, compute)
+        return self._teacher_cache.get(parts, compute)
 
-    def _final_states(self, runs: Sequence[Run], parts: Sequence[Tensor]) -> list[Float[Tensor, "batch time hidden"]]:
+    def _final_states(
+        self, runs: Sequence[Run], parts: Sequence[Tensor], outside: Mapping[Profile | None, EmbeddingAndHead]
+    ) -> list[Float[Tensor, "batch time hidden"]]:
         """Normed final hidden states of each run. All runs go through a block before any goes through the next one."""
         if not runs:
             return []
         choices = [self.compressible.choices(run.profile) for run in runs]
         inputs = [(run.part, embedding_and_head_levels(self.space, run.profile)[:1]) for run in runs]
-        distinct_inputs = sorted(set(inputs))
-        embedded = [
-            self.lm.embed(
-                parts[part].to(self.lm.device), embedding_and_head_weights(self.lm, self.weights, levels).embeddings
-            )
-            for part, levels in distinct_inputs
-        ]
-        states, kwargs = [hidden for hidden, _ in embedded], embedded[0][1]
+        run_of_input = dict(zip(inputs, runs, strict=True))
+        distinct_inputs = sorted(run_of_input)
+        kwargs: list[BlockKwargs] = []
+        keep = self.state_memory.share(2).keep  # the states before a block, and those after it
+
+        def embedded(run: Run) -> Tensor:
+            tokens, weight = parts[run.part].to(self.lm.device), outside[run.profile].embeddings
+            hidden, kwargs_of_blocks = self.lm.embed(tokens, weight)
+            kwargs.extend(kwargs_of_blocks if not kwargs else ())  # they are the same for all windows
+            return hidden
+
+        states = keep(embedded(run_of_input[run_input]) for run_input in distinct_inputs)
         state_of_run = [distinct_inputs.index(run_input) for run_input in inputs]
         for block, (block_runs, next_state_of_run) in enumerate(shared_runs(choices, state_of_run)):
-            states = self._run_block(block, block_runs, states, kwargs[block])
+            states = keep(self._outputs(block, block_runs, states, kwargs[block]))
             state_of_run = next_state_of_run
-        normed = [self.lm.final_norm(state) for state in states]
+        normed = keep(self.lm.final_norm(state.to(self.lm.device)) for state in states)
         return [normed[index] for index in state_of_run]
 
-    def _run_block(
-        self, block: int, block_runs: Sequence[BlockRun], states: list[Tensor], kwargs: BlockKwargs
-    ) -> list[Tensor]:
+    def _outputs(
+        self, block: int, block_runs: Sequence[BlockRun], states: Sequence[Tensor], kwargs: BlockKwargs
+    ) -> Iterator[Tensor]:
         """The output of each run. Weights are set once per choice. States run one by one; `Run` explains why."""
-        outputs = []
         for choice, group in groupby(block_runs, key=lambda run: run.choice):
             weights = self.compressible.block_weights(block, choice)
             for run in group:
-                state = states[run.state]
-                outputs.append(self.lm.run_block(block, state, kwargs, weights=weights, dropped=choice.dropped))
+                state = states[run.state].to(self.lm.device)
                 self.block_tokens += state.shape[:2].numel() * run.is_computed
-        return outputs
+                yield self.lm.run_block(block, state, kwargs, weights=weights, dropped=choice.dropped)
 
     def _windows_per_part(self, window: int) -> int:
         """How many windows go through a block at once. Memory limits must not change this, as it changes rounding."""
         return max(1, self.settings.batch_tokens // window)
-
-    def _runs_at_once(self, part: Tensor) -> int:
-        """How many runs can go through the model together, at least one, so that their states fit into memory."""
-        return max(1, self._states_in_memory(part.numel()))
-
-    def _states_in_memory(self, num_tokens: int) -> int:
-        """How many pairs of states, before and after a block, fit into half of `states_gb`.
-
-        The other half is for the teacher.
-        """
-        state_bytes = num_tokens * self.lm.hidden_size * self.lm.dtype.itemsize
-        return int(self.settings.states_gb * 1e9 / 2 / (2 * state_bytes))

@@ -86,14 +86,16 @@ def divergences(
     targets = _next_tokens(tokens).flatten()
     teacher_states = teacher.hidden.flatten(0, 1)
     student_states = [student.hidden.flatten(0, 1) for student in students]
-    device = teacher_states.device
+    device = tokens.device
     kl = torch.zeros(len(students), len(targets), dtype=torch.float64, device=device)
     cross_entropy = torch.zeros(len(students), dtype=torch.float64, device=device)
     for start in range(0, len(targets), chunk_tokens):
         chunk = slice(start, start + chunk_tokens)
-        reference = _Reference(teacher.head(teacher_states[chunk]), top_k)
+        reference = _Reference(teacher.head(teacher_states[chunk].to(device)), top_k)
         for index, (student, hidden) in enumerate(zip(students, student_states, strict=True)):
-            kl[index, chunk], chunk_entropy = reference.divergence(student.head(hidden[chunk]), targets[chunk])
+            kl[index, chunk], chunk_entropy = reference.divergence(
+                student.head(hidden[chunk].to(device)), targets[chunk]
+            )
             cross_entropy[index] += chunk_entropy
     num_tokens, num_targets = tokens.numel(), tokens.numel() - tokens.shape[0]
     kl_at = kl.unflatten(1, tokens.shape).sum(1)  # (students, time)

@@ -9,7 +9,7 @@ from evopress.evaluation.context import EvaluationContext
 from evopress.evaluation.layer_errors import layer_errors
 from evopress.evaluation.outliers import outlier_shares
 from evopress.evaluation.residual_stream import stream_changes
-from evopress.evaluation.switch_effects import PART_TOKENS, switch_effects, token_equivalents
+from evopress.evaluation.switch_effects import parts_of, switch_effects, token_equivalents
 from evopress.runtime import distributed
 from evopress.search.base import Answer, Question, Table
 from evopress.search.driver import minibatch_rng
@@ -58,9 +58,9 @@ class Oracle:
         effects = switch_effects(
             evaluator.compressible,
             question.profile,
-            tokens=tokens,
+            parts=parts_of(tokens, evaluator.settings.batch_tokens),
             draws=draws,
             rng=rng,
-            part_tokens=min(PART_TOKENS, evaluator.settings.batch_tokens),
+            memory=evaluator.state_memory,
         )
         return effects.rows(), token_equivalents(self.context.space, tokens.numel(), draws)

@@ -17,6 +17,7 @@ tried as well, but the profiles chosen with them were worse: see experiments/sea
 The gradients for the embeddings are taken at the first hidden state, and those for the head at its output.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -25,8 +26,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from evopress.evaluation.compressible_model import CompressibleModel
-from evopress.evaluation.switch_gradients import ForwardPass, block_gradients, forward_pass, head_gradients
+from evopress.evaluation.switch_gradients import (
+    ForwardPass,
+    block_gradients,
+    dense_states,
+    forward_passes,
+    head_gradients,
+)
 from evopress.evaluation.switch_products import SwitchProducts
+from evopress.models.state_storage import StateMemory
 from evopress.runtime import distributed
 from evopress.space.units import Profile, Space
 
@@ -64,25 +72,27 @@ def switch_effects(
     model: CompressibleModel,
     profile: Profile,
     *,
-    tokens: Int[Tensor, "batch time"],
+    parts: Sequence[Int[Tensor, "batch time"]],
     draws: int,
     rng: Random,
-    part_tokens: int = PART_TOKENS,
+    memory: StateMemory | None = None,
 ) -> SwitchEffects:
-    """The effect of every single switch away from `profile` on the mean KL over `tokens`. Every process must call this.
+    """The effect of every single switch away from `profile` on the mean KL. Every process must call this.
 
     Each part of the tokens gets its own seed from `rng`, so its random directions do not depend on the process that
-    draws them.
+    draws them. All parts go through a block before any goes through the next one, so each visit to a block decodes its
+    levels once. `memory` is for the states and gradients of all parts; by default, there is no limit.
     """
-    parts = tokens.split(max(1, part_tokens // tokens.shape[1]))
-    seeded_parts = [(part, rng.getrandbits(63)) for part in parts]
-    process_effects = []
-    for part, seed in distributed.share(seeded_parts):
-        generator = torch.Generator().manual_seed(seed)
-        effects = _effects_on_part(model, profile, part.to(model.lm.device), draws=draws, generator=generator)
-        process_effects.append(effects * part.numel())
-    all_effects = [effects for gathered in distributed.gather(process_effects) for effects in gathered]
-    return sum(all_effects[1:], all_effects[0]) * (1 / tokens.numel())
+    seeded_parts = distributed.share([(part, rng.getrandbits(63)) for part in parts])
+    process_effects = _effects(model, profile, seeded_parts, draws=draws, memory=memory or StateMemory())
+    weighted = [effects * part.numel() for effects, (part, _) in zip(process_effects, seeded_parts, strict=True)]
+    all_effects = [effects for gathered in distributed.gather(weighted) for effects in gathered]
+    return sum(all_effects[1:], all_effects[0]) * (1 / sum(part.numel() for part in parts))
+
+
+def parts_of(tokens: Int[Tensor, "batch time"], most_tokens: int = PART_TOKENS) -> Sequence[Int[Tensor, "batch time"]]:
+    """The parts of the tokens that go through the model together. No setting of memory may change them."""
+    return tokens.split(max(1, min(PART_TOKENS, most_tokens) // tokens.shape[1]))
 
 
 def token_equivalents(space: Space, num_tokens: int, draws: int) -> float:
@@ -97,24 +107,42 @@ def token_equivalents(space: Space, num_tokens: int, draws: int) -> float:
 
 
 @torch.no_grad()
-def _effects_on_part(
+def _effects(
     model: CompressibleModel,
     profile: Profile,
-    tokens: Int[Tensor, "batch time"],
+    seeded_parts: Sequence[tuple[Int[Tensor, "batch time"], int]],
     *,
     draws: int,
-    generator: torch.Generator,
-) -> SwitchEffects:
-    products = SwitchProducts(model, profile, num_gradients=1 + draws, num_tokens=tokens.numel())
-    student = forward_pass(model, profile, tokens)
-    dense_state = forward_pass(model, None, tokens).states[-1]
-    gradients = _through_head(products, student, dense_state, draws=draws, generator=generator)
+    memory: StateMemory,
+) -> list[SwitchEffects]:
+    """The effects on each part of the tokens, whose random directions have a seed of their own."""
+    device, parts = model.lm.device, [part for part, _ in seeded_parts]
+    memory_of_states, memory_of_gradients = memory.share(2), memory.share(4)  # gradients at both ends of a block
+    all_products = [SwitchProducts(model, profile, num_gradients=1 + draws, num_tokens=part.numel()) for part in parts]
+    students = forward_passes(model, profile, parts=parts, memory=memory_of_states)
+    dense = dense_states(model, parts=parts, memory=memory_of_gradients)  # there are no gradients yet
+    gradients = memory_of_gradients.keep(
+        _through_head(products, student, dense_state.to(device), draws=draws, seed=seed)
+        for products, student, dense_state, (_, seed) in zip(all_products, students, dense, seeded_parts, strict=True)
+    )
     for block in reversed(range(model.lm.num_blocks)):
-        gradients, layers = block_gradients(model, student, block, gradients)
-        products.add_block(block, layers)
-    products.add_embeddings(tokens, student.states[0], gradients)
-    first, directional = products.values[:, 0], products.values[:, 1:]
-    return SwitchEffects(first.mean(1).cpu(), directional.square().mean((1, 2)).cpu() / 2)
+        gradients = memory_of_gradients.keep(
+            _through_block(products, student, block, gradients_of_part.to(device))
+            for products, student, gradients_of_part in zip(all_products, students, gradients, strict=True)
+        )
+    for products, student, part, gradients_of_part in zip(all_products, students, parts, gradients, strict=True):
+        products.add_embeddings(part.to(device), student.states[0].to(device), gradients_of_part.to(device))
+        products.finish()
+    return [SwitchEffects(products.first.cpu(), products.second.cpu()) for products in all_products]
+
+
+def _through_block(
+    products: SwitchProducts, student: ForwardPass, block: int, gradients: Float[Tensor, "gradients batch time hidden"]
+) -> Float[Tensor, "gradients batch time hidden"]:
+    """Add the switches of a block to `products`; returns the gradients at its input, given those at its output."""
+    propagated, layers = block_gradients(products.model, student, block, gradients.unbind())
+    products.add_block(block, layers)
+    return torch.stack(propagated)
 
 
 def _through_head(
@@ -123,11 +151,11 @@ def _through_head(
     dense_state: Float[Tensor, "batch time hidden"],
     *,
     draws: int,
-    generator: torch.Generator,
-) -> list[Float[Tensor, "batch time hidden"]]:
+    seed: int,
+) -> Float[Tensor, "gradients batch time hidden"]:
     """Add the switches of the head to `products`; returns the gradients at the output of the last block."""
     lm = products.model.lm
-    state = student.states[-1].detach().requires_grad_()
+    state = student.states[-1].to(lm.device).detach().requires_grad_()
     with torch.enable_grad():
         normed = lm.final_norm(state)
     chunks = head_gradients(
@@ -136,7 +164,7 @@ def _through_head(
         lm.final_norm(dense_state).flatten(0, 1),
         head=student.embedding_and_head.head,
         draws=draws,
-        generator=generator,
+        generator=torch.Generator().manual_seed(seed),
     )
     normed_gradients: list[Tensor] = []
     num_tokens = 0
@@ -144,7 +172,9 @@ def _through_head(
         products.add_head(chunk, first_token=num_tokens)
         normed_gradients.append(chunk.input_gradients)
         num_tokens += len(chunk.inputs)
-    return [
-        torch.autograd.grad(normed, state, gradient.view_as(normed), retain_graph=True)[0]
-        for gradient in torch.cat(normed_gradients, 1)
-    ]
+    return torch.stack(
+        [
+            torch.autograd.grad(normed, state, gradient.view_as(normed), retain_graph=True)[0]
+            for gradient in torch.cat(normed_gradients, 1)
+        ]
+    )

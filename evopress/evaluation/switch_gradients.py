@@ -5,7 +5,8 @@ graph, and 1 + D gradients are propagated back through it: one of the KL, and on
 logits. Only the graph of one block is in memory at a time.
 """
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from evopress.evaluation.compressible_model import CompressibleModel
 from evopress.evaluation.fisher import fisher_probe
 from evopress.models.hooks import watch_layers
 from evopress.models.language_model import BlockKwargs, LanguageModel
+from evopress.models.state_storage import StateMemory
 from evopress.space.apply import BlockChoice, EmbeddingAndHead
 from evopress.space.units import Profile
 
@@ -73,14 +75,64 @@ class LayerGradients:
 
 def forward_pass(model: CompressibleModel, profile: Profile | None, tokens: Int[Tensor, "batch time"]) -> ForwardPass:
     """Run the model at `profile` without a graph; None is the dense model."""
+    return forward_passes(model, profile, parts=[tokens], memory=StateMemory())[0]
+
+
+def forward_passes(
+    model: CompressibleModel,
+    profile: Profile | None,
+    *,
+    parts: Sequence[Int[Tensor, "batch time"]],
+    memory: StateMemory,
+) -> list[ForwardPass]:
+    """A forward pass of each part of the tokens. All parts go through a block before any goes through the next one."""
     choices, embedding_and_head = model.choices(profile), model.embedding_and_head(profile)
-    with torch.no_grad():
-        hidden, kwargs = model.lm.embed(tokens, embedding_and_head.embeddings)
-        states = [hidden]
-        for block, choice in enumerate(choices):
-            weights = model.block_weights(block, choice)
-            states.append(model.lm.run_block(block, states[-1], kwargs[block], weights=weights, dropped=choice.dropped))
-    return ForwardPass(choices, embedding_and_head, states, kwargs)
+    hidden, kwargs = _embedded(model, embedding_and_head, parts)
+    memory_of_list = memory.share(1 + len(choices))
+    lists = list(_states_by_block(model, choices, hidden=hidden, kwargs=kwargs, memory=memory_of_list))
+    return [
+        ForwardPass(choices, embedding_and_head, [states[part] for states in lists], kwargs[part])
+        for part in range(len(parts))
+    ]
+
+
+def dense_states(
+    model: CompressibleModel, *, parts: Sequence[Int[Tensor, "batch time"]], memory: StateMemory
+) -> list[Float[Tensor, "batch time hidden"]]:
+    """The states of the dense model after its last block, for each part of the tokens."""
+    hidden, kwargs = _embedded(model, EmbeddingAndHead(), parts)
+    lists = _states_by_block(model, model.choices(None), hidden=hidden, kwargs=kwargs, memory=memory.share(2))
+    return deque(lists, maxlen=1).pop()
+
+
+def _embedded(
+    model: CompressibleModel, embedding_and_head: EmbeddingAndHead, parts: Sequence[Tensor]
+) -> tuple[list[Tensor], list[list[BlockKwargs]]]:
+    embedded = [model.lm.embed(tokens.to(model.lm.device), embedding_and_head.embeddings) for tokens in parts]
+    return [hidden for hidden, _ in embedded], [kwargs for _, kwargs in embedded]
+
+
+@torch.no_grad()
+def _states_by_block(
+    model: CompressibleModel,
+    choices: Sequence[BlockChoice],
+    *,
+    hidden: Sequence[Tensor],
+    kwargs: Sequence[list[BlockKwargs]],
+    memory: StateMemory,
+) -> Iterator[list[Tensor]]:
+    """The states of all parts before the first block, and after each block."""
+    states = memory.keep(hidden)
+    yield states
+    for block, choice in enumerate(choices):
+        weights = model.block_weights(block, choice)
+        states = memory.keep(
+            model.lm.run_block(
+                block, state.to(model.lm.device), of_part[block], weights=weights, dropped=choice.dropped
+            )
+            for state, of_part in zip(states, kwargs, strict=True)
+        )
+        yield states
 
 
 def head_gradients(
@@ -121,7 +173,7 @@ def head_gradients(
 
 
 def block_gradients(
-    model: CompressibleModel, forward: ForwardPass, block: int, gradients: list[Float[Tensor, "batch time hidden"]]
+    model: CompressibleModel, forward: ForwardPass, block: int, gradients: Sequence[Float[Tensor, "batch time hidden"]]
 ) -> tuple[list[Float[Tensor, "batch time hidden"]], dict[str, LayerGradients]]:
     """Propagate `gradients` from the output of a block to its input, and to its layers by full name.
 
@@ -129,7 +181,7 @@ def block_gradients(
     """
     choice = forward.choices[block]
     weights = model.block_weights(block, choice)
-    state = forward.states[block].detach().requires_grad_()
+    state = forward.states[block].to(model.lm.device).detach().requires_grad_()
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
 

@@ -1,7 +1,7 @@
 """Keeps the dense model's final states, so that they are computed once per minibatch."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -19,15 +19,17 @@ class TeacherCache:
     def size_bytes(self) -> int:
         return sum(states.nbytes for states in self._states.values())
 
-    def get(self, tokens: Tensor, compute: Callable[[], Tensor]) -> Tensor:
-        """The states on `tokens`, from the cache or from `compute`."""
-        key = hash_of_windows(tokens)
-        if key not in self._states:
-            self._states[key] = compute()
-        states = self._states[key]
+    def get(self, parts: Sequence[Tensor], compute: Callable[[Sequence[Tensor]], Sequence[Tensor]]) -> list[Tensor]:
+        """The states on each part of the windows, from the cache or, for all other parts at once, from `compute`."""
+        keys = [hash_of_windows(part) for part in parts]
+        part_of = dict(zip(keys, parts, strict=True))
+        known = {key: self._states[key] for key in part_of if key in self._states}
+        missing = [key for key in part_of if key not in known]
+        known.update(zip(missing, compute([part_of[key] for key in missing]), strict=True))
+        self._states.update({key: known[key] for key in missing})
         while self.size_bytes > self.limit_bytes:
             self._states.popitem(last=False)
-        return states
+        return [known[key] for key in keys]
 
     def clear(self) -> None:
         self._states.clear()

@@ -98,11 +98,10 @@ def memory_of_evaluator(count: EvaluatorCount) -> tuple[MemoryItem, ...]:
     """What the stages of the evaluator hold in addition, for the work that was counted."""
     run = count.run
     teacher_states = min(run.limit_of_states // 2, count.teacher_tokens * run.state_bytes)
-    student_states = 2 * count.student_tokens * run.state_bytes  # before a block and after it
     head_tokens = run.job.evaluator.head_tokens
     batch_logits = 6 * 4 * head_tokens * run.model.vocab_size
     table_logits = 8 * 4 * HEAD_TOKENS * run.model.vocab_size * count.has_tables
-    states, logits = teacher_states + student_states, max(batch_logits, table_logits)
+    states, logits = teacher_states + count.student_bytes, max(batch_logits, table_logits)
     return (
         MemoryItem("decoded levels", count.decoded.most_bytes, "lower evaluator.cache_gb"),
         MemoryItem("hidden states of teacher and candidates", states, "lower evaluator.states_gb"),

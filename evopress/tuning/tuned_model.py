@@ -61,7 +61,14 @@ def changed_context(
     if before is not None:
         levels = TunedLevels(before.database, tuned)
         weights = DecodedLevels(levels, limit_bytes=int(cache_gb * 1e9), dtype=lm.dtype, device=lm.device)
-    evaluator = Evaluator(lm, context.space, weights, context.evaluator.settings, dense=context.evaluator)
+    evaluator = Evaluator(
+        lm,
+        context.space,
+        weights,
+        context.evaluator.settings,
+        dense=context.evaluator,
+        folder=context.evaluator.state_memory.folder,
+    )
     return replace(context, lm=lm, evaluator=evaluator)
 
 

@@ -25,7 +25,7 @@ from evopress.database.cache import DecodedLevels
 from evopress.evaluation.context import EvaluationContext
 from evopress.evaluation.evaluator import Evaluator, EvaluatorSettings
 from evopress.evaluation.metrics import FinalStates, divergences
-from evopress.evaluation.switch_effects import switch_effects, token_equivalents
+from evopress.evaluation.switch_effects import parts_of, switch_effects, token_equivalents
 from evopress.models.language_model import LanguageModel
 from evopress.models.loading import load_model
 from evopress.search.start_profiles import evenly_spaced_profile
@@ -84,7 +84,9 @@ def table_phase(lm: LanguageModel, context: EvaluationContext, tokens: Tensor, t
     profile, draws = evenly_spaced_profile(context.space, BITS), 2
 
     def table() -> object:
-        return switch_effects(context.evaluator.compressible, profile, tokens=tokens, draws=draws, rng=Random(0))
+        return switch_effects(
+            context.evaluator.compressible, profile, parts=parts_of(tokens), draws=draws, rng=Random(0)
+        )
 
     head = 2 * lm.hidden_size * lm.vocab_size / 1e9
     per_token = databases.block_gflop(lm, 1, tokens.shape[1]) * lm.num_blocks + head

@@ -1,11 +1,11 @@
-"""Decoded levels are right, and stay within the memory limit."""
+"""Decoded levels are right, stay within the memory limit, and are decoded at most once in a visit to their block."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evopress.database.cache import DecodedLevels
+from evopress.database.cache import BlockCache, DecodedLevels
 from evopress.database.store import Database
 from evopress.weights.dense import Kept
 from tests.databases import WEIGHTS, block_levels, open_database, random_weight
@@ -23,25 +23,70 @@ def filled(tmp_path_factory):
     return database
 
 
+class Counted:
+    """A cache of values of one byte, and the keys that it made."""
+
+    def __init__(self, limit: int):
+        self.cache: BlockCache[int] = BlockCache(limit, lambda value: 1)
+        self.made: list[tuple[int, int]] = []
+
+    def visit(self, block: int, keys) -> None:
+        for key in keys:
+            value = self.cache.get(block, key, lambda key=key: self.made.append((block, key)) or 100 * block + key)
+            assert value == 100 * block + key
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), max_size=20), st.sampled_from([1, 600, 1200, 10**9]))
 def test_the_cache_returns_the_right_weights_within_its_limit(filled, keys, limit):
-    cache = cache_of(filled, limit)
-    size = 8 * 16 * 4
+    cache, size = cache_of(filled, limit), 8 * 16 * 4
     for block, level in keys:
         assert torch.equal(cache.get(block, "layers.0.q", level), random_weight(8, 16, seed=10 * block + level))
-        held = sum(tensor.nbytes for tensor in cache._weights.values())
-        assert held == cache.kept_bytes <= max(limit, size)
+        assert size <= cache.kept_bytes <= max(limit, 3 * size)  # a block has three levels
 
 
-def test_a_level_is_read_once_while_there_is_room(filled, monkeypatch):
-    reads: list[tuple] = []
-    read = Database.read
-    monkeypatch.setattr(Database, "read", lambda self, *key: (reads.append(key), read(self, *key))[1])
-    cache = cache_of(filled, 2 * 8 * 16 * 4)
-    for level in (0, 1, 0, 2, 0, 1):  # 2 replaces 1, the least recently used
-        cache.get(0, "layers.0.q", level)
-    assert [level for _, _, level in reads] == [0, 1, 2, 1]
+@given(st.lists(st.tuples(st.integers(0, 3), st.sets(st.integers(0, 4))), max_size=30), st.integers(1, 20))
+def test_a_visit_makes_each_value_at_most_once_and_keeps_no_more_than_the_limit_or_the_block(visits, limit):
+    counted = Counted(limit)
+    for block, keys in visits:
+        counted.made.clear()
+        counted.visit(block, [*sorted(keys), *sorted(keys)])
+        assert len(counted.made) == len(set(counted.made))
+        assert counted.cache.kept_bytes <= max(limit, 5)  # a block has five values
+
+
+@pytest.mark.parametrize("limit", [4, 6, 11, 20])
+def test_visits_in_turn_find_as_many_values_as_fit(limit):
+    counted = Counted(limit)
+    for _ in range(5):
+        counted.made.clear()
+        for block in range(10):
+            counted.visit(block, range(2))
+    found = 20 - len(counted.made)
+    assert found >= limit - 2  # the block that is visited needs room, too
+
+
+def test_values_that_are_no_longer_used_make_room():
+    counted = Counted(10)
+    for _ in range(2):
+        for block in range(10):
+            counted.visit(block, [0])
+    for _ in range(4):
+        counted.made.clear()
+        for block in range(10):
+            counted.visit(block, [1])
+    assert not counted.made
+
+
+def test_a_value_that_cannot_be_made_leaves_the_cache_usable():
+    counted = Counted(1)
+    counted.visit(0, [0])
+    for block in (1, 2):
+        with pytest.raises(ZeroDivisionError):
+            counted.cache.get(block, 0, lambda: 1 // 0)
+    counted.visit(3, [0, 1])
+    counted.visit(0, [0])
+    assert counted.cache.kept_bytes == 1
 
 
 @pytest.mark.parametrize("kind", WEIGHTS)

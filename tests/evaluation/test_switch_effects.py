@@ -47,8 +47,8 @@ def some_profile(space: Space) -> Profile:
 def effects(
     lm: LanguageModel, space: Space, weights: DecodedLevels | None, profile: Profile, **changes
 ) -> SwitchEffects:
-    settings = dict(draws=2, rng=Random(5))
-    return switch_effects(CompressibleModel(lm, space, weights), profile, tokens=TOKENS, **{**settings, **changes})
+    settings = dict(parts=[TOKENS], draws=2, rng=Random(5))
+    return switch_effects(CompressibleModel(lm, space, weights), profile, **{**settings, **changes})
 
 
 def row(space: Space, index: int, level: int) -> int:
@@ -233,7 +233,7 @@ def test_first_order_does_not_depend_on_how_tokens_are_split():
     space, weights = layers(lm), Noisy(lm)
     profile = some_profile(space)
     whole = effects(lm, space, weights, profile)
-    parts = effects(lm, space, weights, profile, part_tokens=1)
+    parts = effects(lm, space, weights, profile, parts=TOKENS.split(1))
     torch.testing.assert_close(parts.first, whole.first, rtol=1e-3, atol=1e-6)
     torch.testing.assert_close(parts.second.sum(), whole.second.sum(), rtol=0.5, atol=0)
 

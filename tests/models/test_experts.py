@@ -172,7 +172,7 @@ def test_the_first_order_of_a_switch_is_the_slope_of_the_divergence(family, tie)
     lm, step = tiny(family), 1e-2
     space = layer_space(lm, RTN(bits=(2, 4), group_size=32), SpaceSettings(tie=tie))
     weights, profile, tokens = Noisy(lm), some_profile(space), token_windows(2, 12)
-    effects = switch_effects(CompressibleModel(lm, space, weights), profile, tokens=tokens, draws=1, rng=Random(0))
+    effects = switch_effects(CompressibleModel(lm, space, weights), profile, parts=[tokens], draws=1, rng=Random(0))
     dense = plain.logits(lm.model, tokens)
 
     def divergence(index: int, factor: float) -> float:

@@ -87,7 +87,7 @@ def test_the_head_runs_for_the_teacher_and_for_every_model_that_is_compared(tmp_
 
 
 @pytest.mark.parametrize("kind", ["bits", "joint"])
-@pytest.mark.parametrize(("cache_gb", "tolerance"), [(1.0, 0), (3e-4, 0.1)], ids=["all levels fit", "some fit"])
+@pytest.mark.parametrize(("cache_gb", "tolerance"), [(1.0, 0), (6e-4, 0.1)], ids=["all levels fit", "some fit"])
 def test_levels_are_read_as_often_as_counted(cache_gb, tolerance, kind, tmp_path, monkeypatch):
     run = planned(tmp_path, kind, EvaluatorSettings(cache_gb=cache_gb))
     count, evaluator = EvaluatorCount(run), evaluator_of(run, tmp_path)
@@ -105,7 +105,7 @@ def test_levels_are_read_as_often_as_counted(cache_gb, tolerance, kind, tmp_path
         evaluator.measure(profiles, token_windows(2, 20, seed))
         assert count.work[Operation("decode")] == pytest.approx(sum(read_bytes), rel=tolerance)
         count.table(profiles[0], (2, 20), draws=1)
-        switch_effects(evaluator.compressible, profiles[0], tokens=token_windows(2, 20), draws=1, rng=Random(0))
+        switch_effects(evaluator.compressible, profiles[0], parts=[token_windows(2, 20)], draws=1, rng=Random(0))
         assert count.work[Operation("decode")] == pytest.approx(sum(read_bytes), rel=tolerance)
     assert evaluator.weights.kept_bytes <= count.decoded.most_bytes <= cache_gb * 1e9
     if cache_gb < 1:
@@ -132,8 +132,8 @@ def test_states_of_teacher_and_students_are_those_that_are_held(tmp_path):
         evaluator.measure(profiles, token_windows(5, 20, seed))
     assert count.teacher_tokens == 3 * 5 * 20
     assert evaluator._teacher_cache.size_bytes <= min(1e-4 * 1e9, count.teacher_tokens * run.state_bytes)
-    at_once = evaluator._runs_at_once(token_windows(2, 20))
-    assert 0 < count.student_tokens <= 40 * at_once
+    assert 0 < count.student_bytes <= 2 * evaluator.state_memory.share(2).limit_bytes
+    assert count.work[Operation("states")] > 0
 
 
 @pytest.mark.parametrize(("windows", "parts"), [(5, [2, 2, 1]), (4, [2, 2]), (1, [1]), (0, [])])
