@@ -61,7 +61,8 @@ def _mapped(shape: tuple[int, ...], dtype: torch.dtype, *, folder: Path) -> Tens
     disappears with the tensor. Its space is reserved immediately, so a full disk raises OSError here. Otherwise a later
     write to mapped memory would fail and kill the process.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with path_in_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     with path_in_errors(folder), NamedTemporaryFile(dir=folder, prefix=".states-", suffix=".tmp") as file:
         os.posix_fallocate(file.fileno(), 0, prod(shape) * dtype.itemsize)
         return torch.from_file(file.name, shared=True, size=prod(shape), dtype=dtype).view(shape)
