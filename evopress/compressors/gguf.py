@@ -17,7 +17,8 @@ from evopress.space.units import Level
 from evopress.weights.base import CompressedWeight
 from evopress.weights.block_grids import BLOCK, TYPES, TypeName
 from evopress.weights.ggml import bits_per_weight, block_of
-from evopress.weights.kquants import K_TYPES, KTypeName, missing_requirement, round_by_ggml
+from evopress.weights.ggml_library import missing_requirement, round_by_ggml
+from evopress.weights.k_types import K_TYPES, KTypeName
 
 T = TypeVar("T")
 
@@ -29,7 +30,7 @@ class GGUF(Compressor):
     `types` are the levels. Costs and values count bits with scales. Per weight these are, for Q4_0 4.5, Q4_1 5,
     Q5_0 5.5, Q5_1 6 and Q8_0 8.5. The K types (Q2_K 2.625, Q3_K 3.4375, Q4_K 4.5, Q5_K 5.5 and Q6_K 6.5625) are levels
     of layers whose number of inputs is a multiple of 256. The ggml library rounds to K types, without GPTQ; see
-    `weights.kquants`.
+    `weights.ggml_library`.
 
     `range`, `act_order` and `weigh_tokens` work as in GPTQ, but `range=minmax` uses the grids of the reference
     quantisers.

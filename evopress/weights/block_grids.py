@@ -14,6 +14,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from evopress.weights.bit_planes import BitPlane
+from evopress.weights.half_bytes import half
+
 BLOCK = 32
 
 TypeName = Literal["Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0"]
@@ -32,6 +35,14 @@ class BlockType:
     def num_bytes(self) -> int:
         """Bytes of a block."""
         return 2 + 2 * self.has_offset + BLOCK * self.bits // 8
+
+    @property
+    def planes(self) -> tuple[BitPlane, ...]:
+        """Where the bits of the codes are, in the order of the bytes."""
+        if self.bits == 8:
+            return (BitPlane(bits=8, place=0, run=BLOCK),)
+        low = BitPlane(bits=4, place=0, run=16)
+        return (BitPlane(bits=1, place=4, run=1), low) if self.bits == 5 else (low,)
 
     @property
     def bias(self) -> int:
@@ -117,9 +128,3 @@ def _fit(weight: Tensor, kind: BlockType) -> tuple[Tensor, Tensor]:
         return half(weight.abs().amax(0) / kind.high), torch.zeros_like(weight[0])
     furthest = weight.gather(0, weight.abs().argmax(0, keepdim=True))[0]
     return half(furthest / kind.low), torch.zeros_like(weight[0])
-
-
-def half(values: Tensor) -> Tensor:
-    """The values rounded to float16 and limited to its range, as float32."""
-    limit = torch.finfo(torch.float16).max
-    return values.clamp(-limit, limit).half().float()

@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 
 from evopress.weights.base import CompressedWeight, FloatPart, Spec, register_reader
-from evopress.weights.block_grids import BLOCK, TYPES, BlockType, fit_blocks, half
-from evopress.weights.kquants import K_TYPES, SUPERBLOCK, KWeight
+from evopress.weights.block_grids import BLOCK, TYPES, BlockType, fit_blocks
+from evopress.weights.half_bytes import bytes_to_halves, half, halves_to_bytes
+from evopress.weights.k_types import K_TYPES, SUPERBLOCK
+from evopress.weights.kquants import KWeight
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,8 @@ class GgmlWeight(CompressedWeight):
         kind = TYPES[type_name]
         stored = (codes.int() + kind.bias).to(torch.int8 if kind.bits == 8 else torch.uint8)
         blocks = stored.view(torch.uint8).unflatten(1, (-1, BLOCK))  # (rows, blocks, 32)
-        parts = [_halves_to_bytes(scales)]
-        if kind.has_offset:
-            parts.append(_halves_to_bytes(offsets))
-        if kind.bits == 5:
-            parts.append(_fifth_bits(blocks))
-        parts.append(blocks if kind.bits == 8 else (blocks[..., :16] & 15) | (blocks[..., 16:] << 4))
+        halves = [scales, offsets] if kind.has_offset else [scales]
+        parts = [*map(halves_to_bytes, halves), *(plane.pack(blocks) for plane in kind.planes)]
         return cls(torch.cat(parts, -1).flatten(1).contiguous(), type_name)
 
     @property
@@ -59,24 +57,19 @@ class GgmlWeight(CompressedWeight):
         return self.data.nbytes
 
     def codes(self) -> Tensor:
-        """int16 (rows, cols)."""
+        """int8 (rows, cols)."""
         kind = self.kind
-        blocks = self.data.unflatten(1, (-1, kind.num_bytes))
-        if kind.bits == 8:
-            return blocks[..., 2:].contiguous().view(torch.int8).flatten(1).short()
-        low = blocks[..., -16:]
-        codes = torch.cat([low & 15, low >> 4], -1)
-        if kind.bits == 5:
-            places = torch.arange(8, dtype=torch.uint8, device=self.data.device)
-            high = (blocks[..., -20:-16].unsqueeze(-1) >> places) & 1  # (rows, blocks, 4, 8)
-            codes = codes | (high.flatten(-2) << 4)
-        return codes.flatten(1).short() - kind.bias
+        blocks = self.data.unflatten(1, (-1, kind.num_bytes))[..., 2 + 2 * kind.has_offset :]
+        parts = blocks.split([BLOCK * plane.bits // 8 for plane in kind.planes], -1)
+        stored = [plane.unpack(part) for plane, part in zip(kind.planes, parts, strict=True)]
+        codes = stored[0] if len(stored) == 1 else stored[0].bitwise_or_(stored[1])
+        return codes.view(torch.int8).flatten(1) - kind.bias
 
     def scales(self) -> tuple[Tensor, Tensor]:
         """Scales and offsets, float32 (rows, blocks)."""
         blocks = self.data.unflatten(1, (-1, self.kind.num_bytes))
-        scale = _bytes_to_halves(blocks[..., 0:2])
-        return scale, _bytes_to_halves(blocks[..., 2:4]) if self.kind.has_offset else torch.zeros_like(scale)
+        scale = bytes_to_halves(blocks[..., 0:2])
+        return scale, bytes_to_halves(blocks[..., 2:4]) if self.kind.has_offset else torch.zeros_like(scale)
 
     def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
         scale, offset = self.scales()
@@ -109,26 +102,6 @@ class GgmlWeight(CompressedWeight):
         return {"kind": "ggml", "type": self.type_name}
 
 
-def _halves_to_bytes(values: Tensor) -> Tensor:
-    """float16 bytes of (rows, blocks) as uint8 (rows, blocks, 2)."""
-    halves = values.half().clone(memory_format=torch.contiguous_format)  # a single column may have any stride
-    return halves.view(torch.uint8).unflatten(1, (-1, 2))
-
-
-def _bytes_to_halves(data: Tensor) -> Tensor:
-    """Undo `_halves_to_bytes`, from uint8 (rows, blocks, 2) to float32 (rows, blocks)."""
-    return data.contiguous().view(torch.float16).float().squeeze(-1)
-
-
-def _fifth_bits(blocks: Tensor) -> Tensor:
-    """Bit 4 of every code, uint8 (rows, blocks, 32) to (rows, blocks, 4)."""
-    bits = (blocks >> 4).unflatten(-1, (4, 8))
-    packed = bits[..., 0].clone()
-    for place in range(1, 8):
-        packed |= bits[..., place] << place
-    return packed
-
-
 def round_to(weight: Tensor, type_name: str) -> GgmlWeight:
     """Round weight (rows, cols), float32, to the nearest values of the grids of a block type."""
     kind = TYPES[type_name]
@@ -157,7 +130,7 @@ def num_clipped_blocks(weight: Tensor, stored: GgmlWeight) -> Tensor:
 
 def block_of(name: str) -> tuple[int, int]:
     """Weights and bytes of a block of any type, K types included."""
-    return (SUPERBLOCK, K_TYPES[name][1]) if name in K_TYPES else (BLOCK, TYPES[name].num_bytes)
+    return (SUPERBLOCK, K_TYPES[name].num_bytes) if name in K_TYPES else (BLOCK, TYPES[name].num_bytes)
 
 
 def bits_per_weight(name: str) -> float:

@@ -1,38 +1,14 @@
-"""The K types of ggml: superblocks of 256 weights whose scales are quantised too. The ggml library does the rounding.
+"""Weights in the K types of ggml, in exactly the bytes that a GGUF file holds."""
 
-The library comes with llama-cpp-python. It searches for the best grids. A column's squared errors are weighted by the
-power of its inputs in the calibration text (the diagonal of the Hessian). GPTQ cannot be used: it rounds column by
-column, but the scales of a superblock depend on all of its weights. Decoding needs only the package gguf.
-
-Source: ggml-quants.c of llama.cpp, `ggml_quantize_chunk` with an importance matrix.
-"""
-
-import ctypes
-import importlib.util
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from evopress.weights.base import CompressedWeight, Spec
-
-SUPERBLOCK = 256
-
-KTypeName = Literal["Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K"]
-
-K_TYPES: Mapping[str, tuple[int, int]] = {
-    "Q6_K": (14, 210),
-    "Q5_K": (13, 176),
-    "Q4_K": (12, 144),
-    "Q3_K": (11, 110),
-    "Q2_K": (10, 84),
-}
-"""The number that the library gives each type, and the bytes of a superblock; from the largest to the smallest."""
+from evopress.weights.base import CompressedWeight, FloatPart, Spec
+from evopress.weights.half_bytes import bytes_to_halves, half, halves_to_bytes
+from evopress.weights.k_types import K_TYPES, SUPERBLOCK, KType
 
 
 @dataclass(frozen=True)
@@ -42,19 +18,94 @@ class KWeight(CompressedWeight):
     data: Tensor
     type_name: str
 
+    @classmethod
+    def from_codes(
+        cls, codes: Tensor, scales: Tensor, *, minima: Tensor, d: Tensor, dmin: Tensor, type_name: str
+    ) -> "KWeight":
+        """From codes (rows, cols), scales and minima (rows, sub-blocks), all of any integer type, and d and dmin.
+
+        d and dmin are (rows, superblocks). Types without minima ignore `minima` and `dmin`.
+        """
+        kind = K_TYPES[type_name]
+        stored = (codes.int() - kind.low).to(torch.uint8).unflatten(1, (-1, SUPERBLOCK))
+        numbers = [(scales.int() - kind.scale_low).to(torch.uint8), minima.to(torch.uint8)][: 1 + kind.has_minima]
+        parts = {name: plane.pack(stored) for name, plane in kind.planes.items()} | {
+            "scales": kind.write_scales(tuple(part.unflatten(1, (-1, kind.num_sub_blocks)) for part in numbers)),
+            "d": halves_to_bytes(d),
+            "dmin": halves_to_bytes(dmin),
+        }
+        return cls(torch.cat([parts[name] for name in kind.fields], -1).flatten(1), type_name)
+
+    @property
+    def kind(self) -> KType:
+        return K_TYPES[self.type_name]
+
     @property
     def shape(self) -> tuple[int, int]:
-        return self.data.shape[0], self.data.shape[1] // K_TYPES[self.type_name][1] * SUPERBLOCK
+        return self.data.shape[0], self.data.shape[1] // self.kind.num_bytes * SUPERBLOCK
 
     @property
     def size_bytes(self) -> int:
         return self.data.nbytes
 
-    def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        from gguf import GGMLQuantizationType, dequantize  # optional package
+    def codes(self) -> Tensor:
+        """int8 (rows, cols)."""
+        parts = self._parts()
+        stored = [plane.unpack(parts[name]) for name, plane in self.kind.planes.items()]
+        codes = stored[0] if len(stored) == 1 else stored[0].bitwise_or_(stored[1])
+        return (codes.view(torch.int8) + self.kind.low if self.kind.low else codes.view(torch.int8)).flatten(1)
 
-        decoded = dequantize(self.data.cpu().numpy(), GGMLQuantizationType[self.type_name])
-        return torch.from_numpy(decoded).to(self.data.device, dtype)
+    def scales(self) -> tuple[Tensor, Tensor]:
+        """The integer scales and minima, int16 (rows, superblocks, sub-blocks). Minima of types without them are 0."""
+        numbers = self.kind.read_scales(self._parts()["scales"])
+        scales = numbers[0].short() + self.kind.scale_low
+        return scales, numbers[1].short() if self.kind.has_minima else torch.zeros_like(scales)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """d and dmin, float32 (rows, superblocks). dmin of types without minima is 0."""
+        parts = self._parts()
+        d = bytes_to_halves(parts["d"])
+        return d, bytes_to_halves(parts["dmin"]) if self.kind.has_minima else torch.zeros_like(d)
+
+    def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        scale, offset = self._grids(*self.factors())
+        weight = self._steps(torch.float32)
+        weight *= scale
+        if self.kind.has_minima:
+            weight -= offset
+        return weight.flatten(1).to(dtype)
+
+    def float_parts(self) -> dict[str, FloatPart]:
+        """The factors d, and dmin in types with minima. One unit of either changes scales or minima by themselves."""
+        d, dmin = self.factors()
+        return {"d": FloatPart(d, d), **({"dmin": FloatPart(dmin, dmin)} if self.kind.has_minima else {})}
+
+    def dense_with(self, values: Mapping[str, Tensor]) -> Tensor:
+        d = values["d"]
+        scale, offset = self._grids(d, values.get("dmin", d))
+        weight = self._steps(d.dtype) * scale
+        return (weight - offset if self.kind.has_minima else weight).flatten(1)
+
+    def _steps(self, dtype: torch.dtype) -> Tensor:
+        """The codes, (rows, superblocks, sub-blocks, weights)."""
+        return self.codes().unflatten(1, (-1, self.kind.num_sub_blocks, self.kind.sub_block)).to(dtype)
+
+    def _grids(self, d: Tensor, dmin: Tensor) -> tuple[Tensor, Tensor]:
+        """The steps and the minima of the sub-blocks as weights, (rows, superblocks, sub-blocks, 1)."""
+        scales, minima = self.scales()
+        return (d.unsqueeze(-1) * scales).unsqueeze(-1), (dmin.unsqueeze(-1) * minima).unsqueeze(-1)
+
+    def with_float_parts(self, values: Mapping[str, Tensor]) -> "KWeight":
+        scales, minima = self.scales()
+        d = half(values["d"].float())
+        return KWeight.from_codes(
+            self.codes(),
+            scales.flatten(1),
+            minima=minima.flatten(1),
+            d=d,
+            dmin=half(values["dmin"].float()) if self.kind.has_minima else d,
+            type_name=self.type_name,
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         return {"data": self.data}
@@ -62,65 +113,7 @@ class KWeight(CompressedWeight):
     def spec(self) -> Spec:
         return {"kind": "ggml", "type": self.type_name}
 
-
-def library_path() -> Path | None:
-    """The ggml library in the folder LLAMA_CPP_LIB_PATH or in the package llama-cpp-python; None if there is none."""
-    folders = [Path(os.environ["LLAMA_CPP_LIB_PATH"])] if "LLAMA_CPP_LIB_PATH" in os.environ else []
-    package = importlib.util.find_spec("llama_cpp")
-    folders += [Path(place) / "lib" for place in (package.submodule_search_locations or ())] if package else []
-    names = ("libggml-base.so", "libggml-base.dylib", "ggml-base.dll")
-    return next((folder / name for folder in folders for name in names if (folder / name).is_file()), None)
-
-
-def missing_requirement() -> str | None:
-    """What has to be installed before weights can be rounded to K types; None if nothing is missing."""
-    if importlib.util.find_spec("gguf") is None:
-        return "the package gguf: pip install 'evopress[gguf]'"
-    if library_path() is None:
-        return "the ggml library: pip install llama-cpp-python"
-    return None
-
-
-@cache
-def _library(path: Path) -> ctypes.CDLL:
-    library = ctypes.CDLL(str(path))
-    floats = ctypes.POINTER(ctypes.c_float)
-    library.ggml_quantize_chunk.restype = ctypes.c_size_t
-    library.ggml_quantize_chunk.argtypes = [
-        ctypes.c_int,
-        floats,
-        ctypes.c_void_p,
-        ctypes.c_int64,
-        ctypes.c_int64,
-        ctypes.c_int64,
-        floats,
-    ]
-    return library
-
-
-def round_by_ggml(weight: Tensor, type_name: str, *, importance: Tensor) -> KWeight:
-    """Round weight (rows, cols), float32; `importance` (cols,) has the weights of the squared errors per column.
-
-    Raises:
-        ValueError: The ggml library is not installed, or wrote fewer or more bytes than the type has.
-    """
-    path = library_path()
-    if path is None:
-        raise ValueError(f"{type_name} needs {missing_requirement()}")
-    number, num_bytes = K_TYPES[type_name]
-    rows, cols = weight.shape
-    source, powers = weight.float().cpu().contiguous(), importance.float().cpu().contiguous()
-    data = torch.empty(rows, cols // SUPERBLOCK * num_bytes, dtype=torch.uint8)
-    floats = ctypes.POINTER(ctypes.c_float)
-    written = _library(path).ggml_quantize_chunk(
-        number,
-        ctypes.cast(source.data_ptr(), floats),
-        data.data_ptr(),
-        0,
-        rows,
-        cols,
-        ctypes.cast(powers.data_ptr(), floats),
-    )
-    if written != data.nbytes:
-        raise ValueError(f"the ggml library wrote {written} bytes of {type_name}, not {data.nbytes}: {path}")
-    return KWeight(data.to(weight.device), type_name)
+    def _parts(self) -> dict[str, Tensor]:
+        """The bytes of each field, (rows, superblocks, bytes)."""
+        parts = self.data.unflatten(1, (-1, self.kind.num_bytes)).split(list(self.kind.fields.values()), -1)
+        return dict(zip(self.kind.fields, parts, strict=True))

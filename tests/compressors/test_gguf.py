@@ -8,11 +8,11 @@ import torch
 
 from evopress.compressors.gguf import GGUF
 from evopress.space.shapes import LayerShape
-from evopress.weights import kquants
+from evopress.weights import ggml_library
 from evopress.weights.base import from_tensors
 from evopress.weights.block_grids import BLOCK, TYPES, fit_blocks
 from evopress.weights.ggml import GgmlWeight, read_ggml
-from evopress.weights.kquants import K_TYPES
+from evopress.weights.k_types import K_TYPES
 from tests.groups import group, with_hessian
 
 gguf = pytest.importorskip("gguf", reason="needs the package gguf")
@@ -212,7 +212,7 @@ def test_the_next_block_is_calibrated_on_the_named_type_or_a_larger_one():
 @pytest.fixture
 def ggml(monkeypatch):
     """The library of llama-cpp-python, installed here or in .engines/llama."""
-    if kquants.library_path() is None:
+    if ggml_library.library_path() is None:
         engine = Path(__file__).parents[2] / ".engines/llama"
         folders = list(engine.glob("lib/python3.*/site-packages/llama_cpp/lib"))
         if not folders and os.environ.get("EVOPRESS_ENGINES") != "required":
@@ -258,7 +258,7 @@ def test_a_layer_has_the_types_that_its_rows_allow(ggml):
 
 
 def test_k_types_without_the_library_are_refused_with_the_reason(monkeypatch):
-    monkeypatch.setattr(kquants, "library_path", lambda: None)
+    monkeypatch.setattr(ggml_library, "library_path", lambda: None)
     with pytest.raises(
         ValueError, match=r"Q4_K in compress\.types needs the ggml library: pip install llama-cpp-python"
     ):

@@ -6,13 +6,19 @@ import torch
 from evopress.weights.base import CompressedWeight, from_tensors
 from evopress.weights.block_grids import TYPES
 from evopress.weights.ggml import round_to
+from evopress.weights.k_types import K_TYPES
 from tests.databases import WEIGHTS, random_weight
+from tests.k_weights import k_weight, random_parts
 
-ALL: dict[str, CompressedWeight] = WEIGHTS | {name: round_to(random_weight(3, 64), name) for name in TYPES}
+ALL: dict[str, CompressedWeight] = (
+    WEIGHTS
+    | {name: round_to(random_weight(3, 64), name) for name in TYPES}
+    | {name: k_weight(name, random_parts(name)) for name in K_TYPES}
+)
 WITH_PARTS = {name: weight for name, weight in ALL.items() if weight.float_parts()}
 
 
-def test_integers_and_block_types_have_scales_and_the_types_with_an_offset_have_offsets():
+def test_quantised_weights_have_scales_and_the_types_with_an_offset_have_offsets():
     assert {name for name in WITH_PARTS} == {
         name for name in ALL if "bit" in name or "Q" in name or name == "symmetric"
     }
