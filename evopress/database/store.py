@@ -21,14 +21,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from filelock import FileLock
-from safetensors import safe_open
 from safetensors.torch import save as to_safetensors
 
+from evopress.database.block_file import BlockFile
 from evopress.database.manifest import BlockEntry, Identity, fingerprint, read_manifest, write_manifest
 from evopress.runtime.checksums import sha256_of
 from evopress.runtime.files import remove_leftovers, write_atomically
 from evopress.space.units import OUTSIDE
-from evopress.weights.base import CompressedWeight, from_tensors
+from evopress.weights.base import CompressedWeight
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +52,7 @@ class Database:
     """The blocks of the complete database. Recorded for `inspect`, which does not load the model."""
     blocks: dict[int, BlockEntry] = field(default_factory=dict)
     """The manifest's entry of each finished block."""
+    _files: dict[int, BlockFile] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def open(cls, root: Path, name: str, identity: Identity, expected: Iterable[int] = ()) -> "Database":
@@ -102,6 +103,7 @@ class Database:
         name = "outside.safetensors" if block == OUTSIDE else f"block-{block:03d}.safetensors"
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder / name, content)
+        self._files.pop(block, None)
         self.blocks[block] = {
             "file": name,
             "bytes": len(content),
@@ -112,12 +114,13 @@ class Database:
         write_manifest(self.manifest_path, self.identity, expected=self.expected, entries=self.blocks)
 
     def read(self, block: int, layer: str, level: int) -> CompressedWeight:
-        """One level of one layer. No other level is read. Raises KeyError if the level is not in the database."""
-        with safe_open(self.folder / self.blocks[block]["file"], "pt") as file:
-            spec = json.loads(file.metadata()["specs"])[f"{layer}@{level}"]
-            prefix = f"{layer}@{level}."
-            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 - not a dict
-            return from_tensors(spec, {name.removeprefix(prefix): file.get_tensor(name) for name in names})
+        """One level of one layer. No other level is read. Raises KeyError if the level is not in the database.
+
+        The file of the block stays open until the block is written again.
+        """
+        if block not in self._files:
+            self._files[block] = BlockFile(self.folder / self.blocks[block]["file"])
+        return self._files[block].read(f"{layer}@{level}")
 
     def errors(self, block: int, layer: str) -> list[float]:
         """The normalised error of a layer at each level."""

@@ -92,6 +92,12 @@ def _pack_mask(mask: Tensor) -> Tensor:
     return ((eights * _GATHER_BITS) >> 56).to(torch.uint8).view(rows, -1)
 
 
+def _num_bits(mask: Tensor) -> int:
+    """How many bits of a uint8 tensor are set: how often each of the 256 bytes occurs, times its number of bits."""
+    bits = torch.tensor([byte.bit_count() for byte in range(256)], device=mask.device)
+    return int((mask.flatten().bincount(minlength=256) * bits).sum())
+
+
 @register_reader("sparse")
 def _read(spec: Mapping[str, object], tensors: Mapping[str, Tensor]) -> SparseWeight:
     cols = checked_integer(spec, "cols", low=1, high=MAX_WEIGHTS)
@@ -99,7 +105,6 @@ def _read(spec: Mapping[str, object], tensors: Mapping[str, Tensor]) -> SparseWe
     require(bitmask.shape[1] == -(-cols // 8), "bit mask does not fit the columns")
     if values is None or values.ndim != 1 or values.dtype not in FLOATS:
         raise ValueError("values are missing or not a list of floats")
-    kept = SparseWeight(bitmask, values, 8 * bitmask.shape[1]).kept()
-    require(not kept[:, cols:].any(), "bits are set beyond the last column")
-    require(int(kept.sum()) == values.numel(), "bit mask and values differ in number")
+    require(not cols % 8 or not (bitmask[:, -1] >> cols % 8).any(), "bits are set beyond the last column")
+    require(_num_bits(bitmask) == values.numel(), "bit mask and values differ in number")
     return SparseWeight(bitmask, values, cols)

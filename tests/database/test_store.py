@@ -6,11 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
+from evopress.database import block_file
 from evopress.database.manifest import fingerprint
 from evopress.database.store import BlockLevels, Database
 from evopress.runtime.checksums import with_checksum
 from evopress.runtime.files import write_atomically
+from evopress.weights.base import from_tensors
 from evopress.weights.dense import Dropped, Kept
 from tests.databases import IDENTITY, WEIGHTS, block_levels, open_database, random_weight
 
@@ -43,6 +47,34 @@ def test_layers_whose_names_begin_alike_are_distinguished(tmp_path):
     for name, levels in layers.items():
         for index, weight in enumerate(levels):
             assert torch.equal(database.read(0, name, index).dense(), weight.dense())
+
+
+def test_a_file_is_opened_and_a_level_is_checked_once(tmp_path, monkeypatch):
+    open_database(tmp_path).put(0, block_levels(list(WEIGHTS.values())))
+    database, opened, checked = open_database(tmp_path), [], []
+    monkeypatch.setattr(block_file, "safe_open", lambda *args: opened.append(args) or safe_open(*args))
+    monkeypatch.setattr(
+        block_file, "from_tensors", lambda spec, tensors: checked.append(spec) or from_tensors(spec, tensors)
+    )
+    for level in (*range(len(WEIGHTS)), *range(len(WEIGHTS))):
+        stored = database.read(0, "layers.0.q", level)
+        assert torch.equal(stored.dense(), list(WEIGHTS.values())[level].dense())
+    assert len(opened) == 1
+    assert checked == [weight.spec() for weight in WEIGHTS.values()]
+
+
+def test_a_block_that_is_written_again_is_read_anew(tmp_path):
+    database = open_database(tmp_path)
+    for seed in range(2):
+        database.put(0, block_levels([Kept(random_weight(2, 3, seed=seed))]))
+        assert torch.equal(database.read(0, "layers.0.q", 0).dense(), random_weight(2, 3, seed=seed))
+
+
+def test_a_tensor_that_belongs_to_no_level_is_ignored(tmp_path):
+    path, weight = tmp_path / "file", Kept(random_weight(2, 3))
+    tensors = {"a.b@0.weight": weight.weight, "stray.weight": random_weight(1), "stray": random_weight(1)}
+    save_file(tensors, path, metadata={"specs": json.dumps({"a.b@0": weight.spec()})})
+    assert torch.equal(block_file.BlockFile(path).read("a.b@0").dense(), weight.dense())
 
 
 def test_errors_notes_and_size_are_read_as_they_were_written(tmp_path):

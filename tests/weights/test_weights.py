@@ -141,3 +141,9 @@ def test_a_transposed_matrix_is_packed_like_any_other(rows):
     assert torch.equal(unpack(pack(codes, 3), 3, cols=32), codes)
     kept = SparseWeight.from_dense(columns.float().t(), columns.t() > 3)
     assert torch.equal(kept.dense() > 0, codes > 3)
+
+
+def test_a_sparse_weight_is_read_without_decoding_its_mask(monkeypatch):
+    weight = SparseWeight.from_dense(torch.randn(5, 13), torch.randn(5, 13) > 0)
+    monkeypatch.setattr(SparseWeight, "_bits", lambda self: pytest.fail("the mask was decoded"))
+    assert from_tensors(weight.spec(), weight.tensors()).values.numel() == weight.values.numel()
