@@ -58,7 +58,7 @@ engines: .engines/vllm/ready .engines/llama/ready ## vLLM and llama.cpp, each in
 	touch $@
 
 test-engines: $(VENV)/ready engines ## build vLLM and llama.cpp if they are missing, and run exports of SmolLM2 in them
-	EVOPRESS_ENGINES=required $(RUN) pytest tests/export/test_engines.py tests/compressors/test_gguf.py
+	EVOPRESS_ENGINES=required $(RUN) pytest tests/export/test_engines.py tests/compressors/test_k_search.py
 
 lint: $(VENV)/ready ## ruff over everything, mypy over evopress and experiments
 	$(VENV)/bin/ruff check .

@@ -5,10 +5,12 @@ from typing import ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import Field, field_validator
+from torch import Tensor
 
 from evopress.compressors.base import CompressedGroup, Compressor, LayerGroup
 from evopress.compressors.block_sweep import BlockSweep, clipping_notes
 from evopress.compressors.inverse_factor import column_order, factor_inverse
+from evopress.compressors.k_search import search_superblocks
 from evopress.compressors.output_errors import dense_levels, relative_errors, undamped_errors
 from evopress.runtime.config_class import config_class
 from evopress.space.budget import Metric
@@ -17,8 +19,8 @@ from evopress.space.units import Level
 from evopress.weights.base import CompressedWeight
 from evopress.weights.block_grids import BLOCK, TYPES, TypeName
 from evopress.weights.ggml import bits_per_weight, block_of
-from evopress.weights.ggml_library import missing_requirement, round_by_ggml
 from evopress.weights.k_types import K_TYPES, KTypeName
+from evopress.weights.kquants import KWeight
 
 T = TypeVar("T")
 
@@ -29,8 +31,8 @@ class GGUF(Compressor):
 
     `types` are the levels. Costs and values count bits with scales. Per weight these are, for Q4_0 4.5, Q4_1 5,
     Q5_0 5.5, Q5_1 6 and Q8_0 8.5. The K types (Q2_K 2.625, Q3_K 3.4375, Q4_K 4.5, Q5_K 5.5 and Q6_K 6.5625) are levels
-    of layers whose number of inputs is a multiple of 256. The ggml library rounds to K types, without GPTQ; see
-    `weights.ggml_library`.
+    of layers whose number of inputs is a multiple of 256. They are rounded to nearest, without GPTQ, on grids that
+    `k_search` finds.
 
     `range`, `act_order` and `weigh_tokens` work as in GPTQ, but `range=minmax` uses the grids of the reference
     quantisers.
@@ -58,10 +60,6 @@ class GGUF(Compressor):
     def _distinct_largest_first(cls, types: tuple[TypeName | KTypeName, ...]) -> tuple[TypeName | KTypeName, ...]:
         if not types or len(set(types)) < len(types):
             raise ValueError(f"{list(types)} must be different types: change compress.types")
-        requirement = missing_requirement()
-        k_types = [name for name in types if name in K_TYPES]
-        if requirement and k_types:
-            raise ValueError(f"{', '.join(k_types)} in compress.types needs {requirement}")
         return tuple(sorted(types, key=lambda name: -bits_per_weight(name)))
 
     @property
@@ -129,7 +127,7 @@ class GGUF(Compressor):
         )
         swept, losses = sweeper.to_types(rows, block_types, num_rows=group.num_rows)
         k_levels: list[list[CompressedWeight]] = [
-            [round_by_ggml(weight, name, importance=H.diagonal()) for name in k_types] for weight in group.weights
+            [_round_to(weight, name, power=H.diagonal()) for name in k_types] for weight in group.weights
         ]
         if factor.U is None or not block_types:
             errors = relative_errors(dense_levels(swept), group.weights, H=H)
@@ -144,6 +142,13 @@ class GGUF(Compressor):
             _joined(errors, k_errors, order_of_levels),
             (*notes, *clipping_notes(group, swept)),
         )
+
+
+def _round_to(weight: Tensor, type_name: str, *, power: Tensor) -> KWeight:
+    """Round weight (rows, cols) to the nearest values of a K type's grids, which are searched."""
+    columns = weight.t()
+    grid = search_superblocks(columns, power, type_name=type_name)
+    return grid.weight(grid.encode(columns))
 
 
 def _joined(first: Sequence[Sequence[T]], second: Sequence[Sequence[T]], order: Sequence[int]) -> list[list[T]]:

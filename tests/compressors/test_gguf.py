@@ -1,14 +1,10 @@
 """Levels that are ggml block types: their bytes are those of the gguf package, their numbers those of GPTQ."""
 
-import os
-from pathlib import Path
-
 import pytest
 import torch
 
 from evopress.compressors.gguf import GGUF
 from evopress.space.shapes import LayerShape
-from evopress.weights import ggml_library
 from evopress.weights.base import from_tensors
 from evopress.weights.block_grids import BLOCK, TYPES, fit_blocks
 from evopress.weights.ggml import GgmlWeight, read_ggml
@@ -209,20 +205,8 @@ def test_the_next_block_is_calibrated_on_the_named_type_or_a_larger_one():
     assert GGUF(types=("Q5_0", "Q4_0"), propagate_type="Q8_0").propagate_level == 0
 
 
-@pytest.fixture
-def ggml(monkeypatch):
-    """The library of llama-cpp-python, installed here or in .engines/llama."""
-    if ggml_library.library_path() is None:
-        engine = Path(__file__).parents[2] / ".engines/llama"
-        folders = list(engine.glob("lib/python3.*/site-packages/llama_cpp/lib"))
-        if not folders and os.environ.get("EVOPRESS_ENGINES") != "required":
-            pytest.skip("the engine llama is not installed: `make test-engines` builds it")
-        (folder,) = folders
-        monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(folder))
-
-
 @pytest.mark.parametrize("name", K_TYPES)
-def test_the_ggml_library_rounds_to_k_types_and_weighs_errors_by_the_inputs(name, ggml):
+def test_errors_of_k_types_are_weighed_by_the_inputs(name):
     layers = with_hessian(
         group((24,), 256),
         torch.logspace(0, 2, 256)[torch.randperm(256, generator=torch.Generator().manual_seed(0))].diag(),
@@ -243,7 +227,7 @@ def test_the_ggml_library_rounds_to_k_types_and_weighs_errors_by_the_inputs(name
     assert error(level.dense()) < error(plain.dense())
 
 
-def test_a_layer_has_the_types_that_its_rows_allow(ggml):
+def test_a_layer_has_the_types_that_its_rows_allow():
     compressor = GGUF(types=("Q8_0", "Q6_K", "Q4_0", "Q3_K"), propagate_type="Q3_K")
     wide, narrow = LayerShape("down", 8, 512), LayerShape("q", 8, 576)
     assert [level.label for level in compressor.levels(wide)] == ["Q8_0", "Q6_K", "Q4_0", "Q3_K"]
@@ -255,11 +239,3 @@ def test_a_layer_has_the_types_that_its_rows_allow(ggml):
     assert sorted(solved.errors[0]) == solved.errors[0]
     with pytest.raises(ValueError, match="multiple of 256: add Q4_0"):
         GGUF(types=("Q6_K",)).levels(narrow)
-
-
-def test_k_types_without_the_library_are_refused_with_the_reason(monkeypatch):
-    monkeypatch.setattr(ggml_library, "library_path", lambda: None)
-    with pytest.raises(
-        ValueError, match=r"Q4_K in compress\.types needs the ggml library: pip install llama-cpp-python"
-    ):
-        GGUF(types=("Q8_0", "Q4_K"))
