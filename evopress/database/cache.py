@@ -2,22 +2,16 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from functools import partial
 from itertools import islice
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from evopress.weights.base import CompressedWeight
+from evopress.database.resident import PackedLevels, ResidentLevels, rooms_near
 
 T = TypeVar("T")
-
-
-class PackedLevels(Protocol):
-    """Levels as they are stored."""
-
-    def read(self, block: int, layer: str, level: int) -> CompressedWeight:
-        """One level of one layer, given by its full name."""
 
 
 class BlockCache(Generic[T]):
@@ -81,18 +75,28 @@ class DecodedLevels:
     """Dense weights of the levels in use.
 
     A visit to a block decodes each of its levels at most once. Between visits, weights of up to `limit_bytes` are kept.
-    The weights of the block that is visited stay even if they are larger than the limit.
+    The weights of the block that is visited stay even if they are larger than the limit. `resident` are the levels of
+    `database`, near the device.
     """
 
-    def __init__(self, database: PackedLevels, *, limit_bytes: int, dtype: torch.dtype, device: torch.device):
+    def __init__(
+        self,
+        database: PackedLevels,
+        *,
+        limit_bytes: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        resident: PackedLevels | None = None,
+    ):
         self.database = database
         self.dtype = dtype
         self.device = device
+        self.resident: PackedLevels = resident or ResidentLevels(database, partial(rooms_near, device))
         self._weights: BlockCache[Tensor] = BlockCache(limit_bytes, lambda weight: weight.nbytes)
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes of the weights that are now in memory."""
+        """Bytes of the dense weights that are now in memory."""
         return self._weights.kept_bytes
 
     def get(self, block: int, layer: str, level: int) -> Tensor:
@@ -100,5 +104,5 @@ class DecodedLevels:
         return self._weights.get(block, (layer, level), lambda: self._decode(block, layer, level))
 
     def _decode(self, block: int, layer: str, level: int) -> Tensor:
-        packed = self.database.read(block, layer, level).to(self.device)  # the packed weight is faster to transfer
+        packed = self.resident.read(block, layer, level).to(self.device)  # the packed weight is faster to transfer
         return packed.dense(self.dtype).to(self.device)

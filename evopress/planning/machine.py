@@ -1,20 +1,8 @@
-"""Measures how much memory and disk space are free on this machine."""
+"""Measures how much disk space is free on this machine, and how busy it is."""
 
 import os
 import shutil
 from pathlib import Path
-
-import psutil
-import torch
-
-from evopress.runtime import distributed
-
-
-def free_memory_bytes(device: torch.device) -> int:
-    """Free memory of a GPU, or this process's share of the free memory of the machine."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available // distributed.local_world_size()
 
 
 def free_disk_bytes(folder: Path) -> int:

@@ -9,6 +9,7 @@ from evopress.planning.estimate import MemoryItem
 from evopress.planning.model_size import group_shapes, resident_weights
 from evopress.planning.planned_run import PlannedRun
 from evopress.runtime import distributed
+from evopress.runtime.memory import free_memory_bytes
 
 LIBRARIES_BYTES = 500_000_000
 """Memory that the libraries take in a process, measured with torch 2.13 for the CPU."""
@@ -103,7 +104,16 @@ def memory_of_evaluator(count: EvaluatorCount) -> tuple[MemoryItem, ...]:
     table_logits = 8 * 4 * HEAD_TOKENS * run.model.vocab_size * count.has_tables
     states, logits = teacher_states + count.student_bytes, max(batch_logits, table_logits)
     return (
+        *_packed_levels(run),
         MemoryItem("decoded levels", count.decoded.most_bytes, "lower evaluator.cache_gb"),
         MemoryItem("hidden states of teacher and candidates", states, "lower evaluator.states_gb"),
         MemoryItem("logits", logits, "lower evaluator.head_tokens" * (batch_logits > table_logits)),
     )
+
+
+def _packed_levels(run: PlannedRun) -> tuple[MemoryItem, ...]:
+    """On a GPU, packed levels take half of the memory that the model leaves, or less. A CPU maps them from files."""
+    if run.device.type != "cuda":
+        return ()
+    left = free_memory_bytes(run.device) - sum(item.size_bytes for item in memory_of_every_stage(run))
+    return (MemoryItem("packed levels", max(0, min(run.level_bytes, left // 2))),)

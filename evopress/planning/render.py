@@ -4,12 +4,13 @@ from collections.abc import Mapping
 
 from evopress.job import SEARCH_SHARE, Job
 from evopress.planning.estimate import ResourceEstimate, StageEstimate
-from evopress.planning.machine import free_disk_bytes, free_memory_bytes, load_per_processor
+from evopress.planning.machine import free_disk_bytes, load_per_processor
 from evopress.planning.planned_run import PlannedRun
 from evopress.planning.sample import sample_bytes
 from evopress.planning.speed import Seconds, measure_seconds
 from evopress.planning.stages import estimate_resources
 from evopress.runtime import distributed
+from evopress.runtime.memory import free_memory_bytes
 
 LONGEST_IN_MINUTES_S = 2 * 3600
 

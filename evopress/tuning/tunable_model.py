@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from evopress.database.cache import PackedLevels
+from evopress.database.resident import PackedLevels
 from evopress.evaluation.compressible_model import CompressibleModel
 from evopress.models.language_model import LanguageModel
 from evopress.space.apply import BlockChoice

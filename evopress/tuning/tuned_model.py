@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from evopress.database.cache import DecodedLevels, PackedLevels
+from evopress.database.cache import DecodedLevels
+from evopress.database.resident import PackedLevels
 from evopress.evaluation.context import EvaluationContext
 from evopress.evaluation.evaluator import Evaluator
 from evopress.models.language_model import LanguageModel
@@ -59,8 +60,13 @@ def changed_context(
     before = context.evaluator.weights
     weights = None
     if before is not None:
-        levels = TunedLevels(before.database, tuned)
-        weights = DecodedLevels(levels, limit_bytes=int(cache_gb * 1e9), dtype=lm.dtype, device=lm.device)
+        weights = DecodedLevels(
+            TunedLevels(before.database, tuned),
+            limit_bytes=int(cache_gb * 1e9),
+            dtype=lm.dtype,
+            device=lm.device,
+            resident=TunedLevels(before.resident, tuned),
+        )
     evaluator = Evaluator(
         lm,
         context.space,

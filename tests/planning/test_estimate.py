@@ -4,6 +4,7 @@ import csv
 from dataclasses import replace
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from evopress.compressors.drop import Drop
@@ -17,7 +18,7 @@ from evopress.models.source import ModelSource
 from evopress.pipeline import Job, run_job
 from evopress.planning import speed
 from evopress.planning.estimate import MemoryItem, ResourceEstimate, StageEstimate
-from evopress.planning.planned_run import plan_run
+from evopress.planning.planned_run import PlannedRun, plan_run
 from evopress.planning.render import NO_REMEDY, TOO_LARGE_TO_TIME, advice, plan_text
 from evopress.planning.sample import sample_bytes
 from evopress.planning.stages import estimate_resources
@@ -276,3 +277,17 @@ def test_a_model_whose_blocks_do_not_fit_is_planned_without_times(tmp_path, monk
     text = plan_text(run)
     assert TOO_LARGE_TO_TIME in text.splitlines()
     assert "The database stage takes" in text and "tokens/s" in text
+
+
+@pytest.mark.parametrize("left", [10**9, 10**5, -(10**5)])
+def test_packed_levels_take_at_most_half_of_what_a_gpu_has_left(left, tmp_path, monkeypatch):
+    save_tiny("llama", tmp_path)
+    settings = job(tmp_path, tmp_path)
+    memory = memory_of(settings, "search")
+    assert "packed levels" not in memory
+    model = sum(memory[content] for content in ("the libraries", "the model's weights", "a batch in a block"))
+    monkeypatch.setattr(PlannedRun, "device", torch.device("cuda"))
+    monkeypatch.setattr("evopress.planning.memory.free_memory_bytes", lambda device: model + left)
+    level_bytes = estimate_of(settings).database_bytes
+    assert memory_of(settings, "search")["packed levels"] == max(0, min(level_bytes, left // 2))
+    assert 10**5 // 2 < level_bytes < 10**9 // 2

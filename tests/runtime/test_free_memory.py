@@ -2,7 +2,7 @@ import psutil
 import pytest
 import torch
 
-from evopress.planning.machine import free_memory_bytes
+from evopress.runtime.memory import free_memory_bytes
 
 CPU = torch.device("cpu")
 
