@@ -198,7 +198,8 @@ def test_every_export_runs_where_the_formats_page_says_that_it_ran(row, at_desk,
     has_levels = any(name in settings for name in ("gptq", "gguf", "float"))
     budget = "budget=size budget.target=300KB" if has_levels else ""
     search = "search=random search.candidates=2 search.tokens=32"
-    exports = f"export.formats=[{','.join(formats)}] export.pre_tokenizer=smollm model.dtype=float32"
+    dtype = "" if "model.dtype" in settings else "model.dtype=float32"
+    exports = f"export.formats=[{','.join(formats)}] export.pre_tokenizer=smollm {dtype}"
     run_job(job_of(f"{RUN} model=smollm2 {settings} {budget} {search} {exports}", at_desk, tmp_path / "run"))
     assert {path.name for path in (tmp_path / "run/checkpoints").iterdir()} == set(formats)
 

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from evopress.compressors.drop import Drop
+from evopress.compressors.float import Float
 from evopress.compressors.gguf import GGUF
 from evopress.compressors.rtn import RTN
 from evopress.compressors.sparsegpt import SparseGPT
@@ -103,6 +104,9 @@ LATE_ERRORS: dict[str, Late] = {
     ),
     "compressed_tensors, rounded scales": export(
         "compressed_tensors", r"set compress\.scale_dtype=bfloat16", config={"dtype": "bfloat16"}, compress=SYMMETRIC
+    ),
+    "compressed_tensors, FP4 in float32": export(
+        "compressed_tensors", r"decodes NVFP4 in bfloat16: set model\.dtype=bfloat16", compress=Float(), budget="bits"
     ),
     "compressed_tensors, zero points": export(
         "compressed_tensors",

@@ -23,7 +23,7 @@ from evopress.space.settings import SpaceSettings
 from evopress.space.shapes import LayerShape
 from evopress.space.units import Level
 from evopress.weights import base
-from evopress.weights.base import CompressedWeight, Spec, register_reader
+from evopress.weights.base import CompressedWeight, PackedLayer, Spec, register_reader
 from evopress.weights.checks import checked_matrix
 from evopress.weights.dense import Kept
 from tests.jobs import small_job
@@ -32,6 +32,8 @@ from tests.jobs import small_job
 @dataclass(frozen=True)
 class Ternary(CompressedWeight):
     """-1, 0 or 1, times a scale per row. `signs` is int8 (rows, cols), and `scales` float32 (rows, 1)."""
+
+    has_packed_layer: ClassVar[bool] = True
 
     signs: Tensor
     scales: Tensor
@@ -46,6 +48,10 @@ class Ternary(CompressedWeight):
 
     def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
         return (self.signs * self.scales).to(dtype)
+
+    def packed_layer(self) -> PackedLayer:
+        arguments = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
+        return PackedLayer("int-quantized", arguments, {"weight": self.signs, "weight_scale": self.scales})
 
     def tensors(self) -> dict[str, Tensor]:
         return {"signs": self.signs, "scales": self.scales}
@@ -67,6 +73,10 @@ class KeepOrTernary(Compressor):
     needs_hessian: ClassVar[bool] = True
 
     threshold: float = 0.7
+
+    @property
+    def weight_kinds(self) -> frozenset[type[CompressedWeight]]:
+        return frozenset({Kept, Ternary})
 
     @property
     def span(self) -> tuple[float, float]:
@@ -91,13 +101,16 @@ class KeepOrTernary(Compressor):
         return Ternary(signs.to(torch.int8), kept)
 
 
+pytest.importorskip("compressed_tensors", reason="needs the package compressed-tensors")
+
+
 @pytest.fixture
 def ternary(monkeypatch) -> None:
     monkeypatch.setattr(base, "_READERS", dict(base._READERS))
     register_reader("ternary")(read_ternary)
 
 
-COMPRESSORS = {"from outside": KeepOrTernary(), "number formats": Float()}
+COMPRESSORS = {"from outside": KeepOrTernary(), "number formats": Float(levels=("bf16", "fp8", "int8"))}
 
 
 @pytest.mark.slow
@@ -112,7 +125,7 @@ def test_a_compressor_and_its_kinds_go_from_the_database_to_a_checkpoint_that_tr
         compress=COMPRESSORS[name],
         budget=Budget(metric="bits", target=12),
         space=SpaceSettings(trade="any", tie="engine"),
-        export=Export(formats=["hf"], dtype="float32"),
+        export=Export(formats=["hf", "compressed_tensors"], dtype="float32"),
         stages=("plan", "database", "search", "evaluate"),
     )
     profile = run_job(job)
@@ -123,8 +136,11 @@ def test_a_compressor_and_its_kinds_go_from_the_database_to_a_checkpoint_that_tr
     assert not inspect_database(manifest.parent).defects
     name = manifest.parent.name.rpartition("-")[0]
     database = Database.open(manifest.parents[1], name, json.loads(manifest.read_text())["identity"])
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run/checkpoints/hf", dtype=torch.float32)
+    folders = [tmp_path / "run/checkpoints" / name for name in ("hf", "compressed_tensors")]
+    models = [AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32) for folder in folders]
+    models[1](torch.tensor([[1, 2]]))  # compressed-tensors decodes weights at their first use
     for unit in json.loads((tmp_path / "run/profile.json").read_text())["units"]:
         for layer in unit["unit"].split("+"):
             weight = database.read(int(layer.split(".")[2]), layer, unit["level"])
-            assert torch.equal(model.get_submodule(layer).weight, weight.dense())
+            for model in models:
+                assert torch.equal(model.get_submodule(layer).weight, weight.dense())

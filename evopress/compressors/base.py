@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
+import torch
 from torch import Tensor
 
 from evopress.space.budget import Metric
@@ -95,6 +96,21 @@ class Compressor(ABC):
     def compresses_embeddings(self) -> bool:
         """Whether embeddings and head have levels as well. Each of the two is then a group by itself."""
         return False
+
+    @property
+    def weight_kinds(self) -> frozenset[type[CompressedWeight]]:
+        """The kinds of weight among its levels, for formats that hold only some. Empty if it does not say so."""
+        return frozenset()
+
+    @property
+    def scale_type(self) -> torch.dtype | None:
+        """The type of those scales that engines cast to the type in which they compute, if there are any."""
+        return None
+
+    @property
+    def zero_point_bits(self) -> tuple[int, ...]:
+        """The widths of the zero points. Empty if its levels have none."""
+        return ()
 
     @property
     @abstractmethod

@@ -59,6 +59,14 @@ class Float(Compressor):
         return self.weigh_tokens
 
     @property
+    def weight_kinds(self) -> frozenset[type[CompressedWeight]]:
+        return frozenset(number_formats()[name].kind for name in self.formats)
+
+    @property
+    def scale_type(self) -> torch.dtype:
+        return self._torch_scale_dtype
+
+    @property
     def span(self) -> tuple[float, float]:
         bits = [number_formats()[name].bits for name in self.formats]
         return min(bits), max(bits)

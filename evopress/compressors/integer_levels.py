@@ -61,6 +61,18 @@ class IntegerLevels(Compressor):
         return tuple(sorted(bits, reverse=True))
 
     @property
+    def weight_kinds(self) -> frozenset[type[CompressedWeight]]:
+        return frozenset({QuantizedWeight})
+
+    @property
+    def scale_type(self) -> torch.dtype:
+        return self._torch_scale_dtype
+
+    @property
+    def zero_point_bits(self) -> tuple[int, ...]:
+        return () if self.symmetric else self.bits
+
+    @property
     def span(self) -> tuple[float, float]:
         return float(self.bits[-1]), float(self.bits[0])
 

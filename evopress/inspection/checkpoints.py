@@ -84,17 +84,23 @@ def read_header(path: Path, finding: Finding) -> dict[str, StoredTensor]:
 
 def size_facts(tensors: Mapping[str, StoredTensor]) -> dict[str, str]:
     """The number of parameters and tensors. Scales, zero points and shapes are not counted as parameters."""
-    suffixes = tuple(f".weight{suffix}" for suffix in ("_scale", "_zero_point", "_shape"))
-    weights = [tensor for name, tensor in tensors.items() if not name.endswith(suffixes)]
-    num_parameters = sum(prod(tensor.weight_shape or tensor.shape) for tensor in weights)
+    suffixes = tuple(f".weight{suffix}" for suffix in ("_scale", "_global_scale", "_zero_point", "_shape"))
+    weights = {name: tensor for name, tensor in tensors.items() if not name.endswith(suffixes)}
+    num_parameters = sum(_num_weights(name, tensor) for name, tensor in weights.items())
     return {
         "parameters": f"{num_parameters:,}",
         "tensors": f"{len(tensors)} ({with_counts(tensor.dtype for tensor in tensors.values())})",
     }
 
 
+def _num_weights(name: str, tensor: StoredTensor) -> int:
+    """The number of weights in a tensor. Packed bytes without a `weight_shape` hold two numbers of four bits each."""
+    has_pairs = name.endswith(".weight_packed") and tensor.weight_shape is None
+    return prod(tensor.weight_shape or tensor.shape) * (2 if has_pairs else 1)
+
+
 def _quantisation(config: object) -> str:
-    """compressed-tensors, pack-quantized: 3 layers at 3 bits, 2 layers at 4 bits"""
+    """compressed-tensors, mixed-precision: 3 layers at 4 bits, 2 layers at 8 bits (float-quantized)"""
     if not isinstance(config, dict):
         return "none"
     num_layers: Counter[str] = Counter()
@@ -102,7 +108,9 @@ def _quantisation(config: object) -> str:
     for group in groups.values() if isinstance(groups, dict) else ():
         if isinstance(group, dict) and isinstance(group.get("weights"), dict):
             targets = group.get("targets")
-            num_layers[f"{group['weights'].get('num_bits')} bits"] += len(targets) if isinstance(targets, list) else 1
+            layout = f" ({group.get('format')})" if group["weights"].get("type") == "float" else ""
+            width = f"{group['weights'].get('num_bits')} bits{layout}"
+            num_layers[width] += len(targets) if isinstance(targets, list) else 1
     method = ", ".join(str(config[key]) for key in ("quant_method", "format") if key in config)
     widths = ", ".join(f"{count} layers at {width}" for width, count in sorted(num_layers.items()))
     return f"{method}: {widths}".rstrip(": ")

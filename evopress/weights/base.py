@@ -29,11 +29,31 @@ class FloatPart:
     unit: Tensor
 
 
+@dataclass(frozen=True)
+class PackedLayer:
+    """A layer in a checkpoint of compressed-tensors.
+
+    `format` is the library's name of the layout, and `weights` are the arguments of the layer's weights in
+    `config_groups`, as JSON. `tensors` replace the layer's weight. Their keys follow the layer's name: `weight_packed`,
+    `weight_scale` and so on. With the format `dense`, the layer is one that the checkpoint ignores.
+    """
+
+    format: str
+    weights: Mapping[str, object]
+    tensors: Mapping[str, Tensor]
+
+
 class CompressedWeight(ABC):
     """One layer at one level. Immutable; holds packed tensors only, never a dense copy. A subclass is a dataclass."""
 
     is_quantized: ClassVar[bool] = True
     """Whether the weights are rounded to a few values."""
+
+    has_packed_layer: ClassVar[bool] = False
+    """Whether compressed-tensors has a layout for the kind, which `packed_layer` returns."""
+
+    decoded_in: ClassVar[torch.dtype | None] = None
+    """The type in which compressed-tensors decodes the kind, if it is always the same. The model must compute in it."""
 
     @property
     @abstractmethod
@@ -69,6 +89,10 @@ class CompressedWeight(ABC):
         parts = {part.name: getattr(self, part.name) for part in fields(self)}  # type: ignore[arg-type]
         moved = {name: _sent(part, device) for name, part in parts.items() if isinstance(part, Tensor)}
         return replace(self, **moved)  # type: ignore[type-var]
+
+    def packed_layer(self) -> PackedLayer:
+        """The layer as compressed-tensors stores it. Its tensors are contiguous and on the CPU."""
+        raise NotImplementedError(f"compressed-tensors has no layout for {type(self).__name__}")
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from evopress.weights.number_formats import NumberFormat, Scales, ScaleSettings,
 
 
 class _BF16(NumberFormat):
+    kind = Kept
     bits = 16
     is_lossy = False
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from evopress.weights.base import CompressedWeight, Spec, register_reader
+from evopress.weights.base import CompressedWeight, PackedLayer, Spec, register_reader
 from evopress.weights.checks import FLOATS, MAX_WEIGHTS, checked_integer, checked_matrix, require
 
 
@@ -16,6 +16,7 @@ class Kept(CompressedWeight):
     """The unchanged weight, (rows, cols)."""
 
     is_quantized: ClassVar[bool] = False
+    has_packed_layer: ClassVar[bool] = True
 
     weight: Tensor
 
@@ -29,6 +30,9 @@ class Kept(CompressedWeight):
 
     def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
         return self.weight.to(dtype, copy=True)
+
+    def packed_layer(self) -> PackedLayer:
+        return PackedLayer("dense", {}, {"weight": self.weight.cpu().contiguous()})
 
     def tensors(self) -> dict[str, Tensor]:
         return {"weight": self.weight}

@@ -5,11 +5,12 @@ Source: the format float-quantized of compressed-tensors, with the strategy chan
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from evopress.weights.base import CompressedWeight, FloatPart, Spec, register_reader
+from evopress.weights.base import CompressedWeight, FloatPart, PackedLayer, Spec, register_reader
 from evopress.weights.checks import FLOATS, checked_matrix, require
 from evopress.weights.grids import storable_scale
 from evopress.weights.number_formats import (
@@ -28,6 +29,8 @@ LARGEST = torch.finfo(FP8).max
 @dataclass(frozen=True)
 class FP8Weight(CompressedWeight):
     """`codes` are float8_e4m3fn (rows, cols), and `scales` (rows, 1) are 16- or 32-bit floats."""
+
+    has_packed_layer: ClassVar[bool] = True
 
     codes: Tensor
     scales: Tensor
@@ -54,6 +57,12 @@ class FP8Weight(CompressedWeight):
         scales = values["scales"].float().clamp(min=torch.finfo(torch.float32).tiny)  # storable_scale turns 0 into 1
         return replace(self, scales=storable_scale(scales, self.scales.dtype).to(self.scales.dtype))
 
+    def packed_layer(self) -> PackedLayer:
+        arguments = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "channel"}
+        tensors = {"weight": self.codes, "weight_scale": self.scales}
+        on_cpu = {part: tensor.cpu().contiguous() for part, tensor in tensors.items()}
+        return PackedLayer("float-quantized", arguments, on_cpu)
+
     def tensors(self) -> dict[str, Tensor]:
         return {"codes": self.codes, "scales": self.scales}
 
@@ -62,6 +71,7 @@ class FP8Weight(CompressedWeight):
 
 
 class _FP8Rows(NumberFormat):
+    kind = FP8Weight
     bits = 8
 
     def size_bytes(self, rows: int, cols: int, *, scale_bytes: int) -> int:

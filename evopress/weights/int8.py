@@ -13,6 +13,7 @@ LARGEST = 127
 
 
 class _INT8(NumberFormat):
+    kind = QuantizedWeight
     bits = 8
 
     def size_bytes(self, rows: int, cols: int, *, scale_bytes: int) -> int:

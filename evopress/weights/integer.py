@@ -2,14 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from evopress.weights.base import CompressedWeight, FloatPart, Spec, register_reader
+from evopress.weights.base import CompressedWeight, FloatPart, PackedLayer, Spec, register_reader
 from evopress.weights.checks import FLOATS, MAX_WEIGHTS, checked_integer, checked_matrix, require
 from evopress.weights.grids import storable_scale
 from evopress.weights.packing import num_words, pack, unpack
+
+MAX_GROUP = 128
+"""Engines have kernels for groups of up to this many columns, and for one group of all columns."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,8 @@ class QuantizedWeight(CompressedWeight):
     None stands for the symmetric grid, whose zero points are all 2^(bits−1). In a file, a zero point takes `bits` bits.
     Zero points are packed along the rows, as inference engines expect.
     """
+
+    has_packed_layer: ClassVar[bool] = True
 
     packed: Tensor
     scales: Tensor
@@ -79,6 +85,33 @@ class QuantizedWeight(CompressedWeight):
     def with_float_parts(self, values: Mapping[str, Tensor]) -> "QuantizedWeight":
         scales = values["scales"].float().clamp(min=torch.finfo(torch.float32).tiny)  # storable_scale turns 0 into 1
         return replace(self, scales=storable_scale(scales, self.scales.dtype).to(self.scales.dtype))
+
+    def packed_layer(self) -> PackedLayer:
+        """The layout pack-quantized, with a width per layer.
+
+        Element i of a row of `weight_packed` begins at bit i·b. Zero points are packed along the rows. Codes and zero
+        points are unsigned in the file; the library subtracts 2^(b−1) from both when it reads them.
+
+        Source: compressed-tensors 0.18 and later, `compressors/pack_quantized`. Version 0.17 and earlier padded the
+        words.
+        """
+        tensors = {
+            "weight_packed": self.packed,
+            "weight_scale": self.scales,
+            "weight_shape": torch.tensor(self.shape),  # int64
+        }
+        if self.zeros is not None:
+            tensors["weight_zero_point"] = pack(self.zeros.t(), self.bits).t()  # (words, groups)
+        return PackedLayer(
+            "pack-quantized",
+            {"num_bits": self.bits, "type": "int", "symmetric": self.symmetric, **self._strategy()},
+            {part: tensor.cpu().contiguous() for part, tensor in tensors.items()},
+        )
+
+    def _strategy(self) -> dict[str, object]:
+        if self.group_size == self.cols > MAX_GROUP:
+            return {"strategy": "channel"}
+        return {"strategy": "group", "group_size": self.group_size}
 
     def tensors(self) -> dict[str, Tensor]:
         tensors = {"codes": self.packed, "scales": self.scales}

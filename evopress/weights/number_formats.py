@@ -43,6 +43,9 @@ class Scales:
 class NumberFormat(ABC):
     """A format that weights can be rounded to."""
 
+    kind: type[CompressedWeight]
+    """The kind of weight that `pack` makes."""
+
     bits: float
     """Bits of a weight, with the scales of groups. Scales of rows and of larger blocks do not count."""
 

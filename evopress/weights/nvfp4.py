@@ -16,11 +16,12 @@ Source: the format nvfp4-pack-quantized of compressed-tensors; arXiv 2512.02010 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from evopress.weights.base import CompressedWeight, Spec, register_reader
+from evopress.weights.base import CompressedWeight, PackedLayer, Spec, register_reader
 from evopress.weights.checks import checked_matrix, checked_vector, require
 from evopress.weights.fp4 import LARGEST, pack_fp4, round_to_fp4, unpack_fp4
 from evopress.weights.fp8 import FP8, is_finite_fp8
@@ -43,6 +44,9 @@ SMALLEST_SCALE = 2.0**-9
 class NVFP4Weight(CompressedWeight):
     """`packed` is uint8 (rows, cols / 2), `scales` float8_e4m3fn (rows, groups), and `divisor` float32 (1,)."""
 
+    has_packed_layer: ClassVar[bool] = True
+    decoded_in: ClassVar[torch.dtype | None] = torch.bfloat16
+
     packed: Tensor
     scales: Tensor
     divisor: Tensor
@@ -59,6 +63,24 @@ class NVFP4Weight(CompressedWeight):
         values = self.scales.float() / self.divisor
         return times_scales(unpack_fp4(self.packed), values, group_size=GROUP).to(dtype)
 
+    def packed_layer(self) -> PackedLayer:
+        arguments = {
+            "num_bits": 4,
+            "type": "float",
+            "symmetric": True,
+            "strategy": "tensor_group",
+            "group_size": GROUP,
+            "scale_dtype": "torch.float8_e4m3fn",
+            "zp_dtype": "torch.float8_e4m3fn",
+        }
+        tensors = {
+            "weight_packed": self.packed,
+            "weight_scale": self.scales,
+            "weight_global_scale": self.divisor,
+        }
+        on_cpu = {part: tensor.cpu().contiguous() for part, tensor in tensors.items()}
+        return PackedLayer("nvfp4-pack-quantized", arguments, on_cpu)
+
     def tensors(self) -> dict[str, Tensor]:
         return {"packed": self.packed, "scales": self.scales, "divisor": self.divisor}
 
@@ -67,6 +89,7 @@ class NVFP4Weight(CompressedWeight):
 
 
 class _NVFP4(NumberFormat):
+    kind = NVFP4Weight
     bits = 4.5
     group_size = GROUP
 

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from evopress.compressors.base import Compressor
+from evopress.compressors.float import Float
 from evopress.compressors.gguf import GGUF
 from evopress.compressors.rtn import RTN
 from evopress.export import (
@@ -49,6 +50,7 @@ EXPORTS = {
     "vllm": ExportCase(
         {"formats": ["compressed_tensors"], "engine": "vllm"}, ZERO_POINTS, {"tie": "engine", "drops": "block"}
     ),
+    "number formats": ExportCase({"formats": ["compressed_tensors"]}, Float(levels=("bf16", "fp8", "int8"))),
     "gguf": ExportCase({"formats": ["gguf"]}, GGUF(types=("Q8_0", "Q4_0"))),
     "gguf of codes": ExportCase({"formats": ["gguf"], "embeddings": "Q8_0"}, EXACT, {"drops": "block"}),
     "nemotron_nas": ExportCase({"formats": ["nemotron_nas"]}, EXACT, {"tie": "engine", "drops": "subblock"}),

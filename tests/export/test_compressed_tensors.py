@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from evopress.compressors.drop import Drop
+from evopress.compressors.float import Float
 from evopress.compressors.gptq import GPTQ
 from evopress.compressors.rtn import RTN
 from evopress.compressors.sparsegpt import SparseGPT
@@ -22,7 +23,7 @@ from evopress.export import (
     load,
     write_checkpoints,
 )
-from evopress.export.formats.pack_quantized import packed_tensors
+from evopress.export.state import write_safetensors
 from evopress.models.loading import wrap_model
 from evopress.space.build import dense_bytes, layer_space
 from evopress.space.settings import SpaceSettings
@@ -108,15 +109,111 @@ def test_transformers_still_cannot_read_zero_points(tmp_path):
         AutoModelForCausalLM.from_pretrained(tmp_path / "compressed_tensors")
 
 
+FORMATS = {
+    "bf16": None,
+    "fp8": ("float-quantized", "float", 8, "channel"),
+    "int8": ("pack-quantized", "int", 8, "group"),  # all 64 columns are one group, which vLLM's kernels know
+    "nvfp4": ("nvfp4-pack-quantized", "float", 4, "tensor_group"),
+}
+"""Format, type, bits and strategy of every level."""
+
+NOT_FP4 = ("bf16", "fp8", "int8")
+
+
+def tiny_in(dtype: torch.dtype):
+    return wrap_model(random_model("llama").to(dtype), tokenizer(), f"tiny-{dtype}")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "levels"), [(torch.bfloat16, tuple(FORMATS)), (torch.float32, NOT_FP4), (torch.float16, NOT_FP4)], ids=str
+)
+def test_transformers_decodes_mixed_number_formats_to_the_numbers_of_the_database(dtype, levels, tmp_path):
+    compressor = Float(levels=levels, scale_dtype="float16" if dtype == torch.float16 else "bfloat16")
+    searched = compressed(tiny_in(dtype), compressor, tmp_path)
+    verified = written(PACKED, searched, tmp_path)
+    assert verified["files"] == {"layers_with_equal_codes": len(searched.levels)}
+    assert verified["max_logit_difference"] <= 0.02 * verified["max_logit"]
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "compressed_tensors", dtype=dtype)
+    with searched.applied() as search_model:
+        difference = (logits(model) - logits(search_model)).abs().max()
+    assert difference <= 0.02 * verified["max_logit"]
+    for layer in searched.levels:
+        assert torch.equal(model.get_submodule(layer).weight, searched.packed(layer).dense(dtype))
+
+
+def test_fp4_is_refused_where_the_model_computes_in_another_type_than_that_of_the_library(tmp_path):
+    space = layer_space(tiny("llama"), Float(), SpaceSettings())
+    planned = PlannedModel(lm=tiny("llama"), compressor=Float(), space=space, window=32)
+    message = "computes in float32, but compressed-tensors decodes NVFP4 in bfloat16: set model.dtype=bfloat16"
+    with pytest.raises(UnsupportedExportError, match=message):
+        check_export_of_model(PACKED, planned)
+    with pytest.raises(UnsupportedExportError, match=message):
+        written(PACKED, compressed(tiny("llama"), Float(), tmp_path), tmp_path / "checkpoint")
+
+
+def test_transformers_still_cannot_compute_with_fp4_in_float32(tmp_path):
+    """The reason why it is refused. When this test fails, transformers can, and the check can go."""
+    searched = compressed(tiny_in(torch.bfloat16), Float(levels=("nvfp4",)), tmp_path)
+    written(PACKED, searched, tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "compressed_tensors", dtype=torch.float32)
+    with pytest.raises(RuntimeError, match="same dtype"):
+        logits(model)
+
+
+def test_every_number_format_is_a_group_with_the_exact_names_of_its_layers(tmp_path):
+    searched = compressed(tiny_in(torch.bfloat16), Float(levels=tuple(FORMATS)), tmp_path)
+    written(PACKED, searched, tmp_path)
+    config = json.loads((tmp_path / "compressed_tensors" / "config.json").read_text())["quantization_config"]
+    labels = {
+        layer: unit.levels[level].label
+        for unit, level in zip(searched.space.units, searched.profile, strict=True)
+        for layer in unit.layers
+    }
+    groups = {
+        layer: (group["format"], *(group["weights"][key] for key in ("type", "num_bits", "strategy")))
+        for group in config["config_groups"].values()
+        for layer in group["targets"]
+    }
+    assert config["format"] == "mixed-precision"
+    assert groups == {layer: FORMATS[label] for layer, label in labels.items() if label != "bf16"}
+    assert set(config["ignore"]) == {"lm_head", *(layer for layer, label in labels.items() if label == "bf16")}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_checkpoint_of_one_number_format_has_this_format_and_the_bytes_of_the_space(name, tmp_path):
+    searched = compressed(tiny_in(torch.bfloat16), Float(levels=(name,)), tmp_path)
+    verified = written(PACKED, searched, tmp_path)
+    config = json.loads((tmp_path / "compressed_tensors" / "config.json").read_text())["quantization_config"]
+    assert {group["format"] for group in config["config_groups"].values()} <= {config["format"]}
+    shapes = 16 * len(searched.levels) if name == "int8" else 0
+    assert verified["written_bytes"] - verified["header_bytes"] == searched.space.size_bytes(searched.profile) + shapes
+
+
+def test_vllm_gets_one_format_and_one_nvfp4_divisor_for_layers_that_it_fuses(tmp_path):
+    compressor = Float(levels=("fp8", "nvfp4"))
+    with pytest.raises(UnsupportedExportError, match="have different widths"):
+        written(PACKED_FOR_VLLM, compressed(tiny_in(torch.bfloat16), compressor, tmp_path / "untied"), tmp_path)
+    searched = compressed(tiny_in(torch.bfloat16), compressor, tmp_path, tie="engine")
+    written(PACKED_FOR_VLLM, searched, tmp_path)
+    stored = load_file(tmp_path / "compressed_tensors" / "model.safetensors")
+    divisors = {name: float(tensor) for name, tensor in stored.items() if name.endswith("weight_global_scale")}
+    fused = {}
+    for name, divisor in divisors.items():
+        block, _, local = name.partition(".self_attn.") if "self_attn" in name else name.partition(".mlp.")
+        kind = "qkv" if local[0] in "qkv" else local[:3]
+        fused.setdefault((block, kind if kind in ("qkv", "o_p", "dow") else "gate_up"), set()).add(divisor)
+    assert fused and all(len(values) == 1 for values in fused.values())
+
+
 def test_a_damaged_code_fails_the_verification(tmp_path, monkeypatch):
     searched = compressed(tiny("llama"), SYMMETRIC, tmp_path)
 
-    def damaged(weight):
-        tensors = packed_tensors(weight)
-        return {**tensors, "weight_packed": tensors["weight_packed"] ^ 1}
+    def damaged(state, folder):
+        name = next(name for name in state if name.endswith("weight_packed"))
+        write_safetensors({**state, name: state[name] ^ 1}, folder)
 
-    monkeypatch.setattr("evopress.export.formats.compressed_tensors.packed_tensors", damaged)
-    with pytest.raises(ValueError, match="does not decode to the codes of the database"):
+    monkeypatch.setattr("evopress.export.formats.compressed_tensors.write_safetensors", damaged)
+    with pytest.raises(ValueError, match="does not decode to the numbers of the database"):
         written(PACKED, searched, tmp_path)
     assert not (tmp_path / "compressed_tensors").exists()
 

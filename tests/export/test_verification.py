@@ -113,7 +113,7 @@ def test_a_small_fault_in_packed_codes_is_refused(tmp_path):
     state = load_file(folder / "model.safetensors")
     state["model.layers.1.self_attn.v_proj.weight_packed"][3, 0] ^= 1
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"v_proj does not decode to the codes"):
+    with pytest.raises(ValueError, match=r"v_proj does not decode to the numbers"):
         verify(checkpoint_format, searched, folder)
 
 

@@ -239,6 +239,25 @@ def test_packed_weights_count_with_their_unpacked_shapes(checkpoint):
     assert finding.facts["architecture"] == "LlamaForCausalLM"
 
 
+def test_pairs_of_four_bit_floats_count_twice_and_formats_have_names(checkpoint):
+    packed = {
+        "model.layers.0.q.weight_packed": torch.zeros(4, 8, dtype=torch.uint8),
+        "model.layers.0.q.weight_scale": torch.ones(4, 1).to(torch.float8_e4m3fn),
+        "model.layers.0.q.weight_global_scale": torch.ones(1),
+    }
+    (checkpoint / INDEX).unlink()
+    (checkpoint / "b.safetensors").unlink()
+    save_file(packed, checkpoint / "a.safetensors")
+    weights = {"num_bits": 4, "type": "float"}
+    group = {"targets": ["model.layers.0.q"], "weights": weights, "format": "nvfp4-pack-quantized"}
+    quantization = {"quant_method": "compressed-tensors", "format": "mixed-precision", "config_groups": {"g": group}}
+    (checkpoint / "config.json").write_text(json.dumps({"quantization_config": quantization}))
+    finding = single_finding(checkpoint)
+    assert finding.facts["parameters"] == str(4 * 16)
+    expected = "compressed-tensors, mixed-precision: 1 layers at 4 bits (nvfp4-pack-quantized)"
+    assert finding.facts["quantisation"] == expected
+
+
 @pytest.mark.parametrize("cut", [1, 60])
 def test_a_truncated_checkpoint_file_is_a_defect(cut, checkpoint):
     path = checkpoint / "b.safetensors"

@@ -1,6 +1,6 @@
-"""Packed integer codes in the layout of compressed-tensors, with a width per layer, for transformers and vLLM."""
+"""Packed weights in the layouts of compressed-tensors, with a format per layer, for transformers and vLLM."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -10,7 +10,6 @@ from transformers import PreTrainedModel
 
 from evopress.compressors.base import Compressor
 from evopress.compressors.drop import Drop
-from evopress.compressors.integer_levels import IntegerLevels
 from evopress.export.base import (
     Format,
     UnsupportedExportError,
@@ -21,12 +20,9 @@ from evopress.export.base import (
 )
 from evopress.export.config_files import config_without_dropped_blocks, write_config_files
 from evopress.export.formats.hf import FROM_PRETRAINED
-from evopress.export.formats.pack_quantized import (
-    PARTS,
-    SHAPE_BYTES,
+from evopress.export.formats.packed_layers import (
+    check_decodes,
     decoded_state,
-    is_same,
-    packed_tensors,
     parts_of,
     quantization_config,
 )
@@ -38,7 +34,10 @@ from evopress.export.settings import Export
 from evopress.export.state import load_state, read_safetensors, write_safetensors
 from evopress.models.checkpoints import empty_model, read_config_values, read_folder, read_folder_config
 from evopress.space.settings import SpaceSettings
-from evopress.weights.integer import QuantizedWeight
+from evopress.weights.base import CompressedWeight, PackedLayer
+
+SHAPE_BYTES = 16
+"""Bytes of `weight_shape`, which are two 64-bit integers."""
 
 NO_ZERO_POINTS = (
     "transformers cannot read packed zero points (compressed-tensors 0.20 expects another shape for them): "
@@ -50,12 +49,14 @@ NO_ZERO_POINTS = (
 class CompressedTensors(Format):
     """Codes, scales and zero points exactly as they are in the database. Embeddings and head have 16 bits.
 
+    Layers of different formats make a checkpoint of the format mixed-precision.
+
     With the engine vllm, only models that vLLM can run are accepted.
     """
 
     name: ClassVar[str] = "compressed_tensors"
     packs_levels: ClassVar[bool] = True
-    title: ClassVar[str] = "compressed-tensors, pack-quantized, a width per layer"
+    title: ClassVar[str] = "compressed-tensors, a width or number format per layer"
     tags: ClassVar[tuple[str, ...]] = ("compressed-tensors",)
 
     def __init__(self, engine: str = "transformers"):
@@ -77,14 +78,16 @@ class CompressedTensors(Format):
 
     def check_settings(self, compressor: Compressor | Drop, space: SpaceSettings) -> None:
         check_package(self, "compressed_tensors", extra="export")
-        if not isinstance(compressor, IntegerLevels):
+        kinds = compressor.weight_kinds if isinstance(compressor, Compressor) else frozenset()
+        if not kinds or not all(kind.has_packed_layer for kind in kinds):
             raise UnsupportedExportError(
-                "export.formats=[compressed_tensors] holds integer codes, which "
-                f"compress={type(compressor).__name__.lower()} does not make: use compress=gptq or compress=rtn, or "
+                "export.formats=[compressed_tensors] holds integer codes and number formats, which "
+                f"compress={type(compressor).__name__.lower()} does not make: use compress=gptq, rtn or float, or "
                 "export.formats=[hf]"
             )
         check_halves(self, compressor, space)
-        if self.engine == "transformers" and not compressor.symmetric:
+        assert isinstance(compressor, Compressor)  # others have no kinds
+        if self.engine == "transformers" and compressor.zero_point_bits:
             raise UnsupportedExportError(NO_ZERO_POINTS)
         if self.engine == "vllm" and space.tie != "engine":
             raise UnsupportedExportError(
@@ -93,60 +96,74 @@ class CompressedTensors(Format):
 
     def check_model(self, planned: PlannedModel) -> None:
         compressor = planned.compressor
-        assert isinstance(compressor, IntegerLevels)  # see check_settings
+        assert isinstance(compressor, Compressor)  # see check_settings
         check_code(self, planned.lm)
         check_no_experts(self, planned.lm)
-        _check_scales(getattr(torch, compressor.scale_dtype), planned.lm.dtype)
-        if self.engine == "vllm" and not compressor.symmetric:
+        if compressor.scale_type:
+            _check_scales(compressor.scale_type, planned.lm.dtype)
+        _check_compute_type(compressor.weight_kinds, planned.lm.dtype)
+        if self.engine == "vllm":
             for layer in planned.layers:
-                check_zero_points(layer.name, layer.rows, all_bits=compressor.bits)
+                check_zero_points(layer.name, layer.rows, all_bits=compressor.zero_point_bits)
 
     def check_profile(self, searched: SearchedModel) -> None:
         check_no_experts(self, searched.lm)
-        weights = _quantized_weights(searched)
-        other_layers = [layer for layer in searched.levels if layer not in weights]
-        if other_layers or not searched.levels:
+        others = [layer for layer in searched.levels if not searched.packed(layer).has_packed_layer]
+        if others or not searched.levels:
             raise UnsupportedExportError(
-                "export.formats=[compressed_tensors] holds integer codes, which "
-                f"{other_layers[0] if other_layers else 'the profile'} does not have: use compress=gptq or rtn, or "
+                "export.formats=[compressed_tensors] holds integer codes and number formats, which "
+                f"{others[0] if others else 'the profile'} does not have: use compress=gptq, rtn or float, or "
                 "export.formats=[hf]"
             )
-        _check_scales(self.default_dtype(searched), searched.lm.dtype)
+        _check_compute_type(searched.weight_kinds, searched.lm.dtype)
+        layers = _packed_layers(searched)
+        for layer in layers.values():
+            if (scales := _cast_scales(layer)) is not None:
+                _check_scales(scales, searched.lm.dtype)
+        zero_point_bits = {
+            name: int(str(layer.weights["num_bits"]))
+            for name, layer in layers.items()
+            if "weight_zero_point" in layer.tensors
+        }
         if self.engine == "vllm":
-            check_fused_layers(searched, weights)
-            for layer, weight in weights.items():
-                if not weight.symmetric:
-                    check_zero_points(layer, weight.shape[0], all_bits=[weight.bits])
-        elif not all(weight.symmetric for weight in weights.values()):
+            check_fused_layers(searched, layers)
+            for name, bits in zero_point_bits.items():
+                check_zero_points(name, searched.packed(name).shape[0], all_bits=[bits])
+        elif zero_point_bits:
             raise UnsupportedExportError(NO_ZERO_POINTS)
 
     def default_dtype(self, searched: SearchedModel) -> torch.dtype:
         """The type of the scales, because engines cast scales to the type in which they compute."""
-        first = searched.packed(next(iter(searched.levels)))
-        assert isinstance(first, QuantizedWeight)
-        scales = first.scales.dtype
-        return scales if scales.itemsize == 2 else super().default_dtype(searched)
+        types = {_cast_scales(layer) for layer in _packed_layers(searched).values()} - {None, torch.float32}
+        return types.pop() or super().default_dtype(searched) if len(types) == 1 else super().default_dtype(searched)
 
     def as_stored(self, name: str, tensor: Tensor, *, searched: SearchedModel, dtype: torch.dtype) -> Tensor:
         return tensor if name.removesuffix(".weight") in searched.levels else tensor.to(dtype)
 
     def predicted_bytes(self, searched: SearchedModel, dtype: torch.dtype) -> int:
         num_uncompressed = sum(tensor.numel() for tensor in searched.uncompressed_tensors().values())
-        return searched.level_bytes + dtype.itemsize * num_uncompressed + SHAPE_BYTES * len(searched.levels)
+        num_shapes = sum("weight_shape" in parts for parts in self._predicted_parts(searched).values())
+        return searched.level_bytes + dtype.itemsize * num_uncompressed + SHAPE_BYTES * num_shapes
 
     def predicted_names(self, searched: SearchedModel) -> list[str]:
-        parts = PARTS if self.engine == "vllm" else PARTS[:3]
-        packed = [f"{layer}.{part}" for layer in searched.levels for part in parts]
+        packed = [f"{layer}.{part}" for layer, parts in self._predicted_parts(searched).items() for part in parts]
         return [*searched.uncompressed_tensors(), *packed]
+
+    def _predicted_parts(self, searched: SearchedModel) -> dict[str, Collection[str]]:
+        """The parts of every layer. Before levels are known, these are the parts of the largest layout."""
+        if searched.weights is None:
+            parts = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point")
+            return dict.fromkeys(searched.levels, parts if self.engine == "vllm" else parts[:3])
+        return {name: layer.tensors.keys() for name, layer in _packed_layers(searched).items()}
 
     def write(self, searched: SearchedModel, folder: Path, *, dtype: torch.dtype) -> None:
         state = searched.dense_state(dtype, excluded=searched.levels)
-        weights = _quantized_weights(searched)
-        for layer, weight in weights.items():
-            state.update({f"{layer}.{part}": tensor for part, tensor in packed_tensors(weight).items()})
+        layers = _packed_layers(searched)
+        for name, layer in layers.items():
+            state.update({f"{name}.{part}": tensor for part, tensor in layer.tensors.items()})
         write_safetensors(searched.renumbered(state), folder)
         config = config_without_dropped_blocks(searched, dtype)
-        config.quantization_config = quantization_config(searched.renumbered(weights), head=searched.lm.family.head)
+        config.quantization_config = quantization_config(searched.renumbered(layers), head=searched.lm.family.head)
         write_config_files(config, searched.lm, folder)
 
     def load(self, folder: Path, dtype: torch.dtype, *, attention: str | None = None) -> PreTrainedModel:
@@ -162,11 +179,10 @@ class CompressedTensors(Format):
         return model
 
     def check_files(self, searched: SearchedModel, folder: Path, *, dtype: torch.dtype) -> dict[str, object]:
-        """Unpack every layer with the library, and compare its codes, scales and zero points with the database."""
+        """Decode every layer with the library, and compare its tensors and numbers with the database."""
         state = read_safetensors(folder)
-        for layer, weight in searched.renumbered(_quantized_weights(searched)).items():
-            if not is_same(parts_of(layer, state), weight):
-                raise ValueError(f"{self.name}: {layer} does not decode to the codes of the database")
+        for new_name, name in searched.renumbered({name: name for name in searched.levels}).items():
+            check_decodes(parts_of(new_name, state), searched.packed(name), name=f"{self.name}: {new_name}")
         return {"layers_with_equal_codes": len(searched.levels)}
 
 
@@ -179,17 +195,36 @@ def _groups(values: Mapping[str, object]) -> list[dict[str, Any]]:
     return list(settings["config_groups"].values())
 
 
-def _quantized_weights(searched: SearchedModel) -> dict[str, QuantizedWeight]:
-    """The chosen levels that are integer codes."""
-    weights = {layer: searched.packed(layer) for layer in searched.levels}
-    return {layer: weight for layer, weight in weights.items() if isinstance(weight, QuantizedWeight)}
+def _packed_layers(searched: SearchedModel) -> dict[str, PackedLayer]:
+    return {layer: searched.packed(layer).packed_layer() for layer in searched.levels}
+
+
+def _cast_scales(layer: PackedLayer) -> torch.dtype | None:
+    """The type of the scales, unless they are of one byte. Engines cast others to the type in which they compute."""
+    scales = layer.tensors.get("weight_scale")
+    return None if scales is None or scales.element_size() == 1 else scales.dtype
 
 
 def _check_scales(scales: torch.dtype, compute: torch.dtype) -> None:
     """Raise UnsupportedExportError if engines would round the scales when they cast them to their compute type."""
     if compute.itemsize == 2 and scales != compute:
-        name = str(compute).removeprefix("torch.")
+        name = _type_name(compute)
         raise UnsupportedExportError(
             f"export.formats=[compressed_tensors]: the model computes in {name}, so engines would round the scales, "
-            f"{str(scales).removeprefix('torch.')}, to it: set compress.scale_dtype={name}, or model.dtype=float32"
+            f"{_type_name(scales)}, to it: set compress.scale_dtype={name}, or model.dtype=float32"
         )
+
+
+def _check_compute_type(kinds: Collection[type[CompressedWeight]], compute: torch.dtype) -> None:
+    """Raise UnsupportedExportError if the library decodes weights in another type than that of the model."""
+    for kind in kinds:
+        if kind.decoded_in not in (None, compute):
+            raise UnsupportedExportError(
+                f"export.formats=[compressed_tensors]: the model computes in {_type_name(compute)}, but "
+                f"compressed-tensors decodes {kind.__name__.removesuffix('Weight')} in {_type_name(kind.decoded_in)}: "
+                f"set model.dtype={_type_name(kind.decoded_in)}, or take other compress.levels"
+            )
+
+
+def _type_name(dtype: torch.dtype | None) -> str:
+    return str(dtype).removeprefix("torch.")

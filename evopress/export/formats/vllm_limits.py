@@ -4,25 +4,28 @@ from collections.abc import Mapping, Sequence
 
 from evopress.export.base import UnsupportedExportError
 from evopress.export.searched import SearchedModel
-from evopress.weights.integer import QuantizedWeight
+from evopress.weights.base import PackedLayer
 
 FUSED_LAYERS = "self_attn.q_proj, k_proj and v_proj run as one layer in vLLM, and so do mlp.gate_proj and up_proj"
 
 
-def check_fused_layers(searched: SearchedModel, weights: Mapping[str, QuantizedWeight]) -> None:
-    """Raise UnsupportedExportError if layers that vLLM runs as one have different grids."""
+def check_fused_layers(searched: SearchedModel, layers: Mapping[str, PackedLayer]) -> None:
+    """Raise UnsupportedExportError if layers that vLLM runs as one have different formats or global scales."""
     for block in searched.kept_blocks:
         for group in searched.lm.layer_groups:
             names = [searched.lm.layer_name(block, local) for local in group]
-            grids = {
-                (weight.bits, weight.group_size, weight.symmetric)
-                for weight in (weights[name] for name in names if name in weights)
-            }
-            if len(grids) > 1:
+            fused = [layers[name] for name in names if name in layers]
+            if any(_shared(layer) != _shared(fused[0]) for layer in fused):
                 raise UnsupportedExportError(
                     f"export.engine=vllm: {' and '.join(names)} are one layer in vLLM but have different widths in "
                     "this profile: search with space.tie=engine, or set export.engine=transformers"
                 )
+
+
+def _shared(layer: PackedLayer) -> tuple[object, ...]:
+    """What vLLM takes from the first of the layers that it runs as one."""
+    global_scale = layer.tensors.get("weight_global_scale")
+    return layer.format, layer.weights, None if global_scale is None else float(global_scale)
 
 
 def check_zero_points(layer: str, rows: int, *, all_bits: Sequence[int]) -> None:
