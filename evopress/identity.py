@@ -16,6 +16,7 @@ from evopress.data.splits import Splits
 from evopress.data.tokenization import tokenizer_identity
 from evopress.data.windows import Windows, hash_of_windows
 from evopress.database.manifest import Identity, fingerprint
+from evopress.evaluation import random_signs
 from evopress.evaluation.answers import end_tokens
 from evopress.evaluation.context import EvaluationContext
 from evopress.job import Job, name_of
@@ -59,6 +60,7 @@ def search_identity(job: Job, context: EvaluationContext) -> dict:
         "space": asdict(job.space),
         "evaluator": {"fitness": settings.fitness, "top_k": settings.top_k, **_rounding(job)},
         "seed": job.seed,
+        "random_signs": random_signs.GENERATOR,
         "depends_on": {
             **context.identity,
             "search_tokens": context.splits.hashes["search"],

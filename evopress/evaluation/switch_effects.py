@@ -164,7 +164,7 @@ def _through_head(
         lm.final_norm(dense_state).flatten(0, 1),
         head=student.embedding_and_head.head,
         draws=draws,
-        generator=torch.Generator().manual_seed(seed),
+        seed=seed,
     )
     normed_gradients: list[Tensor] = []
     num_tokens = 0

@@ -8,6 +8,8 @@ logits. Only the graph of one block is in memory at a time.
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
 
 import torch
 from jaxtyping import Float, Int
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from evopress.evaluation.compressible_model import CompressibleModel
 from evopress.evaluation.fisher import fisher_probe
+from evopress.evaluation.random_signs import random_signs
 from evopress.models.hooks import watch_layers
 from evopress.models.language_model import BlockKwargs, LanguageModel
 from evopress.models.state_storage import StateMemory
@@ -142,14 +145,15 @@ def head_gradients(
     *,
     head: Tensor | None,
     draws: int,
-    generator: torch.Generator,
+    seed: int,
 ) -> Iterator[HeadGradients]:
     """Gradients of the KL, summed over tokens, and of `draws` random directions, for one chunk of tokens at a time.
 
     `normed` is the input of the head at the profile, and `dense_normed` its input in the dense model. `head` is the
-    head's weight at the profile; None is the dense weight.
+    head's weight at the profile; None is the dense weight. The directions of a token depend on `seed` and on its place.
     """
-    for chunk, dense_chunk in zip(normed.split(HEAD_TOKENS), dense_normed.split(HEAD_TOKENS), strict=True):
+    chunks = zip(normed.split(HEAD_TOKENS), dense_normed.split(HEAD_TOKENS), strict=True)
+    for first_token, (chunk, dense_chunk) in zip(count(0, HEAD_TOKENS), chunks, strict=False):
         inputs = chunk.detach().requires_grad_()
         with torch.enable_grad():
             products = lm.head_products(inputs, head)
@@ -158,7 +162,8 @@ def head_gradients(
         q = logits.detach().to(precision).softmax(-1)
         with torch.no_grad():
             p = lm.logits(dense_chunk).to(precision).softmax(-1)
-        directions = [q - p, *(fisher_probe(q, generator) for _ in range(draws))]
+        draw_signs = partial(random_signs, (len(q), q.shape[1]), seed=seed, first_row=first_token, device=q.device)
+        directions = [q - p, *(fisher_probe(q, draw_signs(draw=draw)) for draw in range(draws))]
         gradients = [
             torch.autograd.grad(logits, [inputs, products], direction.to(logits.dtype), retain_graph=True)
             for direction in directions

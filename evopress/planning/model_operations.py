@@ -68,11 +68,10 @@ def table_head(sample: Sample, operation: Operation) -> Timeable:
     normed, dense_normed = (sample.states(operation).flatten(0, 1) for _ in range(2))
     weight, draws = model.embedding_and_head(profile).head, operation.draws
     products = SwitchProducts(model, profile, num_gradients=1 + draws, num_tokens=operation.tokens)
-    generator = torch.Generator().manual_seed(0)
 
     def call() -> None:
         first_token = 0
-        for chunk in head_gradients(sample.lm, normed, dense_normed, head=weight, draws=draws, generator=generator):
+        for chunk in head_gradients(sample.lm, normed, dense_normed, head=weight, draws=draws, seed=0):
             products.add_head(chunk, first_token=first_token)
             first_token += len(chunk.inputs)
 

@@ -83,7 +83,7 @@ class _Window:
             dense_normed,
             head=self.forward.embedding_and_head.head,
             draws=0,
-            generator=torch.Generator(),
+            seed=0,
         )
         head_input_gradients, kl = [], 0.0
         for chunk in chunks:

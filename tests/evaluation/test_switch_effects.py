@@ -12,6 +12,7 @@ from evopress.compressors.rtn import RTN
 from evopress.database.cache import DecodedLevels
 from evopress.evaluation.compressible_model import CompressibleModel
 from evopress.evaluation.fisher import fisher_probe
+from evopress.evaluation.random_signs import random_signs
 from evopress.evaluation.switch_effects import SwitchEffects, switch_effects, token_equivalents
 from evopress.models.language_model import LanguageModel
 from evopress.space.apply import applied
@@ -174,8 +175,9 @@ def test_second_order_is_the_mean_square_over_draws(family):
     second = effects(lm, space, weights, profile).second
     with applied(lm, space, weights, profile), torch.no_grad():
         q = run(lm).float().softmax(-1).flatten(0, 1)
-    generator = torch.Generator().manual_seed(Random(5).getrandbits(63))
-    draws = [fisher_probe(q, generator).view(*TOKENS.shape, -1) for _ in range(2)]
+    seed, device = Random(5).getrandbits(63), torch.device("cpu")
+    signs = [random_signs(tuple(q.shape), seed=seed, draw=draw, first_row=0, device=device) for draw in range(2)]
+    draws = [fisher_probe(q, of_draw).view(*TOKENS.shape, -1) for of_draw in signs]
     for index in range(1, len(space), 5):
         unit, level = space.units[index], (profile[index] + 1) % 3
         (layer,), block = unit.layers, unit.blocks[0]
@@ -247,7 +249,8 @@ def test_first_order_is_zero_at_the_dense_model():
 
 def test_probes_have_the_fisher_information_as_covariance():
     q = torch.tensor([0.6, 0.3, 0.1, 0.0])
-    z = fisher_probe(q.expand(40_000, 4), torch.Generator().manual_seed(0))
+    signs = random_signs((40_000, 4), seed=0, draw=0, first_row=0, device=torch.device("cpu"))
+    z = fisher_probe(q.expand(40_000, 4), signs)
     torch.testing.assert_close(z.T @ z / len(z), q.diag() - q[:, None] * q, rtol=0, atol=5e-3)
     torch.testing.assert_close(z.mean(0), torch.zeros(4), rtol=0, atol=1e-2)
 
