@@ -1,28 +1,23 @@
 """Levels that are GGUF block types, quantised by GPTQ on exactly the grids of these types."""
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator
-from torch import Tensor
 
 from evopress.compressors.base import CompressedGroup, Compressor, LayerGroup
 from evopress.compressors.block_sweep import BlockSweep, clipping_notes
 from evopress.compressors.inverse_factor import column_order, factor_inverse
-from evopress.compressors.k_search import search_superblocks
 from evopress.compressors.output_errors import dense_levels, relative_errors, undamped_errors
 from evopress.runtime.config_class import config_class
 from evopress.space.budget import Metric
 from evopress.space.shapes import LayerShape
 from evopress.space.units import Level
 from evopress.weights.base import CompressedWeight
-from evopress.weights.block_grids import BLOCK, TYPES, TypeName
+from evopress.weights.block_grids import BLOCK, TypeName
 from evopress.weights.ggml import bits_per_weight, block_of
-from evopress.weights.k_types import K_TYPES, KTypeName
-from evopress.weights.kquants import KWeight
-
-T = TypeVar("T")
+from evopress.weights.k_types import KTypeName
 
 
 @config_class
@@ -31,11 +26,11 @@ class GGUF(Compressor):
 
     `types` are the levels. Costs and values count bits with scales. Per weight these are, for Q4_0 4.5, Q4_1 5,
     Q5_0 5.5, Q5_1 6 and Q8_0 8.5. The K types (Q2_K 2.625, Q3_K 3.4375, Q4_K 4.5, Q5_K 5.5 and Q6_K 6.5625) are levels
-    of layers whose number of inputs is a multiple of 256. They are rounded to nearest, without GPTQ, on grids that
-    `k_search` finds.
+    of layers whose number of inputs is a multiple of 256.
 
-    `range`, `act_order` and `weigh_tokens` work as in GPTQ, but `range=minmax` uses the grids of the reference
-    quantisers.
+    `range`, `act_order` and `weigh_tokens` work as in GPTQ, but with `range=minmax` the types that end in _0 or _1 have
+    the grids of the reference quantisers. The grids of K types are always searched before the sweep, because the scales
+    of a superblock depend on each other.
 
     With `embeddings`, the embeddings and the head are units as well. `damp` is the damping as a share of the Hessian's
     mean diagonal. The next block is calibrated on the outputs of `propagate_type`. A layer without this level uses the
@@ -116,8 +111,6 @@ class GGUF(Compressor):
         rows = rows[:, order]
         if factor.U is not None:
             rows.masked_fill_(factor.dead, 0)
-        types = self._types_of(len(H))
-        block_types, k_types = ([name for name in types if name in known] for known in (TYPES, K_TYPES))
         sweeper = BlockSweep(
             torch.eye(len(H), device=H.device) if factor.U is None else factor.U,
             order=order,
@@ -125,33 +118,12 @@ class GGUF(Compressor):
             search=self.range != "minmax",
             static_grids=self.act_order,
         )
-        swept, losses = sweeper.to_types(rows, block_types, num_rows=group.num_rows)
-        k_levels: list[list[CompressedWeight]] = [
-            [_round_to(weight, name, power=H.diagonal()) for name in k_types] for weight in group.weights
-        ]
-        if factor.U is None or not block_types:
-            errors = relative_errors(dense_levels(swept), group.weights, H=H)
+        levels, losses = sweeper.to_types(rows, self._types_of(len(H)), num_rows=group.num_rows)
+        if factor.U is None:
+            errors = relative_errors(dense_levels(levels), group.weights, H=H)
         else:
             errors = undamped_errors(
-                dense_levels(swept), group.weights, losses=losses, H=H, absolute_damping=factor.absolute_damping
+                dense_levels(levels), group.weights, losses=losses, H=H, absolute_damping=factor.absolute_damping
             )
-        k_errors = relative_errors(dense_levels(k_levels), group.weights, H=H)
-        order_of_levels = [[*block_types, *k_types].index(name) for name in types]
-        return CompressedGroup(
-            _joined(swept, k_levels, order_of_levels),
-            _joined(errors, k_errors, order_of_levels),
-            (*notes, *clipping_notes(group, swept)),
-        )
-
-
-def _round_to(weight: Tensor, type_name: str, *, power: Tensor) -> KWeight:
-    """Round weight (rows, cols) to the nearest values of a K type's grids, which are searched."""
-    columns = weight.t()
-    grid = search_superblocks(columns, power, type_name=type_name)
-    return grid.weight(grid.encode(columns))
-
-
-def _joined(first: Sequence[Sequence[T]], second: Sequence[Sequence[T]], order: Sequence[int]) -> list[list[T]]:
-    """Join the two lists of levels of each layer, and put the levels in `order`."""
-    joined = [[*head, *tail] for head, tail in zip(first, second, strict=True)]
-    return [[layer_levels[index] for index in order] for layer_levels in joined]
+        stored: list[list[CompressedWeight]] = [list(layer_levels) for layer_levels in levels]
+        return CompressedGroup(stored, errors, (*notes, *clipping_notes(group, levels)))

@@ -14,6 +14,7 @@ from tests.groups import group, with_hessian
 gguf = pytest.importorskip("gguf", reason="needs the package gguf")
 
 NAMES = tuple(TYPES)
+ALL = (*TYPES, *K_TYPES)
 
 
 def kind(name: str):
@@ -24,9 +25,9 @@ def weight(rows: int = 24, cols: int = 128, seed: int = 0) -> torch.Tensor:
     return torch.randn(rows, cols, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL)
 def test_the_gguf_package_decodes_our_bytes_to_our_weights_bit_for_bit(name):
-    for level, of_type in zip(*compressed(GGUF(types=(name,)), group((24,), 128)), strict=True):
+    for level, of_type in zip(*compressed(GGUF(types=(name,)), group((24,), 256)), strict=True):
         decoded = gguf.dequantize(level.data.numpy(), kind(of_type))
         assert torch.equal(torch.from_numpy(decoded), level.dense())
 
@@ -82,11 +83,12 @@ def test_every_weight_is_on_the_nearest_point_of_its_grid_when_the_hessian_is_th
     torch.testing.assert_close((level.dense()[:, :BLOCK] - block).abs(), nearest, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_output_error_is_below_that_of_rounding(name):
-    layers = group((24,), 128)
-    (level,), _ = compressed(GGUF(types=(name,)), layers)
-    (rounded,), _ = compressed(GGUF(types=(name,)), with_hessian(layers, torch.eye(128)))
+@pytest.mark.parametrize("act_order", [True, False])
+@pytest.mark.parametrize("name", ALL)
+def test_the_output_error_is_below_that_of_rounding(name, act_order):
+    layers = group((24,), 256)
+    (level,), _ = compressed(GGUF(types=(name,), act_order=act_order), layers)
+    (rounded,), _ = compressed(GGUF(types=(name,)), with_hessian(layers, layers.hessian.diagonal().diag()))
 
     def error(dense: torch.Tensor) -> float:
         W, change = layers.weights[0], dense - layers.weights[0]
@@ -96,9 +98,10 @@ def test_the_output_error_is_below_that_of_rounding(name):
 
 
 def test_all_types_solved_together_equal_each_alone():
-    layers = group((16, 8), 96, dtype=torch.float64)
-    together = GGUF().compress(layers)
-    for index, name in enumerate(GGUF().types):
+    layers = group((16, 8), 256, dtype=torch.float64)
+    compressor = GGUF(types=("Q8_0", "Q5_1", "Q5_K", "Q3_K"))
+    together = compressor.compress(layers)
+    for index, name in enumerate(compressor.types):
         alone = GGUF(types=(name,)).compress(layers)
         for layer in range(2):
             assert torch.equal(together.levels[layer][index].data, alone.levels[layer][0].data)
