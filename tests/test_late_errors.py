@@ -108,6 +108,14 @@ LATE_ERRORS: dict[str, Late] = {
     "compressed_tensors, FP4 in float32": export(
         "compressed_tensors", r"decodes NVFP4 in bfloat16: set model\.dtype=bfloat16", compress=Float(), budget="bits"
     ),
+    "compressed_tensors, blocks of fused layers": export(
+        "compressed_tensors",
+        r"q_proj has 64 rows, and vLLM runs it as one with others, .* leave fp8_block out of compress\.levels",
+        settings={"engine": "vllm"},
+        compress=Float(levels=("fp8_block", "fp8")),
+        budget="bits",
+        space=SpaceSettings(tie="engine"),
+    ),
     "compressed_tensors, zero points": export(
         "compressed_tensors",
         r"zero points of model\.layers\.0\.self_attn\.k_proj, 8 rows of 3 bits",

@@ -1,4 +1,4 @@
-"""Levels in number formats that hardware multiplies: NVFP4, FP8, INT8 and bfloat16."""
+"""Levels in number formats that hardware multiplies: NVFP4, MXFP4, FP8, INT8 and bfloat16."""
 
 from collections.abc import Sequence
 from typing import ClassVar, Literal
@@ -23,7 +23,7 @@ class Float(Compressor):
 
     `formats` are the names of the formats, in the configuration `compress.levels`. Level 0 is the largest format. A
     layer whose inputs do not fill whole groups does not have the level. `scale_dtype` is the type of the scales of FP8
-    and INT8. The scales of NVFP4 have a type of their own.
+    and INT8. The scales of NVFP4 and MXFP4 have a type of their own.
 
     The next block is calibrated on the outputs of `propagate_format`. A layer without this level uses the next larger
     one, or its largest if there is none. With `weigh_tokens`, tokens count in the Hessian by their effect on the

@@ -25,4 +25,9 @@ class PlannedModel:
     @property
     def layers(self) -> list[LayerShape]:
         """The shapes of all layers that will have levels."""
-        return [layer_shape(self.lm, layer) for unit in self.space.units for layer in unit.layers]
+        return [layer for unit in self.units for layer in unit]
+
+    @property
+    def units(self) -> list[list[LayerShape]]:
+        """The shapes of the layers of each unit."""
+        return [[layer_shape(self.lm, layer) for layer in unit.layers] for unit in self.space.units]

@@ -55,6 +55,9 @@ class CompressedWeight(ABC):
     decoded_in: ClassVar[torch.dtype | None] = None
     """The type in which compressed-tensors decodes the kind, if it is always the same. The model must compute in it."""
 
+    rows_of_block: ClassVar[int] = 1
+    """Rows that share a scale. Of layers that engines run as one, all but the last must fill whole blocks."""
+
     @property
     @abstractmethod
     def shape(self) -> tuple[int, int]:

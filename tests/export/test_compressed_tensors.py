@@ -112,12 +112,14 @@ def test_transformers_still_cannot_read_zero_points(tmp_path):
 FORMATS = {
     "bf16": None,
     "fp8": ("float-quantized", "float", 8, "channel"),
+    "fp8_block": ("float-quantized", "float", 8, "block"),
     "int8": ("pack-quantized", "int", 8, "group"),  # all 64 columns are one group, which vLLM's kernels know
+    "mxfp4": ("mxfp4-pack-quantized", "float", 4, "group"),
     "nvfp4": ("nvfp4-pack-quantized", "float", 4, "tensor_group"),
 }
 """Format, type, bits and strategy of every level."""
 
-NOT_FP4 = ("bf16", "fp8", "int8")
+NOT_FP4 = ("bf16", "fp8", "fp8_block", "int8")
 
 
 def tiny_in(dtype: torch.dtype):

@@ -1,5 +1,6 @@
 """Number formats: their elements, their exact bytes, and rounding to nearest."""
 
+from collections.abc import Callable
 from itertools import pairwise, product
 
 import pytest
@@ -9,6 +10,7 @@ from torch.nn.functional import cosine_similarity
 
 from evopress.weights.base import from_tensors
 from evopress.weights.fp4 import MAGNITUDES, pack_fp4, round_to_fp4, unpack_fp4
+from evopress.weights.mxfp4 import MXFP4, MXFP4Weight
 from evopress.weights.number_formats import (
     NumberFormat,
     ScaleSettings,
@@ -16,7 +18,7 @@ from evopress.weights.number_formats import (
     per_column,
     register_number_format,
 )
-from evopress.weights.nvfp4 import NVFP4, NVFP4Weight
+from evopress.weights.nvfp4 import NVFP4
 
 FP4_NUMBERS = sorted({sign * magnitude for sign, magnitude in product((1, -1), MAGNITUDES)})
 
@@ -64,10 +66,12 @@ def test_the_codes_of_e2m1_are_those_of_the_specification():
 @pytest.mark.parametrize("name", number_formats())
 def test_a_packed_weight_is_its_elements_times_its_scales_and_survives_a_file(name):
     number_format = number_formats()[name]
-    for weight, scales in zip(weights(6, 10), number_format.scales(weights(6, 10), settings()), strict=True):
+    layers = weights(6, 130, cols=160)  # not a multiple of the rows and columns of a block
+    for weight, scales in zip(layers, number_format.scales(layers, settings(160)), strict=True):
         elements = rounded(number_format, weight, scales)
         packed = number_format.pack(elements, scales)
-        by_column = per_column(scales.values, number_format.group_size, cols=64)
+        by_column = per_column(scales.values, number_format.group_size, cols=160)
+        assert isinstance(packed, number_format.kind) and packed.shape == weight.shape
         assert torch.equal(packed.dense(), elements * by_column)
         assert torch.equal(packed.dense(torch.bfloat16), (elements * by_column).bfloat16())
         again = from_tensors(packed.spec(), load(save(packed.tensors())))
@@ -78,14 +82,17 @@ def test_a_packed_weight_is_its_elements_times_its_scales_and_survives_a_file(na
 
 @pytest.mark.parametrize("name", SCALED)
 def test_the_largest_weights_of_a_row_or_group_are_hardly_clipped(name):
-    """Scales are rounded to their type, so the largest weight may be clipped by as much."""
+    """Scales are rounded to their type, so the largest weight may be clipped by as much. MXFP4 rounds 5 to 4."""
     number_format = number_formats()[name]
-    (weight,) = weights(8)
-    (scales,) = number_format.scales([weight], settings())
+    (weight,) = weights(128, cols=256)
+    (scales,) = number_format.scales([weight], settings(256))
     packed = number_format.pack(rounded(number_format, weight, scales), scales)
-    groups = [tensor.unflatten(1, (-1, number_format.group_size or 64)) for tensor in (weight, packed.dense())]
+    groups = [tensor.unflatten(1, (-1, number_format.group_size or 256)) for tensor in (weight, packed.dense())]
     largest, kept = (group.abs().amax(2) for group in groups)
-    assert (kept / largest > 0.93).all()
+    if name == "fp8_block":
+        largest, kept = largest.amax(0), kept.amax(0)
+    assert (kept / largest >= (0.8 if name == "mxfp4" else 0.93)).all()
+    assert (kept / largest <= (1.2 if name == "mxfp4" else 1.07)).all()
 
 
 @pytest.mark.parametrize("name", number_formats())
@@ -110,22 +117,47 @@ def test_layers_that_read_one_input_have_one_nvfp4_divisor_for_the_largest_of_th
     assert by_layer[1].stored["scales"].float().max() == 448
 
 
-def test_damaged_nvfp4_weights_are_refused():
-    (weight,) = weights(4)
-    (scales,) = NVFP4.scales([weight], settings())
-    good = NVFP4.pack(rounded(NVFP4, weight, scales), scales)
-    assert isinstance(good, NVFP4Weight)
-    nan = torch.full((4, 4), 0x7F, dtype=torch.uint8).view(torch.float8_e4m3fn)
-    for name, tensor, reason in (
-        ("packed", good.packed[:, 1:], "codes do not fit scales"),
-        ("packed", good.packed.int(), "packed is missing or not a matrix"),
-        ("scales", good.scales.float(), "scales is missing or not a matrix"),
-        ("scales", nan, "scales are not finite"),
-        ("divisor", torch.zeros(1), "the divisor is not positive"),
-        ("divisor", torch.ones(2), "divisor is missing or not a vector"),
-    ):
-        with pytest.raises(ValueError, match=reason):
-            from_tensors(good.spec(), {**good.tensors(), name: tensor})
+NAN = torch.full((4, 4), 0x7F, dtype=torch.uint8).view(torch.float8_e4m3fn)
+DAMAGE: list[tuple[str, str, Callable[[torch.Tensor], torch.Tensor], str]] = [
+    ("nvfp4", "packed", lambda t: t[:, 1:], "codes do not fit scales"),
+    ("nvfp4", "packed", lambda t: t.int(), "packed is missing or not a matrix"),
+    ("nvfp4", "scales", lambda t: t.float(), "scales is missing or not a matrix"),
+    ("nvfp4", "scales", lambda t: NAN, "scales are not finite"),
+    ("nvfp4", "divisor", lambda t: 0 * t, "the divisor is not positive"),
+    ("nvfp4", "divisor", lambda t: t.repeat(2), "divisor is missing or not a vector"),
+    ("mxfp4", "exponents", lambda t: t[1:], "codes do not fit exponents"),
+    ("mxfp4", "exponents", lambda t: t | 255, "exponents are not finite"),
+    ("fp8", "scales", lambda t: t[1:], "codes do not fit scales"),
+    ("fp8", "scales", lambda t: t * torch.inf, "scales are not finite"),
+    ("fp8", "codes", lambda t: t.float(), "codes is missing or not a matrix"),
+    ("fp8", "codes", lambda t: NAN, "codes are not finite"),
+    ("fp8_block", "scales", lambda t: t.repeat(2, 1), "codes do not fit scales"),
+    ("fp8_block", "scales", lambda t: t * torch.nan, "scales are not finite"),
+    ("fp8_block", "codes", lambda t: NAN, "codes are not finite"),
+]
+
+
+@pytest.mark.parametrize(("name", "part", "damage", "reason"), DAMAGE)
+def test_damaged_weights_are_refused_for_what_is_wrong_with_them(name, part, damage, reason):
+    (weight,), number_format = weights(4), number_formats()[name]
+    (scales,) = number_format.scales([weight], settings())
+    good = number_format.pack(rounded(number_format, weight, scales), scales)
+    with pytest.raises(ValueError, match=reason):
+        from_tensors(good.spec(), {**good.tensors(), part: damage(good.tensors()[part])})
+
+
+def test_exponents_of_mxfp4_are_those_of_compressed_tensors():
+    library = pytest.importorskip("compressed_tensors.quantization.utils.mxfp_utils")
+    largest = torch.logspace(-30, 30, 500).view(-1, 1)
+    (scales,) = MXFP4.scales([largest * torch.linspace(-1, 1, 32)], settings(32))
+    assert torch.equal(scales.stored["exponents"].float(), library.generate_mx_scales(largest))
+
+
+def test_the_powers_of_mxfp4_are_exact_over_the_whole_range():
+    exponents = torch.arange(255, dtype=torch.uint8).view(1, -1)
+    packed = torch.full((1, 255 * 16), 0x22, dtype=torch.uint8)  # the number 1
+    expected = torch.tensor([2.0 ** (exponent - 127) for exponent in range(255)], dtype=torch.float64)
+    assert torch.equal(MXFP4Weight(packed, exponents).dense()[0, ::32].double(), expected)
 
 
 def test_a_name_belongs_to_one_format():

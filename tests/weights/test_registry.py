@@ -48,7 +48,9 @@ def test_a_kind_has_one_reader_but_its_module_may_be_reloaded():
 
 
 def test_an_unknown_kind_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="expected one of dropped, fp8, ggml, kept, nvfp4, quantized, sparse"):
+    with pytest.raises(
+        ValueError, match="expected one of dropped, fp8, fp8_block, ggml, kept, mxfp4, nvfp4, quantized, sparse"
+    ):
         from_tensors({"kind": "os"}, {})
 
 

@@ -26,7 +26,7 @@ from evopress.export.formats.packed_layers import (
     parts_of,
     quantization_config,
 )
-from evopress.export.formats.vllm_limits import FUSED_LAYERS, check_fused_layers, check_zero_points
+from evopress.export.formats.vllm_limits import FUSED_LAYERS, check_blocks, check_fused_layers, check_zero_points
 from evopress.export.planned import PlannedModel
 from evopress.export.registry import register_format
 from evopress.export.searched import SearchedModel
@@ -103,6 +103,7 @@ class CompressedTensors(Format):
             _check_scales(compressor.scale_type, planned.lm.dtype)
         _check_compute_type(compressor.weight_kinds, planned.lm.dtype)
         if self.engine == "vllm":
+            check_blocks(planned.units, compressor.weight_kinds)
             for layer in planned.layers:
                 check_zero_points(layer.name, layer.rows, all_bits=compressor.zero_point_bits)
 

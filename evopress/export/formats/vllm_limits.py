@@ -1,10 +1,11 @@
 """Checks for packed integer codes that vLLM cannot run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from evopress.export.base import UnsupportedExportError
 from evopress.export.searched import SearchedModel
-from evopress.weights.base import PackedLayer
+from evopress.space.shapes import LayerShape
+from evopress.weights.base import CompressedWeight, PackedLayer
 
 FUSED_LAYERS = "self_attn.q_proj, k_proj and v_proj run as one layer in vLLM, and so do mlp.gate_proj and up_proj"
 
@@ -36,3 +37,19 @@ def check_zero_points(layer: str, rows: int, *, all_bits: Sequence[int]) -> None
                 f"export.engine=vllm: the zero points of {layer}, {rows} rows of {bits} bits, do not fill 32-bit "
                 "words: set compress.symmetric=true, or export.engine=transformers"
             )
+
+
+def check_blocks(units: Iterable[Sequence[LayerShape]], kinds: Collection[type[CompressedWeight]]) -> None:
+    """Raise UnsupportedExportError if a layer is not a whole number of blocks of rows, and vLLM fuses it with others.
+
+    `units` are the layers that vLLM runs as one. The last of them may have any number of rows.
+    """
+    for layers in units:
+        for layer in layers[:-1]:
+            for kind in kinds:
+                if layer.rows % kind.rows_of_block:
+                    raise UnsupportedExportError(
+                        f"export.engine=vllm: {layer.name} has {layer.rows} rows, and vLLM runs it as one with others, "
+                        f"so its blocks of {kind.rows_of_block} rows must be whole: leave fp8_block out of "
+                        "compress.levels, or set export.engine=transformers"
+                    )
