@@ -1,9 +1,11 @@
 """Adam, its learning rate and the order of the windows, as pure functions of the step."""
 
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import cos, pi
 from random import Random
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 BETAS = (0.9, 0.95)
@@ -29,6 +31,31 @@ def adam_update(gradient: Tensor, moments: Moments, *, step: int, learning_rate:
     second = beta2 * moments.second + (1 - beta2) * gradient.square()
     denominator = (second / (1 - beta2**step)).sqrt() + EPSILON
     return -learning_rate * (first / (1 - beta1**step)) / denominator, Moments(first, second)
+
+
+def adam_updates(
+    gradients: Mapping[str, Tensor], moments: Mapping[str, Moments], *, step: int, learning_rate: float
+) -> tuple[dict[str, Tensor], dict[str, Moments]]:
+    """`adam_update` of several parameters, by name.
+
+    The tensors are joined, so a GPU starts a few kernels for all of them instead of a few for each.
+    """
+    shapes = [gradient.shape for gradient in gradients.values()]
+    joined = Moments(*(_joined(kind) for kind in zip(*(moments[name] for name in gradients), strict=True)))
+    update, new = adam_update(_joined(gradients.values()), joined, step=step, learning_rate=learning_rate)
+    updates, firsts, seconds = (_parts(tensor, shapes) for tensor in (update, *new))
+    new_moments = map(Moments, firsts, seconds)
+    return dict(zip(gradients, updates, strict=True)), dict(zip(gradients, new_moments, strict=True))
+
+
+def _joined(tensors: Iterable[Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])
+
+
+def _parts(joined: Tensor, shapes: Sequence[torch.Size]) -> Iterator[Tensor]:
+    """The tensors of these shapes that were joined, as views."""
+    parts = joined.split([shape.numel() for shape in shapes])
+    return (part.view(shape) for part, shape in zip(parts, shapes, strict=True))
 
 
 def rate_factor(step: int, *, steps: int, warmup: float) -> float:

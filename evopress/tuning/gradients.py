@@ -48,8 +48,9 @@ def gradient_groups(model: TunableModel, tokens: Int[Tensor, "windows time"]) ->
 
 def _mean(model: TunableModel, shared: list[Gradients], num_tokens: int) -> Gradients:
     """The sum over the windows of all processes, divided by the number of tokens."""
-    on_cpu = [Gradients({n: g.cpu() for n, g in window.by_name.items()}, window.kl) for window in shared]
-    windows = [window for of_process in distributed.gather(on_cpu) for window in of_process]
+    if distributed.world_size() > 1:
+        shared = [Gradients({n: g.cpu() for n, g in window.by_name.items()}, window.kl) for window in shared]
+    windows = [window for of_process in distributed.gather(shared) for window in of_process]
     sums = dict(windows[0].by_name)
     for window in windows[1:]:
         sums = {name: total + window.by_name[name] for name, total in sums.items()}

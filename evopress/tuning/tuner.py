@@ -21,7 +21,7 @@ from functools import partial
 from evopress.evaluation.context import EvaluationContext
 from evopress.runtime import distributed, signals
 from evopress.runtime.progress import progress
-from evopress.tuning.adam import adam_update, rate_factor, windows_of_step
+from evopress.tuning.adam import adam_updates, rate_factor, windows_of_step
 from evopress.tuning.gradients import gradient_groups
 from evopress.tuning.state import TuningResult, TuningState, new_state, read_result, read_state, save_result, save_state
 from evopress.tuning.task import TuningTask
@@ -112,10 +112,12 @@ def _step(task: TuningTask, model: TunableModel, state: TuningState, step: int) 
     moments, loss = dict(state.moments), 0.0
     for group in gradient_groups(model, pool[chosen]):
         loss += group.kl
-        for name, gradient in group.by_name.items():
-            rate = factor * (settings.norms_lr if name.endswith(".weight") else settings.scales_lr)
-            update, moments[name] = adam_update(gradient, moments[name], step=step, learning_rate=rate)
-            model.changes[name] = model.changes[name] + update
+        for is_norm, learning_rate in ((True, settings.norms_lr), (False, settings.scales_lr)):
+            gradients = {name: g for name, g in group.by_name.items() if name.endswith(".weight") == is_norm}
+            if gradients:
+                updates, new = adam_updates(gradients, moments, step=step, learning_rate=factor * learning_rate)
+                moments |= new
+                model.changes.update({name: model.changes[name] + update for name, update in updates.items()})
     return replace(state, changes=dict(model.changes), moments=moments, step=step), loss
 
 

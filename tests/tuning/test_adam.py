@@ -2,7 +2,7 @@
 
 import torch
 
-from evopress.tuning.adam import EPSILON, Moments, adam_update, rate_factor, windows_of_step
+from evopress.tuning.adam import EPSILON, Moments, adam_update, adam_updates, rate_factor, windows_of_step
 
 
 def test_updates_are_those_of_torch():
@@ -15,6 +15,19 @@ def test_updates_are_those_of_torch():
         update, moments = adam_update(gradient, moments, step=step, learning_rate=0.03)
         value = value + update
         torch.testing.assert_close(value, parameter.detach(), rtol=1e-12, atol=0)
+
+
+def test_joined_parameters_get_the_updates_that_each_gets_alone():
+    draw = torch.Generator().manual_seed(0)
+    shapes = {"a": (3, 5), "b": (7,), "c": (1, 1)}
+    gradients = {name: torch.randn(shape, generator=draw) for name, shape in shapes.items()}
+    moments = {name: Moments(torch.randn_like(g), torch.rand_like(g)) for name, g in gradients.items()}
+    updates, new_moments = adam_updates(gradients, moments, step=4, learning_rate=0.03)
+    assert list(updates) == list(new_moments) == list(shapes)
+    for name, gradient in gradients.items():
+        update, new = adam_update(gradient, moments[name], step=4, learning_rate=0.03)
+        assert torch.equal(updates[name], update)
+        assert all(map(torch.equal, new_moments[name], new))
 
 
 def test_the_rate_rises_to_one_and_falls_towards_zero():
