@@ -122,14 +122,21 @@ class Job:
         for target in self.targets or (self.budget.target,):
             replace(self.budget, target=target).check(self.compress.metric, (low, high))
         check_export(self.export, self.compress, space=self.space)
-        self._check_rounding()
+        self._check_tuning()
         check_text_column(self.data, [test_set.source for test_set in self.test_sets])
         check_eval(self.eval)
         self.tracker.check()
 
-    def _check_rounding(self) -> None:
-        """Raise ValueError if the job cannot learn the rounding that it asks for."""
-        if self.tune.resolve == "none" or not self.tunes:
+    def _check_tuning(self) -> None:
+        """Raise ValueError if the levels do not have what the job learns or trains."""
+        if not self.tunes:
+            return
+        if self.tune.weights_lr and self.compress.metric not in ("sparsity", "drop"):
+            raise ValueError(
+                "tune.weights_lr trains kept weights of sparse levels and dense weights next to drops, and "
+                f"compress={name_of(self.compress)} has neither: set tune.weights_lr=0"
+            )
+        if self.tune.resolve == "none":
             return
         if not isinstance(self.compress, IntegerLevels):
             raise ValueError(

@@ -13,6 +13,7 @@ from evopress.job import Job
 from evopress.runtime.clock import Clock
 from evopress.space.units import Profile
 from evopress.tune_limit import is_time_over
+from evopress.tuning.parameters import kind_of
 from evopress.tuning.resolver import Resolution, resolve
 from evopress.tuning.settings import resolving_equivalents, token_equivalents
 from evopress.tuning.state import TuningResult
@@ -38,9 +39,11 @@ class TunedModel:
     @property
     def changed(self) -> list[str]:
         """What is different from the untuned model."""
+        kinds = {kind_of(name, change) for name, change in (self.result.changes.items() if self.result else ())}
         changed = {
             "rounding": self.resolution is not None and self.resolution.is_kept,
-            "scales and norms": self.result is not None and bool(self.result.changes),
+            "scales and norms": bool(kinds & {"scales", "norms"}),
+            "weights": "weights" in kinds,
         }
         return [part for part, is_changed in changed.items() if is_changed]
 

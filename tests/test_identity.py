@@ -105,6 +105,7 @@ RULES: dict[str, tuple[str, str]] = {
     "tune.windows": (RESULTS, "2"),
     "tune.scales_lr": (RESULTS, "1e-3"),
     "tune.norms_lr": (RESULTS, "1e-3"),
+    "tune.weights_lr": (RESULTS, "1e-3"),
     "tune.warmup": (RESULTS, "0.2"),
     "tune.checks": (RESULTS, "2"),
     "tune.patience": (RESULTS, "1"),

@@ -81,8 +81,19 @@ def fewer_levels(run: PlannedRun) -> str:
     return f"take fewer levels in compress.{settings[0]}" if settings else ""
 
 
-def memory_of_rounding(run: PlannedRun) -> tuple[MemoryItem, ...]:
-    """What learning the rounding of a block holds in addition, in the process that does it."""
+def memory_of_tuning(run: PlannedRun) -> tuple[MemoryItem, ...]:
+    """What the tuning holds in addition. Scales and norms are so few that they do not count."""
+    tune = run.job.tune
+    if not (tune.weights_lr and tune.tokens):
+        return _memory_of_rounding(run)
+    weights = sum(sum(rows) * cols for rows, cols in group_shapes(run.model)) * run.model.num_blocks
+    trained = int((1 - float(run.job.budget.target)) * weights)
+    name = "changes of the trained weights, the best ones, and two moments"
+    return (MemoryItem(name, 4 * 4 * trained, "set tune.weights_lr=0"), *_memory_of_rounding(run))
+
+
+def _memory_of_rounding(run: PlannedRun) -> tuple[MemoryItem, ...]:
+    """What learning the rounding of a block holds, in the process that does it."""
     if run.job.tune.resolve == "none":
         return ()
     tune, data = run.job.tune, run.job.data

@@ -23,7 +23,7 @@ from evopress.planning.memory import (
     memory_of_database,
     memory_of_evaluator,
     memory_of_every_stage,
-    memory_of_rounding,
+    memory_of_tuning,
 )
 from evopress.planning.model_size import group_shapes
 from evopress.planning.planned_run import PlannedRun
@@ -85,7 +85,7 @@ def _search_and_evaluate_stages(run: PlannedRun) -> Iterator[StageEstimate]:
             profiles = compared_profiles(run.space, profile, job.budget)
             for name in tuned:
                 _count_tuning(tuning, profiles[name], job.tune)
-        yield _evaluator_stage("tune", tuning, *memory_of_rounding(run))
+        yield _evaluator_stage("tune", tuning, *memory_of_tuning(run))
     evaluation = EvaluatorCount(run, before=search)
     window = run.job.data.window
     for job, profile in searched:

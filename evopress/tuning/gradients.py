@@ -22,7 +22,8 @@ from torch import Tensor
 from evopress.evaluation.compressible_model import CompressibleModel
 from evopress.evaluation.switch_gradients import ForwardPass, forward_pass, head_gradients
 from evopress.runtime import distributed
-from evopress.tuning.tunable_model import TunableModel, final_norm_name
+from evopress.tuning.parameters import final_norm_name
+from evopress.tuning.tunable_model import TunableModel
 
 
 @dataclass(frozen=True)

@@ -14,17 +14,22 @@ MOST_HELD_OUT = 8
 """At most this many windows are held out while rounding is learnt."""
 
 
+Kind = Literal["scales", "norms", "weights"]
+"""A kind of parameter that is trained."""
+
+
 @config_class
 class Tuning:
     """Trains scales and norms with Adam, to match the dense model's predictions on text of the search split.
 
     `tokens` is the number of tokens of all steps together; 0 means no tuning. A step uses `windows` windows.
     `scales_lr` is the learning rate for scales, whose changes are relative to the stored scale. `norms_lr` is the
-    learning rate for norms, whose changes are relative to the root mean square of their weights. A rate of 0 means that
-    these parameters are not trained. The rate rises linearly over the share `warmup` of the steps, then falls as a
-    cosine. KL on `validation_tokens` is measured before the first step and `checks` times after it. Tuning stops after
-    `patience` checks in a row without a better one. `compare_uniform` also tunes the uniform profile, for comparison.
-    `seed` determines the order of the windows. The state is saved at every check and every `save_minutes`.
+    learning rate for norms, whose changes are relative to the root mean square of their weights. `weights_lr`, relative
+    likewise, is for the kept weights of sparse levels and for the dense weights next to dropped sub-blocks. A rate of 0
+    means that these parameters are not trained. The rate rises linearly over the share `warmup` of the steps, then
+    falls as a cosine. KL on `validation_tokens` is measured before the first step and `checks` times after it. Tuning
+    stops after `patience` checks in a row without a better one. `compare_uniform` also tunes the uniform profile, for
+    comparison. `seed` determines the order of the windows. The state is saved at every check and every `save_minutes`.
 
     With `resolve`, the codes and ranges of integer levels are learnt first, block by block, on calibration text
     (`signround`). This takes `resolve_steps` steps of `resolve_windows` windows for each block. The rates of all steps
@@ -36,6 +41,7 @@ class Tuning:
     windows: int = Field(default=1, gt=0)
     scales_lr: float = Field(default=2e-3, ge=0)
     norms_lr: float = Field(default=2e-3, ge=0)
+    weights_lr: float = Field(default=0.0, ge=0)
     warmup: float = Field(default=0.1, ge=0, le=1)
     checks: int = Field(default=8, gt=0)
     patience: int = Field(default=4, gt=0)
@@ -48,6 +54,12 @@ class Tuning:
     resolve_windows: int = Field(default=4, gt=0)
     resolve_distance: float = Field(default=0.2, gt=0)
     resolve_range_distance: float = Field(default=0.025, ge=0)
+
+    @property
+    def learning_rates(self) -> dict[Kind, float]:
+        """The learning rate of each kind of parameter that is trained."""
+        rates: dict[Kind, float] = {"scales": self.scales_lr, "norms": self.norms_lr, "weights": self.weights_lr}
+        return {kind: rate for kind, rate in rates.items() if rate}
 
     @property
     def does_nothing(self) -> bool:

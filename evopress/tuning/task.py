@@ -42,11 +42,11 @@ class TuningTask:
 
     def model(self) -> TunableModel:
         """The untuned model."""
-        rates = {"scales": self.settings.scales_lr, "norms": self.settings.norms_lr}
-        kinds = frozenset(kind for kind, rate in rates.items() if rate)
         weights = self.context.evaluator.weights
         levels = None if weights is None else weights.database
-        return tunable_model(self.context.evaluator.compressible, self.profile, levels, kinds=kinds)
+        return tunable_model(
+            self.context.evaluator.compressible, self.profile, levels, kinds=self.settings.learning_rates
+        )
 
     def validation_kl(self, context: EvaluationContext) -> float:
         """Mean KL on validation tokens of the profile in `context`. Collective."""

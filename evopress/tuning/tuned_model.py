@@ -1,4 +1,4 @@
-"""The tuned model that the rest of a run uses. Its scales and norms are rounded as in a file."""
+"""The tuned model that the rest of a run uses. Its numbers are rounded as in a file."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,15 +10,8 @@ from evopress.database.resident import PackedLevels
 from evopress.evaluation.context import EvaluationContext
 from evopress.evaluation.evaluator import Evaluator
 from evopress.models.language_model import LanguageModel
-from evopress.tuning.tunable_model import (
-    Changes,
-    TunableModel,
-    changed,
-    final_norm_name,
-    norm_part,
-    norms_of_block,
-    values_of,
-)
+from evopress.tuning.parameters import Changes, changed, dense_part, values_of
+from evopress.tuning.tunable_model import TunableModel
 from evopress.weights.base import CompressedWeight
 
 
@@ -43,7 +36,9 @@ def tuned_context(
     The new model shares all other tensors with the model of `context`. At most `cache_gb` of decoded weights are kept.
     """
     levels = _levels(model, changes)
-    return changed_context(context, levels, lm=context.lm.with_parameters(_norms(model, changes)), cache_gb=cache_gb)
+    return changed_context(
+        context, levels, lm=context.lm.with_parameters(_parameters(model, changes)), cache_gb=cache_gb
+    )
 
 
 def changed_context(
@@ -90,18 +85,10 @@ def _levels(model: TunableModel, changes: Changes) -> dict[tuple[str, int], Comp
     return levels
 
 
-def _norms(model: TunableModel, changes: Changes) -> dict[str, Tensor]:
-    """The changed norms by full parameter name, with the dtype and device of the originals."""
+def _parameters(model: TunableModel, changes: Changes) -> dict[str, Tensor]:
+    """The changed parameters of the dense model by full name, with the dtype and device of the originals."""
     lm = model.lm
-    weights: dict[str, Tensor] = (
-        {final_norm_name(lm): lm.model.get_parameter(final_norm_name(lm))} if final_norm_name(lm) in changes else {}
-    )
-    for block, choice in enumerate(model.choices(model.profile)):
-        weights |= {
-            f"{lm.layer_name(block, local)}.weight": weight for local, weight in norms_of_block(lm, block, choice)
-        }
+    weights = {name: lm.model.get_parameter(name) for name in changes if name.endswith(".weight")}
     return {
-        name: changed(norm_part(weight.to(lm.device)), changes[name]).to(weight)
-        for name, weight in weights.items()
-        if name in changes
+        name: changed(dense_part(weight.to(lm.device)), changes[name]).to(weight) for name, weight in weights.items()
     }

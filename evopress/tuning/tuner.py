@@ -1,8 +1,8 @@
-"""Tunes the scales and norms of a model with fixed levels, to match the dense model's predictions.
+"""Tunes the floating-point numbers of a model with fixed levels, to match the dense model's predictions.
 
 ::
 
-    r ← 0 for every scale and norm
+    r ← 0 for every scale, norm and weight that is trained
     for each step:
         windows ← the next ones of the search split
         for the head and each block, from the last to the first:
@@ -23,6 +23,7 @@ from evopress.runtime import distributed, signals
 from evopress.runtime.progress import progress
 from evopress.tuning.adam import adam_updates, rate_factor, windows_of_step
 from evopress.tuning.gradients import gradient_groups
+from evopress.tuning.parameters import kind_of
 from evopress.tuning.state import TuningResult, TuningState, new_state, read_result, read_state, save_result, save_state
 from evopress.tuning.task import TuningTask
 from evopress.tuning.tunable_model import TunableModel
@@ -112,8 +113,8 @@ def _step(task: TuningTask, model: TunableModel, state: TuningState, step: int) 
     moments, loss = dict(state.moments), 0.0
     for group in gradient_groups(model, pool[chosen]):
         loss += group.kl
-        for is_norm, learning_rate in ((True, settings.norms_lr), (False, settings.scales_lr)):
-            gradients = {name: g for name, g in group.by_name.items() if name.endswith(".weight") == is_norm}
+        for kind, learning_rate in settings.learning_rates.items():
+            gradients = {name: g for name, g in group.by_name.items() if kind_of(name, g) == kind}
             if gradients:
                 updates, new = adam_updates(gradients, moments, step=step, learning_rate=factor * learning_rate)
                 moments |= new

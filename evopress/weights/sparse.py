@@ -1,14 +1,14 @@
 """Weights of which some are removed: a bit mask, and the values of the others."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from evopress.weights.base import CompressedWeight, Spec, register_reader
+from evopress.weights.base import CompressedWeight, FloatPart, Spec, register_reader
 from evopress.weights.checks import FLOATS, MAX_WEIGHTS, checked_integer, checked_matrix, require
 
 _GATHER_BITS = 0x0102040810204080
@@ -27,6 +27,8 @@ class SparseWeight(CompressedWeight):
     """
 
     is_quantized: ClassVar[bool] = False
+    VALUES: ClassVar[str] = "values"
+    """The name of the kept weights, among the tensors and among the parts that can be tuned."""
 
     bitmask: Tensor
     values: Tensor
@@ -66,6 +68,19 @@ class SparseWeight(CompressedWeight):
         values = pad(self.values.to(dtype), (1, 0)).view(integers)  # weights before the first kept one read place 0
         weight = values.index_select(0, places).view(bits.shape)
         return weight.mul_(bits.to(integers)).view(dtype)
+
+    def float_parts(self) -> dict[str, FloatPart]:
+        values = self.values.float()
+        size = values.square().mean().sqrt()
+        return {self.VALUES: FloatPart(values, torch.where(size > 0, size, 1.0).expand_as(values))}
+
+    def dense_with(self, values: Mapping[str, Tensor]) -> Tensor:
+        bits = self._bits()
+        places = bits.flatten().cumsum(0)
+        return pad(values[self.VALUES], (1, 0)).index_select(0, places).view(bits.shape) * bits
+
+    def with_float_parts(self, values: Mapping[str, Tensor]) -> "SparseWeight":
+        return replace(self, values=values[self.VALUES].to(self.values.dtype))
 
     def _bits(self) -> Tensor:
         """uint8 (rows, cols), 1 where a weight is kept. A table turns each byte of the mask into eight bytes."""

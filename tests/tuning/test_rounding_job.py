@@ -71,6 +71,12 @@ def test_rounding_that_finish_left_out_is_learnt_without_its_file_and_scales_are
     assert "tuned" in results_of(job.folder)
 
 
+def test_weights_are_trained_only_where_some_are_not_rounded(tmp_path):
+    job = small_job(tmp_path / "run", tmp_path, tmp_path, **SETTINGS)
+    with pytest.raises(ValueError, match=r"compress=rtn has neither: set tune\.weights_lr=0"):
+        replace(job, tune=Tuning(tokens=64, weights_lr=1e-3)).check()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

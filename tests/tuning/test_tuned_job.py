@@ -37,6 +37,18 @@ JOBS = {
         "budget": Budget(metric="sparsity", target=0.5),
         "export": Export(formats=["hf"], dtype="float32"),
     },
+    "kept weights": {
+        "compress": SparseGPT(base=0.5),
+        "budget": Budget(metric="sparsity", target=0.5),
+        "tune": replace(TUNE, weights_lr=1e-3),
+        "export": Export(formats=["hf"], dtype="float32"),
+    },
+    "weights next to drops": {
+        "compress": Drop(),
+        "budget": Budget(metric="drop", target=1 / 3),
+        "tune": replace(TUNE, weights_lr=1e-3),
+        "export": Export(formats=["zeroed"], dtype="float32"),
+    },
     "drops": {
         "compress": Drop(),
         "budget": Budget(metric="drop", target=1 / 3),
@@ -66,7 +78,9 @@ def test_the_tuned_model_is_measured_exported_and_verified(kind, model_folders, 
     run = read_run(job.folder)
     assert list(run.candidates) == ["dense", "uniform", "searched", "tuned"]
     assert "tuned" in (job.folder / "report.html").read_text()
-    assert "scales and norms tuned" in (job.folder / "checkpoints" / job.export.formats[0] / "README.md").read_text()
+    card = (job.folder / "checkpoints" / job.export.formats[0] / "README.md").read_text()
+    assert "scales and norms tuned" in card
+    assert ("weights" in tuning["changed"]) == ("and weights tuned" in card) == (job.tune.weights_lr > 0)
     metrics = [json.loads(line) for line in (job.folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in metrics if "tune/loss" in line] == list(range(1, 13))
     assert [line["step"] for line in metrics if "tune/kl_validation" in line] == [0, 4, 8, 12]
