@@ -67,7 +67,9 @@ class KBlocks:
         return torch.where(offset < 0, step, without_offset), offset
 
     def best_offset(self, a: Tensor, *, sums: Tensor) -> Tensor:
-        """The best offset, at most 0, for the step `a` and codes with these sums."""
+        """The best offset, at most 0, for the step `a` and codes with these sums; 0 in types without minima."""
+        if not self.kind.has_minima:
+            return torch.zeros_like(a)
         return ((self.sum_pw - a * sums[2]) / self.sum_p).clamp_(max=0)
 
     def solved(self, a: Tensor, o: Tensor) -> Tensor:

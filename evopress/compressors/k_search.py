@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from evopress.compressors.k_fit import KBlocks, better, fit_sub_blocks, inverse
-from evopress.compressors.range_search import TILE, relative_powers
+from evopress.compressors.range_search import relative_powers
 from evopress.weights.half_bytes import half
 from evopress.weights.k_grids import KGrid
 from evopress.weights.k_types import K_TYPES, SUPERBLOCK
 
-FACTORS = (0.9, 0.94, 0.97, 1.0, 1.03, 1.06, 1.1, 1.15)
+FACTORS = (0.92, 0.96, 1.0, 1.04, 1.08, 1.12)
 """The d and dmin to try, as shares of those that just reach the largest step and the lowest offset."""
 
 NEIGHBOURS = tuple(product((-1, 0, 1), repeat=2))
@@ -44,8 +44,8 @@ LEAST_POWER = 1e-6
 SMALLEST = 2.0**-24
 """The smallest float16. Factors that are tried have at least this value, so that tiny weights do not become 0."""
 
-GPU_TILE = 2**24
-"""Weights that are searched at once on a GPU, to limit memory. This affects only the speed."""
+CPU_TILE, GPU_TILE = 2**18, 2**24
+"""Weights that are searched at once, to stay in the cache of a CPU and in the memory of a GPU. Only the speed differs."""
 
 
 def search_superblocks(weight: Tensor, power: Tensor, *, type_name: str) -> KGrid:
@@ -55,7 +55,7 @@ def search_superblocks(weight: Tensor, power: Tensor, *, type_name: str) -> KGri
     equal powers.
     """
     rows = weight.shape[1]
-    tile = TILE if weight.device.type == "cpu" else GPU_TILE
+    tile = CPU_TILE if weight.device.type == "cpu" else GPU_TILE
     rows_at_once = max(1, min(rows, tile // SUPERBLOCK))
     cols_at_once = max(1, tile // (SUPERBLOCK * rows_at_once)) * SUPERBLOCK
     powers = relative_powers(power.to(weight.dtype).view(-1, SUPERBLOCK)).clamp_(min=LEAST_POWER).flatten()
@@ -77,7 +77,8 @@ def _search(blocks: KBlocks) -> Tensor:
     """Error, d, dmin, scales and minima, (5, superblocks, sub-blocks, rows)."""
     fitted = fit_sub_blocks(blocks)
     d, dmin = _factors(blocks, fitted)
-    scales, minima = _rounded(blocks, fitted, d=d, dmin=dmin)
+    scales = _rounded_scales(blocks, fitted, d=d)
+    minima = _rounded_minima(blocks, blocks.best_offset(d * scales, sums=fitted[3:]), dmin=dmin)
     rounds = []
     for _ in range(ROUNDS):
         error, scales, minima, *sums = _rescale(blocks, scales, minima, d=d, dmin=dmin)
@@ -89,26 +90,31 @@ def _search(blocks: KBlocks) -> Tensor:
 def _factors(blocks: KBlocks, fitted: Tensor) -> tuple[Tensor, Tensor]:
     """d and dmin, (superblocks, 1, rows), for which rounding the fitted steps and offsets costs the least."""
     steps, offsets, sums = fitted[1], fitted[2], fitted[3:]
-    largest = steps.abs().amax(1, keepdim=True) / blocks.kind.scale_high
-    lowest = -offsets.amin(1, keepdim=True) / blocks.kind.scale_high
+    largest, lowest = steps.abs().amax(1, keepdim=True), -offsets.amin(1, keepdim=True)
     candidates = []
-    for factor, factor_min in product(FACTORS, FACTORS if blocks.kind.has_minima else (1.0,)):
-        d, dmin = (half(part.clamp_(min=SMALLEST)) for part in (factor * largest, factor_min * lowest))
-        scales, minima = _rounded(blocks, fitted, d=d, dmin=dmin)
-        error = blocks.error(d * scales, -dmin * minima, sums=sums).sum(1, keepdim=True)
-        candidates.append(torch.stack([error, d, dmin]))
+    for d in _candidates(largest / blocks.kind.scale_high):
+        a = d * _rounded_scales(blocks, fitted, d=d)
+        best = blocks.best_offset(a, sums=sums)
+        least = blocks.error(a, best, sums=sums).sum(1, keepdim=True)
+        for dmin in _candidates(lowest / blocks.kind.scale_high) if blocks.kind.has_minima else (least * 0,):
+            o = -dmin * _rounded_minima(blocks, best, dmin=dmin)
+            excess = (o - best).square_().mul_(blocks.sum_p).sum(1, keepdim=True)
+            candidates.append(torch.stack([least + excess, d, dmin]))
     _, d, dmin = reduce(better, candidates)
     return d, dmin
 
 
-def _rounded(blocks: KBlocks, fitted: Tensor, *, d: Tensor, dmin: Tensor) -> tuple[Tensor, Tensor]:
-    """The scales for the fitted steps, and then the best minima."""
-    kind, steps, sums = blocks.kind, fitted[1], fitted[3:]
-    scales = (steps * inverse(d)).round_().clamp_(kind.scale_low, kind.scale_high)
-    if not kind.has_minima:
-        return scales, torch.zeros_like(scales)
-    offsets = blocks.best_offset(d * scales, sums=sums)
-    return scales, offsets.mul_(-inverse(dmin)).round_().clamp_(0, kind.scale_high)
+def _candidates(reaching: Tensor) -> list[Tensor]:
+    """Values of d or dmin to try, given the one that just reaches the largest step or the lowest offset."""
+    return [half((factor * reaching).clamp_(min=SMALLEST)) for factor in FACTORS]
+
+
+def _rounded_scales(blocks: KBlocks, fitted: Tensor, *, d: Tensor) -> Tensor:
+    return (fitted[1] * inverse(d)).round_().clamp_(blocks.kind.scale_low, blocks.kind.scale_high)
+
+
+def _rounded_minima(blocks: KBlocks, offsets: Tensor, *, dmin: Tensor) -> Tensor:
+    return (offsets * -inverse(dmin)).round_().clamp_(0, blocks.kind.scale_high)
 
 
 def _rescale(blocks: KBlocks, scales: Tensor, minima: Tensor, *, d: Tensor, dmin: Tensor) -> Tensor:
