@@ -110,11 +110,12 @@ def random_model(family: str) -> PreTrainedModel:
     return model
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    """One token per byte, then the special ones."""
+def tokenizer(*pairs: tuple[str, str]) -> PreTrainedTokenizerFast:
+    """One token per byte, then the special ones, then one for each pair of tokens that is merged."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate([*alphabet, *SPECIALS])}
-    backend = Tokenizer(models.BPE(vocabulary, []))
+    merged = ["".join(pair) for pair in pairs]
+    vocabulary = {token: index for index, token in enumerate([*alphabet, *SPECIALS, *merged])}
+    backend = Tokenizer(models.BPE(vocabulary, list(pairs)))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     bos, eos, pad = SPECIALS
@@ -131,6 +132,19 @@ def save_tiny(family: str, folder: Path) -> None:
 def tiny(family: str) -> LanguageModel:
     """The same model in memory; shared by all tests, so they must leave it as it was."""
     return wrap_model(random_model(family), tokenizer(), f"tiny-{family}")
+
+
+def wide_llama() -> LanguageModel:
+    """One block whose layers read 256 or 512 inputs, as the K types of GGUF need; random, like `random_model`."""
+    wide = config("llama")
+    wide.update({"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 1, "head_dim": 64})
+    model = AutoModelForCausalLM.from_config(wide, dtype=torch.float32).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(0.05 * noise if parameter.ndim > 1 else parameter + 0.1 * noise)
+    return wrap_model(model, tokenizer(("t", "h"), ("th", "e")), "wide-llama")  # llama.cpp reads no file without merges
 
 
 def token_windows(count: int, time: int, seed: int = 0) -> torch.Tensor:

@@ -15,9 +15,11 @@ from evopress.space.budget import Metric
 from evopress.space.shapes import LayerShape
 from evopress.space.units import Level
 from evopress.weights.base import CompressedWeight
-from evopress.weights.block_grids import BLOCK, TypeName
+from evopress.weights.block_grids import BLOCK, TYPES, TypeName
 from evopress.weights.ggml import bits_per_weight, block_of
-from evopress.weights.k_types import KTypeName
+from evopress.weights.k_types import K_TYPES, KTypeName
+
+DEFAULT_TYPES = ("Q8_0", "Q6_K", "Q5_1", "Q5_K", "Q5_0", "Q4_1", "Q4_K", "Q4_0", "Q3_K", "Q2_K")
 
 
 @config_class
@@ -26,7 +28,8 @@ class GGUF(Compressor):
 
     `types` are the levels. Costs and values count bits with scales. Per weight these are, for Q4_0 4.5, Q4_1 5,
     Q5_0 5.5, Q5_1 6 and Q8_0 8.5. The K types (Q2_K 2.625, Q3_K 3.4375, Q4_K 4.5, Q5_K 5.5 and Q6_K 6.5625) are levels
-    of layers whose number of inputs is a multiple of 256.
+    of layers whose number of inputs is a multiple of 256. Such a layer has no other types with codes of as many bits:
+    with Q4_K, neither Q4_0, which has the same size and loses more, nor Q4_1, which is larger and gains almost nothing.
 
     `range`, `act_order` and `weigh_tokens` work as in GPTQ, but with `range=minmax` the types that end in _0 or _1 have
     the grids of the reference quantisers. The grids of K types are always searched before the sweep, because the scales
@@ -42,7 +45,7 @@ class GGUF(Compressor):
     metric: ClassVar[Metric] = "bits"
     needs_hessian: ClassVar[bool] = True
 
-    types: tuple[TypeName | KTypeName, ...] = ("Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
+    types: tuple[TypeName | KTypeName, ...] = DEFAULT_TYPES
     embeddings: bool = True
     range: Literal["minmax", "hessian"] = "hessian"
     act_order: bool = True
@@ -83,8 +86,10 @@ class GGUF(Compressor):
         return max((level for level, name in enumerate(types) if bits_per_weight(name) >= wanted), default=0)
 
     def _types_of(self, cols: int) -> tuple[str, ...]:
-        """The types that a layer with `cols` inputs can have."""
-        return tuple(name for name in self.types if cols % block_of(name)[0] == 0)
+        """The types that a layer with `cols` inputs has."""
+        fitting = [name for name in self.types if cols % block_of(name)[0] == 0]
+        bits_of_k_types = {K_TYPES[name].bits for name in fitting if name in K_TYPES}
+        return tuple(name for name in fitting if name in K_TYPES or TYPES[name].bits not in bits_of_k_types)
 
     def levels(self, layer: LayerShape) -> list[Level]:
         types = self._types_of(layer.cols)

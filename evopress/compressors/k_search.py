@@ -45,7 +45,7 @@ SMALLEST = 2.0**-24
 """The smallest float16. Factors that are tried have at least this value, so that tiny weights do not become 0."""
 
 CPU_TILE, GPU_TILE = 2**18, 2**24
-"""Weights that are searched at once, to stay in the cache of a CPU and in the memory of a GPU. Only the speed differs."""
+"""Weights that are searched at once, for the cache of a CPU and the memory of a GPU. This affects only the speed."""
 
 
 def search_superblocks(weight: Tensor, power: Tensor, *, type_name: str) -> KGrid:

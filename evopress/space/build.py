@@ -112,6 +112,7 @@ def _layer_unit(
 ) -> Unit:
     shapes = [layer_shape(lm, layer) for layer in layers]
     levels_of_layers = [compressor.levels(shape) for shape in shapes]
+    _check_same_levels(layers, levels_of_layers)
     return Unit(
         name=name,
         blocks=blocks,
@@ -120,6 +121,17 @@ def _layer_unit(
         num_weights=sum(shape.num_weights for shape in shapes),
         levels=tuple(_summed(levels) for levels in zip(*levels_of_layers, strict=True)),
     )
+
+
+def _check_same_levels(layers: Sequence[str], levels_of_layers: Sequence[Sequence[Level]]) -> None:
+    """Raise ValueError if layers of one unit have different numbers of levels, as layers of different widths may."""
+    names = [", ".join(level.label for level in levels) for levels in levels_of_layers]
+    for other, levels in enumerate(levels_of_layers):
+        if len(levels) != len(levels_of_layers[0]):
+            raise ValueError(
+                f"{layers[0]} and {layers[other]} are one unit, but the levels of the first are {names[0]}, and those "
+                f"of the second {names[other]}: set space.tie=none, or change the levels of compress"
+            )
 
 
 def _summed(levels: tuple[Level, ...]) -> Level:

@@ -7,7 +7,7 @@ from evopress.compressors.gguf import GGUF
 from evopress.space.shapes import LayerShape
 from evopress.weights.base import from_tensors
 from evopress.weights.block_grids import BLOCK, TYPES, fit_blocks
-from evopress.weights.ggml import GgmlWeight, read_ggml
+from evopress.weights.ggml import GgmlWeight, bits_per_weight, read_ggml
 from evopress.weights.k_types import K_TYPES
 from tests.groups import group, with_hessian
 
@@ -99,7 +99,7 @@ def test_the_output_error_is_below_that_of_rounding(name, act_order):
 
 def test_all_types_solved_together_equal_each_alone():
     layers = group((16, 8), 256, dtype=torch.float64)
-    compressor = GGUF(types=("Q8_0", "Q5_1", "Q5_K", "Q3_K"))
+    compressor = GGUF(types=("Q8_0", "Q5_1", "Q4_K", "Q3_K"))
     together = compressor.compress(layers)
     for index, name in enumerate(compressor.types):
         alone = GGUF(types=(name,)).compress(layers)
@@ -203,7 +203,8 @@ def test_wrong_types_and_widths_are_refused():
 
 
 def test_the_next_block_is_calibrated_on_the_named_type_or_a_larger_one():
-    assert GGUF().propagate_level == 4
+    assert GGUF().types[GGUF().propagate_level] == "Q4_0"
+    assert [level.label for level in GGUF().levels(WIDE)][GGUF().propagate_level_of(WIDE)] == "Q4_K"
     assert GGUF(types=("Q8_0", "Q5_0")).propagate_level == 1
     assert GGUF(types=("Q5_0", "Q4_0"), propagate_type="Q8_0").propagate_level == 0
 
@@ -230,15 +231,51 @@ def test_errors_of_k_types_are_weighed_by_the_inputs(name):
     assert error(level.dense()) < error(plain.dense())
 
 
+WIDE, NARROW = LayerShape("down", 8, 512), LayerShape("q", 8, 576)
+
+
+def test_wide_layers_reach_from_2_6_to_8_5_bits_and_others_from_4_5():
+    assert {level.label: level.value for level in GGUF().levels(WIDE)} == {
+        "Q8_0": 8.5,
+        "Q6_K": 6.5625,
+        "Q5_K": 5.5,
+        "Q4_K": 4.5,
+        "Q3_K": 3.4375,
+        "Q2_K": 2.625,
+    }
+    assert [level.label for level in GGUF().levels(NARROW)] == ["Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0"]
+    assert GGUF().span == (2.625, 8.5)
+
+
+@pytest.mark.parametrize("cols", [512, 576])
+def test_every_level_of_a_layer_is_smaller_than_the_one_before_and_loses_more(cols):
+    layers = group((32,), cols)
+    sizes = [level.size_bytes for level in GGUF().levels(layers.shapes[0])]
+    assert sizes == sorted(set(sizes), reverse=True)
+    (errors,) = GGUF().compress(layers).errors
+    assert errors == sorted(set(errors))
+
+
+@pytest.mark.parametrize(("k_type", "others"), [("Q4_K", ("Q4_0", "Q4_1")), ("Q5_K", ("Q5_0", "Q5_1"))])
+def test_the_types_that_a_k_type_replaces_lose_more_for_their_size(k_type, others):
+    """A bit more per weight divides the error by four."""
+    layers = group((32,), 512)
+    ((of_k_type,),) = GGUF(types=(k_type,)).compress(layers).errors
+    for other in others:
+        assert other not in [level.label for level in GGUF(types=(k_type, other)).levels(layers.shapes[0])]
+        ((error,),) = GGUF(types=(other,)).compress(layers).errors
+        more_bits = bits_per_weight(other) - bits_per_weight(k_type)
+        assert error * 4**more_bits > 1.1 * of_k_type
+
+
 def test_a_layer_has_the_types_that_its_rows_allow():
     compressor = GGUF(types=("Q8_0", "Q6_K", "Q4_0", "Q3_K"), propagate_type="Q3_K")
-    wide, narrow = LayerShape("down", 8, 512), LayerShape("q", 8, 576)
-    assert [level.label for level in compressor.levels(wide)] == ["Q8_0", "Q6_K", "Q4_0", "Q3_K"]
-    assert [level.label for level in compressor.levels(narrow)] == ["Q8_0", "Q4_0"]
-    assert compressor.propagate_level_of(wide) == 3
-    assert compressor.propagate_level_of(narrow) == 1
+    assert [level.label for level in compressor.levels(WIDE)] == ["Q8_0", "Q6_K", "Q4_0", "Q3_K"]
+    assert [level.label for level in compressor.levels(NARROW)] == ["Q8_0", "Q4_0"]
+    assert compressor.propagate_level_of(WIDE) == 3
+    assert compressor.propagate_level_of(NARROW) == 1
     solved = compressor.compress(group((8,), 512))
     assert [level.type_name for level in solved.levels[0]] == ["Q8_0", "Q6_K", "Q4_0", "Q3_K"]
     assert sorted(solved.errors[0]) == solved.errors[0]
     with pytest.raises(ValueError, match="multiple of 256: add Q4_0"):
-        GGUF(types=("Q6_K",)).levels(narrow)
+        GGUF(types=("Q6_K",)).levels(NARROW)

@@ -30,6 +30,9 @@ from evopress.search.baselines.scores import Scores
 from evopress.space.budget import Budget
 from evopress.space.build import drop_space, layer_space
 from evopress.space.settings import SpaceSettings
+from evopress.weights.k_types import K_TYPES
+from tests.exports import TOKENS, compressed
+from tests.tiny_models import wide_llama
 
 pytestmark = [pytest.mark.slow]
 
@@ -180,7 +183,7 @@ def test_vllm_generates_the_tokens_of_transformers_for_a_searched_profile(vllm, 
 def test_llama_cpp_computes_the_logits_of_a_file_that_was_searched_to_a_size(llama, smollm2, tmp_path):
     """Embeddings are compressed too. In SmolLM2 they are also the head."""
     np = pytest.importorskip("numpy")
-    compressed = compress(
+    run = compress(
         smollm2.model,
         smollm2.tokenizer,
         budget=Budget(metric="size", target="92MB"),
@@ -191,7 +194,7 @@ def test_llama_cpp_computes_the_logits_of_a_file_that_was_searched_to_a_size(lla
         export=Export(formats=["gguf"], pre_tokenizer="smollm"),
     )
     folder, tokens = tmp_path / "checkpoints" / "gguf", window(smollm2)
-    assert compressed.results["exports"]["gguf"]["written_bytes"] <= 92_000_000 * 1.005
+    assert run.results["exports"]["gguf"]["written_bytes"] <= 92_000_000 * 1.005
     arguments = (json.dumps(tokens.tolist()), str(tmp_path / "logits.npy"), json.dumps(PROMPTS))
     run_engine(llama, RUN_LLAMA, str(folder / "model.gguf"), *arguments)
     with torch.no_grad():
@@ -215,6 +218,22 @@ def test_llama_cpp_computes_the_logits_of_the_searched_model(llama, smollm2, tmp
     # llama.cpp rounds activations to 8 bits: on these tokens KL is 0.0044 for a file of its own converter, 0.0079 here.
     # The bound catches misplaced tensors and metadata; that the stored numbers are exact is checked by the export.
     assert float(kl) < 2e-2
+
+
+def test_llama_cpp_computes_the_logits_of_every_k_type(llama, tmp_path):
+    """Embeddings and head have K types too."""
+    np = pytest.importorskip("numpy")
+    lm = wide_llama()
+    searched = compressed(lm, GGUF(), tmp_path)
+    verified = write_checkpoints(Export(formats=["gguf"]), searched, tokens=TOKENS, facts={}, folder=tmp_path)
+    assert verified["gguf"]["files"]["types"].keys() >= K_TYPES.keys()
+    arguments = (json.dumps(TOKENS.tolist()), str(tmp_path / "logits.npy"), json.dumps(PROMPTS))
+    tokenized = run_engine(llama, RUN_LLAMA, str(tmp_path / "gguf" / "model.gguf"), *arguments)
+    assert tokenized == [lm.tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
+    with searched.applied() as model, torch.no_grad():
+        expected = model(input_ids=TOKENS).logits.log_softmax(-1)
+    in_llama = torch.from_numpy(np.load(tmp_path / "logits.npy")).log_softmax(-1)
+    assert float((expected.exp() * (expected - in_llama)).sum(-1).mean()) < 2e-2  # see above
 
 
 def test_names_order_of_rows_and_tokenizer_are_those_of_the_file_that_llama_cpp_converted(smollm2, tmp_path):

@@ -18,9 +18,10 @@ from evopress.export.formats.gguf_tokenizer import LLAMA3, QWEN2, pre_tokenizer_
 from evopress.models.language_model import LanguageModel
 from evopress.models.loading import wrap_model
 from evopress.space.settings import SpaceSettings
+from evopress.weights.k_types import K_TYPES
 from tests.exports import TOKENS, compressed, logits, searched_drops
 from tests.marks import slow_except
-from tests.tiny_models import tiny, tokenizer
+from tests.tiny_models import tiny, tokenizer, wide_llama
 
 gguf = pytest.importorskip("gguf", reason="needs the package gguf")
 
@@ -50,6 +51,18 @@ def test_transformers_reads_the_searched_weights_bit_for_bit(family, tmp_path):
     assert verified["files"]["layers_with_equal_weights"] == len(searched.levels)
     with searched.applied() as search_model:
         torch.testing.assert_close(logits(model), logits(search_model), rtol=1e-2, atol=1e-2)  # embeddings in float16
+
+
+def test_transformers_reads_k_types_bit_for_bit_in_all_layers_embeddings_included(tmp_path):
+    searched = compressed(wide_llama(), GGUF(), tmp_path)
+    verified = written(searched, tmp_path)
+    model = load(tmp_path / "gguf", torch.float32)
+    for layer in searched.levels:
+        assert torch.equal(model.get_submodule(layer).weight, searched.packed(layer).dense())
+    assert verified["files"]["types"].keys() == {"Q8_0", *K_TYPES, "F32"}
+    assert verified["max_logit_difference"] < 1e-4
+    with searched.applied() as search_model:
+        torch.testing.assert_close(logits(model), logits(search_model), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -10,7 +10,8 @@ from evopress.compressors.rtn import RTN
 from evopress.space.budget import Budget
 from evopress.space.build import dense_bytes, drop_space, layer_space
 from evopress.space.settings import SpaceSettings
-from evopress.space.units import Space
+from evopress.space.shapes import LayerShape
+from evopress.space.units import Level, Space
 from tests import plain
 from tests.tiny_models import FAMILIES, NUM_BLOCKS, tiny
 
@@ -123,3 +124,24 @@ def test_embeddings_and_head_are_the_first_and_the_last_unit_and_one_where_they_
         assert space.fixed_bytes == 2 * norms
         without = layer_space(lm, GGUF(embeddings=False), SpaceSettings())
         assert all(unit.blocks for unit in without.units)
+
+
+class LevelsByWidth:
+    """Layers with 64 inputs have two levels, and others one."""
+
+    compresses_embeddings = False
+
+    def levels(self, layer: LayerShape) -> list[Level]:
+        size = layer.num_weights
+        bits = (8, 4) if layer.cols == 64 else (8,)
+        return [Level(label=f"{b}bit", value=b, cost=b * size, size_bytes=b * size // 8) for b in bits]
+
+
+def test_layers_with_different_levels_cannot_be_one_unit():
+    """GGUF types depend on the number of inputs, and the layers of an expert have different numbers of them."""
+    lm = tiny("qwen3_moe")
+    assert layer_space(lm, LevelsByWidth(), SpaceSettings(tie="none"))
+    with pytest.raises(
+        ValueError, match=r"are one unit, .* 8bit, 4bit, and those of the second 8bit: set space.tie=none"
+    ):
+        layer_space(lm, LevelsByWidth(), SpaceSettings(tie="expert"))
