@@ -19,7 +19,9 @@ from evopress.weights.block_grids import BLOCK, TYPES, TypeName
 from evopress.weights.ggml import bits_per_weight, block_of
 from evopress.weights.k_types import K_TYPES, KTypeName
 
-DEFAULT_TYPES = ("Q8_0", "Q6_K", "Q5_1", "Q5_K", "Q5_0", "Q4_1", "Q4_K", "Q4_0", "Q3_K", "Q2_K")
+Types = tuple[TypeName | KTypeName, ...]
+
+DEFAULT_TYPES: Types = ("Q8_0", "Q6_K", "Q5_1", "Q5_K", "Q5_0", "Q4_1", "Q4_K", "Q4_0", "Q3_K", "Q2_K")
 
 
 @config_class
@@ -45,7 +47,7 @@ class GGUF(Compressor):
     metric: ClassVar[Metric] = "bits"
     needs_hessian: ClassVar[bool] = True
 
-    types: tuple[TypeName | KTypeName, ...] = DEFAULT_TYPES
+    types: Types = DEFAULT_TYPES
     embeddings: bool = True
     range: Literal["minmax", "hessian"] = "hessian"
     act_order: bool = True
@@ -55,7 +57,7 @@ class GGUF(Compressor):
 
     @field_validator("types")
     @classmethod
-    def _distinct_largest_first(cls, types: tuple[TypeName | KTypeName, ...]) -> tuple[TypeName | KTypeName, ...]:
+    def _distinct_largest_first(cls, types: Types) -> Types:
         if not types or len(set(types)) < len(types):
             raise ValueError(f"{list(types)} must be different types: change compress.types")
         return tuple(sorted(types, key=lambda name: -bits_per_weight(name)))
