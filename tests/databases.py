@@ -1,6 +1,7 @@
 """Small databases: a weight of every kind, and builds for tiny models that can be recorded or killed."""
 
 from dataclasses import asdict
+from math import inf
 from pathlib import Path
 
 import torch
@@ -77,6 +78,9 @@ def database_in(root: Path) -> Database:
     return Database.open(root, "test", {"model": "tiny"})
 
 
-def built(lm: LanguageModel, compressor: Compressor, root: Path, batch_tokens: int = 60) -> Database:
-    build_database(lm, compressor, WINDOWS, database_in(root), limits=BatchLimits(batch_tokens=batch_tokens))
+def built(
+    lm: LanguageModel, compressor: Compressor, root: Path, batch_tokens: int = 60, states_gb: float = inf
+) -> Database:
+    limits = BatchLimits(batch_tokens=batch_tokens, states_gb=states_gb)
+    build_database(lm, compressor, WINDOWS, database_in(root), limits=limits)
     return database_in(root)

@@ -44,8 +44,8 @@ folder, rank = Path(sys.argv.pop(1)), os.environ["RANK"]
 (folder / f"pid-{rank}").write_text(str(os.getpid()))
 start, compress, states = Evaluator.__init__, GPTQ.compress, CalibrationStates.__init__
 
-def counted_start(self, lm, space, weights, settings, dense=None):
-    start(self, lm, space, weights, settings, dense=dense)
+def counted_start(self, lm, space, weights, settings, dense=None, **others):
+    start(self, lm, space, weights, settings, dense=dense, **others)
     if weights and not dense:
         atexit.register(lambda: (folder / f"block-tokens-{rank}").write_text(str(self.block_tokens)))
 

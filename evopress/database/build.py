@@ -33,8 +33,9 @@ import torch
 from torch import Tensor
 
 from evopress.compressors.base import Compressor
-from evopress.database.calibration import embed_windows
-from evopress.database.layer_groups import groups_of_block
+from evopress.compressors.hessian import RunningHessian
+from evopress.database.calibration import CalibrationStates, embed_windows
+from evopress.database.layer_groups import LayerNames, groups_of_block
 from evopress.database.sharing import CompressedGroups, collect_block, gather_levels
 from evopress.database.solve import solve_block
 from evopress.database.store import Database
@@ -107,7 +108,8 @@ def _build_missing(
     blocks = expected_blocks(lm, compressor)
     missing = distributed.from_first(lambda: set(blocks) - database.blocks.keys())
     last = max(step for step, block in enumerate(blocks) if block in missing)
-    states = None
+    states: CalibrationStates | None = None
+    hessians: dict[LayerNames, RunningHessian] = {}
     if compressor.needs_hessian:
         states = embed_windows(
             lm,
@@ -117,20 +119,27 @@ def _build_missing(
             folder=database.folder,
             with_weights=compressor.needs_token_weights,
         )
+        hessians = states.hessians(blocks[0]) if blocks[0] in missing else {}
     pending_write: Future | None = None
     with ThreadPoolExecutor(max_workers=1) as writer:
         for step in progress(range(last + 1), desc="database", unit="block"):
             signals.raise_if_interrupted()
             block = blocks[step]
-            compressed = solve_block(lm, compressor, states, block) if block in missing else None
+            compressed: CompressedGroups | None = None
+            following = blocks[step + 1] if step < last else OUTSIDE
+            if states and following != OUTSIDE:
+                lm.prefetch(following)
+            if block in missing:
+                compressed = solve_block(lm, compressor, block=block, hessians=hessians, num_tokens=windows.numel())
             finished = collect_block(compressed) if compressed is not None else None
-            if states and step < last:
-                states.advance(block, _propagated_weights(lm, compressor, database, block, compressed))
             if pending_write:
                 pending_write.result()
             if finished:
                 pending_write = writer.submit(database.put, block, finished)
                 log.debug("%d of %d blocks solved", step + 1, len(blocks))
+            if states and step < last:
+                weights = _propagated_weights(lm, compressor, database, block, compressed)
+                hessians = states.advance(block, weights, then=following if following in missing else None)
             report(step + 1, len(blocks))
         if pending_write:
             pending_write.result()

@@ -9,7 +9,6 @@ from torch import Tensor
 from evopress.compressors.base import CompressedGroup, Compressor, LayerGroup
 from evopress.compressors.hessian import RunningHessian, towards_identity
 from evopress.compressors.scalars import fetch_scalars
-from evopress.database.calibration import CalibrationStates
 from evopress.database.layer_groups import LayerNames, groups_of_block
 from evopress.database.sharing import CompressedGroups, sendable
 from evopress.models.language_model import LanguageModel
@@ -17,14 +16,20 @@ from evopress.runtime import distributed
 
 
 def solve_block(
-    lm: LanguageModel, compressor: Compressor, states: CalibrationStates | None, block: int
+    lm: LanguageModel,
+    compressor: Compressor,
+    *,
+    block: int,
+    hessians: dict[LayerNames, RunningHessian],
+    num_tokens: int,
 ) -> CompressedGroups:
-    """The groups of a block that this process solves. `states` are None for a compressor without Hessians.
+    """The groups of a block that this process solves.
+
+    Empties `hessians`, which were summed over `num_tokens` tokens. A compressor without Hessians gets none.
 
     Raises:
         ValueError: Calibration inputs or compressed weights are not finite.
     """
-    hessians = states.hessians(block) if states else {}
     _check_inputs(hessians)
     compressed = {}
     for names in distributed.share(groups_of_block(lm, block)):
@@ -33,8 +38,8 @@ def solve_block(
         )
         hessian: Tensor | None = None
         notes: tuple[str, ...] = ()
-        if states:
-            hessian, notes = _final_hessian(lm, names, hessians.pop(names), num_tokens=states.num_tokens)
+        if compressor.needs_hessian:
+            hessian, notes = _final_hessian(lm, names, hessians.pop(names), num_tokens=num_tokens)
         group = compressor.compress(LayerGroup(names, weights, hessian))
         compressed[names] = replace(group, notes=(*notes, *group.notes))
     _check_levels(compressed)

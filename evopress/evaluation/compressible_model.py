@@ -1,5 +1,6 @@
 """A model together with the weights that its units can switch to."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -36,6 +37,11 @@ class CompressibleModel:
         return {
             local: self.layer_weight(block, self.lm.layer_name(block, local), level) for local, level in choice.levels
         }
+
+    def prefetch(self, block: int, choices: Sequence[BlockChoice]) -> None:
+        """Start to copy what a block needs of the dense model to the device, if it is offloaded and not the end."""
+        if block < len(choices):
+            self.lm.prefetch(block, replaced={local for local, _ in choices[block].levels})
 
     def layer_weight(self, block: int, layer: str, level: int) -> Tensor:
         """The dense weight of a layer, given by its full name, at a level. Raises ValueError without a database."""

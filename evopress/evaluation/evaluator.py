@@ -32,6 +32,7 @@ from evopress.evaluation.shared_prefixes import BlockRun, shared_runs
 from evopress.evaluation.teacher_cache import TeacherCache
 from evopress.models.language_model import BlockKwargs, LanguageModel
 from evopress.models.state_storage import StateMemory
+from evopress.models.transfers import prefetched
 from evopress.runtime import distributed
 from evopress.runtime.config_class import config_class
 from evopress.search.base import Fitness
@@ -208,17 +209,18 @@ class Evaluator:
         for block, (block_runs, next_state_of_run) in enumerate(shared_runs(choices, state_of_run)):
             states = keep(self._outputs(block, block_runs, states, kwargs[block]))
             state_of_run = next_state_of_run
-        normed = keep(self.lm.final_norm(state.to(self.lm.device)) for state in states)
+            self.compressible.prefetch(block + 1, choices[0])
+        normed = keep(self.lm.final_norm(state) for state in prefetched(states, self.lm.device))
         return [normed[index] for index in state_of_run]
 
     def _outputs(
         self, block: int, block_runs: Sequence[BlockRun], states: Sequence[Tensor], kwargs: BlockKwargs
     ) -> Iterator[Tensor]:
         """The output of each run. Weights are set once per choice. States run one by one; `Run` explains why."""
+        inputs = prefetched([states[run.state] for run in block_runs], self.lm.device)
         for choice, group in groupby(block_runs, key=lambda run: run.choice):
             weights = self.compressible.block_weights(block, choice)
-            for run in group:
-                state = states[run.state].to(self.lm.device)
+            for run, state in zip(group, inputs, strict=False):
                 self.block_tokens += state.shape[:2].numel() * run.is_computed
                 yield self.lm.run_block(block, state, kwargs, weights=weights, dropped=choice.dropped)
 

@@ -35,6 +35,7 @@ from evopress.evaluation.switch_gradients import (
 )
 from evopress.evaluation.switch_products import SwitchProducts
 from evopress.models.state_storage import StateMemory
+from evopress.models.transfers import prefetched
 from evopress.runtime import distributed
 from evopress.space.units import Profile, Space
 
@@ -116,22 +117,29 @@ def _effects(
     memory: StateMemory,
 ) -> list[SwitchEffects]:
     """The effects on each part of the tokens, whose random directions have a seed of their own."""
-    device, parts = model.lm.device, [part for part, _ in seeded_parts]
+    device, choices, parts = model.lm.device, model.choices(profile), [part for part, _ in seeded_parts]
     memory_of_states, memory_of_gradients = memory.share(2), memory.share(4)  # gradients at both ends of a block
     all_products = [SwitchProducts(model, profile, num_gradients=1 + draws, num_tokens=part.numel()) for part in parts]
     students = forward_passes(model, profile, parts=parts, memory=memory_of_states)
     dense = dense_states(model, parts=parts, memory=memory_of_gradients)  # there are no gradients yet
     gradients = memory_of_gradients.keep(
-        _through_head(products, student, dense_state.to(device), draws=draws, seed=seed)
-        for products, student, dense_state, (_, seed) in zip(all_products, students, dense, seeded_parts, strict=True)
+        _through_head(products, student, dense_state, draws=draws, seed=seed)
+        for products, student, dense_state, (_, seed) in zip(
+            all_products, students, prefetched(dense, device), seeded_parts, strict=True
+        )
     )
     for block in reversed(range(model.lm.num_blocks)):
+        inputs = zip(all_products, students, prefetched(gradients, device), strict=True)
         gradients = memory_of_gradients.keep(
-            _through_block(products, student, block, gradients_of_part.to(device))
-            for products, student, gradients_of_part in zip(all_products, students, gradients, strict=True)
+            _through_block(products, student, block, gradients_of_part)
+            for products, student, gradients_of_part in inputs
         )
-    for products, student, part, gradients_of_part in zip(all_products, students, parts, gradients, strict=True):
-        products.add_embeddings(part.to(device), student.states[0].to(device), gradients_of_part.to(device))
+        if block:
+            model.prefetch(block - 1, choices)
+    for products, student, part, gradients_of_part in zip(
+        all_products, students, parts, prefetched(gradients, device), strict=True
+    ):
+        products.add_embeddings(part.to(device), student.states[0].to(device), gradients_of_part)
         products.finish()
     return [SwitchEffects(products.first.cpu(), products.second.cpu()) for products in all_products]
 

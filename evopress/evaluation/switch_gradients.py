@@ -21,6 +21,7 @@ from evopress.evaluation.random_signs import random_signs
 from evopress.models.hooks import watch_layers
 from evopress.models.language_model import BlockKwargs, LanguageModel
 from evopress.models.state_storage import StateMemory
+from evopress.models.transfers import prefetched
 from evopress.space.apply import BlockChoice, EmbeddingAndHead
 from evopress.space.units import Profile
 
@@ -129,12 +130,12 @@ def _states_by_block(
     yield states
     for block, choice in enumerate(choices):
         weights = model.block_weights(block, choice)
+        inputs = zip(prefetched(states, model.lm.device), kwargs, strict=True)
         states = memory.keep(
-            model.lm.run_block(
-                block, state.to(model.lm.device), of_part[block], weights=weights, dropped=choice.dropped
-            )
-            for state, of_part in zip(states, kwargs, strict=True)
+            model.lm.run_block(block, state, of_part[block], weights=weights, dropped=choice.dropped)
+            for state, of_part in inputs
         )
+        model.prefetch(block + 1, choices)
         yield states
 
 

@@ -104,6 +104,11 @@ class LanguageModel(ModelStructure):
             return block(hidden, **kwargs)
         return functional_call(block, {**copies, **parameters}, (hidden,), kwargs)
 
+    def prefetch(self, index: int, replaced: Collection[str] = ()) -> None:
+        """Start to copy a block to the device, if it is offloaded, without the weights of the `replaced` layers."""
+        excluded = {f"{local}.weight" for local in replaced}
+        self._device_copy.prefetch(index, self.blocks[index], device=self.device, excluded=excluded)
+
     def routed_tokens(self, block: int, local: str) -> Tensor | None:
         """Positions of the tokens that were last routed to a layer of an expert; None for a layer that sees all tokens.
 

@@ -1,5 +1,6 @@
-"""Offloading: blocks are stored on another device, and copied one at a time to the device that computes."""
+"""Offloading: blocks are stored on another device, and copied one by one to the device that computes."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from itertools import chain
@@ -9,29 +10,40 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from evopress.models.transfers import Transfer
+
+BLOCKS_ON_DEVICE = 2
+"""How many offloaded blocks have copies on the device at once."""
+
 
 @dataclass
 class DeviceCopy:
-    """The offloaded tensors of the block that ran last, copied to the device and kept for its next batch."""
+    """Copies on the device of the offloaded tensors of two blocks: the one that ran last, and the one that is next."""
 
-    block: int | None = None
-    tensors: dict[str, Tensor] = field(default_factory=dict)
+    blocks: OrderedDict[int, dict[str, Transfer]] = field(default_factory=OrderedDict)
 
     def tensors_of(
         self, index: int, block: Module, *, device: torch.device, excluded: Collection[str]
     ) -> dict[str, Tensor]:
         """Copies of the block's offloaded parameters and buffers by name, except those in `excluded`."""
-        if index != self.block:
-            self.block, self.tensors = index, {}
-        offloaded = [
-            (name, tensor)
+        transfers = self.prefetch(index, block, device=device, excluded=excluded)
+        return {name: transfer.tensor() for name, transfer in transfers.items()}
+
+    def prefetch(
+        self, index: int, block: Module, *, device: torch.device, excluded: Collection[str]
+    ) -> dict[str, Transfer]:
+        """Start these copies, if they are not there. Those of the block that was not used for longest are dropped."""
+        started = self.blocks.setdefault(index, {})
+        self.blocks.move_to_end(index)
+        while len(self.blocks) > BLOCKS_ON_DEVICE:
+            self.blocks.popitem(last=False)
+        offloaded = {
+            name: tensor
             for name, tensor in chain(block.named_parameters(), block.named_buffers())
             if name not in excluded and is_offloaded(tensor, device)
-        ]
-        for name, tensor in offloaded:
-            if name not in self.tensors:
-                self.tensors[name] = tensor.to(device, non_blocking=True)
-        return {name: self.tensors[name] for name, _ in offloaded}
+        }
+        started |= {name: Transfer(tensor, device) for name, tensor in offloaded.items() if name not in started}
+        return {name: started[name] for name in offloaded}
 
 
 def is_offloaded(tensor: Tensor, device: torch.device) -> bool:

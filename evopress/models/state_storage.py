@@ -2,8 +2,9 @@
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from math import inf, prod
 from pathlib import Path
 from tempfile import NamedTemporaryFile, gettempdir
@@ -12,8 +13,12 @@ import torch
 from torch import Tensor
 
 from evopress.runtime.files import path_in_errors
+from evopress.runtime.memory import free_memory_bytes
 
 log = logging.getLogger(__name__)
+
+PINNED_SHARE = 1 / 8
+"""The share of the machine's free memory that states of a GPU in one list may take."""
 
 
 def allocate_states(
@@ -31,7 +36,8 @@ def allocate_states(
 class StateMemory:
     """Where lists of hidden states are kept: each up to `limit_bytes` as they are, and the rest in files in `folder`.
 
-    The default folder is the one for temporary files.
+    States from a GPU that exceed the limit are in pinned memory of the machine while enough of that is free. The
+    default folder is the one for temporary files.
     """
 
     limit_bytes: float = inf
@@ -42,16 +48,28 @@ class StateMemory:
         return replace(self, limit_bytes=self.limit_bytes / num_lists)
 
     def keep(self, states: Iterable[Tensor]) -> list[Tensor]:
-        """The states, which may be computed one by one. Those beyond the limit are on the CPU, mapped from files."""
+        """The states, which may be computed one by one. Those beyond the limit are copied to the CPU.
+
+        A copy from a GPU may still be in progress, so only the GPU may use it.
+        """
         kept: list[Tensor] = []
-        room = self.limit_bytes
-        for state in states:
+        room, remaining = self.limit_bytes, iter(states)
+        for state in remaining:
             room -= state.nbytes
-            kept.append(state if room >= 0 else self._in_file(state))
+            if room < 0:
+                return [*kept, *self._copies(chain([state], remaining))]
+            kept.append(state)
         return kept
 
-    def _in_file(self, state: Tensor) -> Tensor:
-        return _mapped(tuple(state.shape), state.dtype, folder=self.folder or Path(gettempdir())).copy_(state)
+    def _copies(self, states: Iterable[Tensor]) -> Iterator[Tensor]:
+        folder = self.folder or Path(gettempdir())
+        room = free_memory_bytes(torch.device("cpu")) * PINNED_SHARE
+        for state in states:
+            room -= state.nbytes
+            if state.is_cuda and room >= 0:
+                yield torch.empty(state.shape, dtype=state.dtype, pin_memory=True).copy_(state, non_blocking=True)
+            else:
+                yield _mapped(tuple(state.shape), state.dtype, folder=folder).copy_(state)
 
 
 def _mapped(shape: tuple[int, ...], dtype: torch.dtype, *, folder: Path) -> Tensor:

@@ -25,13 +25,11 @@ def calibrate(sample: Sample, operation: Operation) -> Timeable:
     """Runs the block and adds up its Hessians, then runs it again to advance to the next block."""
     lm = sample.lm
     kwargs = [sample.kwargs(operation.length)]
-    states = CalibrationStates(
-        lm=lm, batches={0: [sample.states(operation)]}, kwargs=kwargs, num_chunks=1, num_tokens=operation.tokens
-    )
+    states = CalibrationStates(lm=lm, batches={0: [sample.states(operation)]}, kwargs=kwargs, num_chunks=1)
     groups = groups_of_block(lm, 0)
 
     def call() -> None:
-        states.add_inputs(states.zero_hessians(groups), 0, 0)
+        states.add_inputs(states.zero_hessians(groups), 0, 0, states.batches[0])
         states.advance(0, {})
 
     return Timeable(call)

@@ -1,6 +1,7 @@
 """The sizes of a model that determine its memory and operations. Reads only shapes, so no weights are needed."""
 
 from evopress.models.family_match import expert_of
+from evopress.models.offload import BLOCKS_ON_DEVICE
 from evopress.models.structure import ModelStructure
 
 
@@ -26,9 +27,9 @@ def share_of_tokens(model: ModelStructure, local: str) -> float:
 
 
 def resident_weights(model: ModelStructure, *, offload: bool) -> int:
-    """How many weights are in memory at once: all, or with `offload` one block and everything outside the blocks."""
+    """How many weights are in memory at once: all, or with `offload` two blocks and everything outside the blocks."""
     num_weights = sum(parameter.numel() for parameter in model.model.parameters())
     if not offload:
         return num_weights
     in_blocks = [sum(parameter.numel() for parameter in block.parameters()) for block in model.blocks]
-    return num_weights - sum(in_blocks) + max(in_blocks)
+    return num_weights - sum(in_blocks) + sum(sorted(in_blocks)[-BLOCKS_ON_DEVICE:])

@@ -65,9 +65,9 @@ class PlannedRun:
         return int(self.job.evaluator.states_gb * 1e9)
 
     @property
-    def has_states_in_file(self) -> bool:
-        """Whether the hidden states of the calibration tokens exceed `limit_of_states`, so they are kept in a file."""
-        return self.needs_hessians and self.calibration_state_bytes > self.limit_of_states
+    def file_state_bytes(self) -> int:
+        """Size of the hidden states of the calibration tokens that exceed `limit_of_states` and are kept in files."""
+        return max(0, self.calibration_state_bytes - self.limit_of_states) if self.needs_hessians else 0
 
     @property
     def num_levels(self) -> int:

@@ -35,12 +35,12 @@ from evopress.tuning.settings import STEP_COST, Tuning, resolving_equivalents, t
 
 def estimate_resources(run: PlannedRun) -> ResourceEstimate:
     """Estimate all stages of a job. Raises ValueError for settings that do not fit the model."""
-    fewer_tokens = "lower data.calibration_tokens" if run.has_states_in_file else ""
+    fewer_tokens = "lower data.calibration_tokens" if run.file_state_bytes else ""
     return ResourceEstimate(
         num_weights=sum(parameter.numel() for parameter in run.model.model.parameters()),
         num_units=len(run.space),
         database_bytes=run.level_bytes,
-        states_bytes=run.calibration_state_bytes * distributed.world_size() * run.has_states_in_file,
+        states_bytes=run.file_state_bytes * distributed.world_size(),
         disk_remedies=tuple(filter(None, [fewer_levels(run), fewer_tokens])),
         stages=(_database_stage(run), *_search_and_evaluate_stages(run)),
     )
@@ -63,8 +63,8 @@ def _database_stage(run: PlannedRun) -> StageEstimate:
             if run.weighs_tokens:  # a forward pass, then each block again with its graph, and backwards
                 work[Operation("block", part, window)] += 3 * run.model.num_blocks
                 work[Operation("head", part, window)] += 2
-    if run.has_states_in_file:  # read for the Hessians, then read and written again
-        work[Operation("states")] += 3 * run.model.num_blocks * run.calibration_tokens * run.state_bytes
+    if run.file_state_bytes:  # for each block, they are read once and written once
+        work[Operation("states")] += 2 * run.model.num_blocks * run.file_state_bytes * distributed.world_size()
     return StageEstimate(
         name="database",
         tokens=(2.0 * run.needs_hessians + 3.0 * run.weighs_tokens) * run.calibration_tokens,

@@ -9,8 +9,10 @@ import torch
 from evopress.compressors.base import LayerGroup
 from evopress.compressors.gguf import GGUF
 from evopress.compressors.sparsegpt import SparseGPT
+from evopress.database import calibration
 from evopress.database.store import Database
 from evopress.models.language_model import LanguageModel
+from evopress.models.transfers import prefetched
 from evopress.space.units import OUTSIDE
 from tests.databases import BITS, PROPAGATED, WINDOWS, built, recording_gptq
 from tests.marks import slow_except
@@ -121,3 +123,24 @@ def test_the_batch_size_changes_only_rounding(tmp_path):
     built(lm, apart, tmp_path / "apart", batch_tokens=1)
     for a, b in zip(many[:4], few[:4], strict=True):  # later ones depend on codes that may be rounded differently
         torch.testing.assert_close(a.hessian, b.hessian, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("states_gb", [1.0, 1e-9])
+def test_each_batch_of_states_is_copied_to_the_device_once_per_block_and_back_once(states_gb, tmp_path, monkeypatch):
+    lm, loaded, stored = tiny("llama"), [], []
+    copy = torch.Tensor.copy_
+
+    def counted(tensors, device):
+        loaded.append(len(tensors))
+        return prefetched(tensors, device)
+
+    def counted_copy(target, source, **kwargs):
+        stored.extend([target] * kwargs.get("non_blocking", False))
+        return copy(target, source, **kwargs)
+
+    monkeypatch.setattr(calibration, "prefetched", counted)
+    monkeypatch.setattr(torch.Tensor, "copy_", counted_copy)
+    built(lm, recording_gptq(weigh_tokens=False)[0], tmp_path, batch_tokens=60, states_gb=states_gb)
+    num_batches = 4
+    assert sum(loaded) == num_batches * lm.num_blocks
+    assert len(stored) == num_batches * (lm.num_blocks - 1)

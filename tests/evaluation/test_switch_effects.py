@@ -240,6 +240,16 @@ def test_first_order_does_not_depend_on_how_tokens_are_split():
     torch.testing.assert_close(parts.second.sum(), whole.second.sum(), rtol=0.5, atol=0)
 
 
+def test_a_process_without_a_part_of_the_tokens_adds_nothing(monkeypatch):
+    lm = tiny("llama")
+    space, weights = layers(lm), Noisy(lm)
+    whole = effects(lm, space, weights, some_profile(space))
+    weighted = [whole * TOKENS.numel()]
+    monkeypatch.setattr("evopress.runtime.distributed.share", lambda items: [])
+    monkeypatch.setattr("evopress.runtime.distributed.gather", lambda value: [value, weighted])
+    torch.testing.assert_close(effects(lm, space, weights, some_profile(space)).first, whole.first)
+
+
 def test_first_order_is_zero_at_the_dense_model():
     lm = tiny("llama")
     space = layers(lm)

@@ -45,4 +45,4 @@ def test_copies_of_offloaded_blocks_compute_what_the_blocks_compute(family, tmp_
     expected = results_of(lm, tmp_path / "resident")
     request.getfixturevalue("offloaded")
     assert results_of(lm, tmp_path / "offloaded") == expected
-    assert lm._device_copy.tensors
+    assert lm._device_copy.blocks
