@@ -38,6 +38,9 @@ MODELS: dict[str, PretrainedConfig] = {
         vocab_size=128256,
     ),
 }
+STATES_GB = 16
+"""Enough for the states of all candidates of a generation of 7B."""
+
 SEARCHES = ("guided", "super_fast", "evolution")
 
 
@@ -51,6 +54,7 @@ def planned(folder: Path, search: str, *, offload: bool) -> PlannedRun:
         "compress=gptq",
         "budget=3bit",
         "data=fineweb_edu",
+        f"evaluator.states_gb={STATES_GB}",
         f"search={search}",
     ]
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
