@@ -8,13 +8,15 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from evopress.compressors.base import CompressedGroup, Compressor, LayerGroup
+from evopress.compressors.format_sweep import FormatSweep
+from evopress.compressors.inverse_factor import column_order, factor_inverse
 from evopress.compressors.output_errors import dense_levels, relative_errors
 from evopress.runtime.config_class import config_class
 from evopress.space.budget import Metric
 from evopress.space.shapes import LayerShape
 from evopress.space.units import Level
 from evopress.weights.base import CompressedWeight
-from evopress.weights.number_formats import NumberFormat, ScaleSettings, number_formats, per_column
+from evopress.weights.number_formats import NumberFormat, Scales, ScaleSettings, number_formats, per_column
 
 
 @config_class
@@ -25,6 +27,12 @@ class Float(Compressor):
     layer whose inputs do not fill whole groups does not have the level. `scale_dtype` is the type of the scales of FP8
     and INT8. The scales of NVFP4 and MXFP4 have a type of their own.
 
+    With the `rounding` gptq, the errors of a column are compensated in later columns, in which case `damp` is the
+    damping as a share of the Hessian's mean diagonal. With `act_order`, the columns with the strongest inputs are
+    rounded first. Scales are those of the original weights. bfloat16 is always rounded to nearest. `four_over_six`
+    lets NVFP4 map the largest weight of a group to 6 or to 4, whichever has the least squared error, weighted by the
+    Hessian's diagonal.
+
     The next block is calibrated on the outputs of `propagate_format`. A layer without this level uses the next larger
     one, or its largest if there is none. With `weigh_tokens`, tokens count in the Hessian by their effect on the
     model's predictions.
@@ -34,8 +42,12 @@ class Float(Compressor):
     needs_hessian: ClassVar[bool] = True
 
     formats: tuple[str, ...] = Field(default=("bf16", "fp8", "int8", "nvfp4"), alias="levels")
+    rounding: Literal["gptq", "nearest"] = "gptq"
+    four_over_six: bool = False
     scale_dtype: Literal["float16", "bfloat16", "float32"] = "bfloat16"
+    act_order: bool = True
     weigh_tokens: bool = True
+    damp: float = Field(default=0.01, gt=0)
     propagate_format: str = "nvfp4"
 
     @field_validator("formats")
@@ -105,12 +117,28 @@ class Float(Compressor):
 
     def compress(self, group: LayerGroup) -> CompressedGroup:
         assert group.hessian is not None, "the group has no Hessian"
-        names = self._formats_of(len(group.hessian))
-        settings = ScaleSettings(self._torch_scale_dtype, group.hessian.diagonal())
-        by_format = [round_to_nearest(number_formats()[name], group.weights, settings) for name in names]
+        H, weights = group.hessian, group.weights
+        format_sweep, notes = self._sweep(H) if self.rounding == "gptq" else (None, ())
+        settings = ScaleSettings(self._torch_scale_dtype, H.diagonal(), self.four_over_six)
+        by_format = []
+        for name in self._formats_of(len(H)):
+            number_format = number_formats()[name]
+            scales = number_format.scales(weights, settings)
+            if format_sweep and number_format.is_lossy:
+                by_format.append(format_sweep.to_format(number_format, weights, scales))
+            else:
+                by_format.append(round_to_nearest(number_format, weights, scales))
         levels = [list(layer_levels) for layer_levels in zip(*by_format, strict=True)]
-        errors = relative_errors(dense_levels(levels), group.weights, H=group.hessian)
-        return CompressedGroup(levels, errors)
+        errors = relative_errors(dense_levels(levels), weights, H=H)
+        return CompressedGroup(levels, errors, tuple(group.note(note) for note in notes))
+
+    def _sweep(self, H: Tensor) -> tuple[FormatSweep | None, tuple[str, ...]]:
+        """What a sweep needs, or None if H cannot be factored, and notes on H."""
+        order = column_order(H, by_power=self.act_order)
+        factor = factor_inverse(H[order][:, order], damp=self.damp)
+        if factor.U is None:
+            return None, (*factor.notes, "rounded to nearest instead")
+        return FormatSweep(factor.U, order, factor.dead), factor.notes
 
     @property
     def _torch_scale_dtype(self) -> torch.dtype:
@@ -118,13 +146,13 @@ class Float(Compressor):
 
 
 def round_to_nearest(
-    number_format: NumberFormat, weights: Sequence[Tensor], settings: ScaleSettings
+    number_format: NumberFormat, weights: Sequence[Tensor], scales: Sequence[Scales]
 ) -> list[CompressedWeight]:
     """The weights (rows_i, cols), with every number rounded to the nearest one of its grid."""
     packed = []
-    for weight, scales in zip(weights, number_format.scales(weights, settings), strict=True):
-        by_column = per_column(scales.values, number_format.group_size, cols=weight.shape[1])
-        packed.append(number_format.pack(number_format.round(weight / by_column), scales))
+    for weight, part in zip(weights, scales, strict=True):
+        by_column = per_column(part.values, number_format.group_size, cols=weight.shape[1])
+        packed.append(number_format.pack(number_format.round(weight / by_column), part))
     return packed
 
 

@@ -146,6 +146,32 @@ def test_damaged_weights_are_refused_for_what_is_wrong_with_them(name, part, dam
         from_tensors(good.spec(), {**good.tensors(), part: damage(good.tensors()[part])})
 
 
+def errors_of_groups(weight: torch.Tensor, power: torch.Tensor, *, four_over_six: bool) -> torch.Tensor:
+    (scales,) = NVFP4.scales([weight], ScaleSettings(torch.bfloat16, power, four_over_six))
+    dense = NVFP4.pack(rounded(NVFP4, weight, scales), scales).dense()
+    return ((dense - weight).square() * power).unflatten(1, (-1, 16)).sum(2)
+
+
+def test_four_over_six_maps_the_largest_weight_of_each_group_to_the_better_of_the_two():
+    (weight,) = weights(16, cols=128)
+    power = torch.linspace(0.1, 3, 128)
+    (chosen,) = NVFP4.scales([weight], ScaleSettings(torch.bfloat16, power, True))
+    largest = weight.unflatten(1, (-1, 16)).abs().amax(2)
+    divisor = chosen.stored["divisor"]
+    assert divisor == 6 * 256 / weight.abs().max()
+    errors, is_chosen = {}, {}
+    for number in (6, 4):
+        scales = (largest / number * divisor).to(torch.float8_e4m3fn)
+        values = (scales.float() / divisor).repeat_interleave(16, 1)
+        change = round_to_fp4(weight / values) * values - weight
+        errors[number] = (change.square() * power).unflatten(1, (-1, 16)).sum(2)
+        is_chosen[number] = chosen.stored["scales"].float() == scales.float()
+    assert is_chosen[6][errors[6] < errors[4]].all() and is_chosen[4][errors[4] < errors[6]].all()
+    assert (errors[4] < errors[6]).any() and (errors[4] > errors[6]).any()
+    best = errors_of_groups(weight, power, four_over_six=True).sum()
+    assert best < 0.9 * errors_of_groups(weight, power, four_over_six=False).sum()
+
+
 def test_exponents_of_mxfp4_are_those_of_compressed_tensors():
     library = pytest.importorskip("compressed_tensors.quantization.utils.mxfp_utils")
     largest = torch.logspace(-30, 30, 500).view(-1, 1)
