@@ -1,6 +1,6 @@
 """Searches the grids of GGUF block types for the least weighted squared error of each block.
 
-This works as in `range_search`: it tries smaller ranges, and the best scale and offset for the codes of a range have a
+This works as in `range_search`: it tries several ranges, and the best scale and offset for the codes of a range have a
 closed form.
 """
 
@@ -12,11 +12,18 @@ from torch import Tensor
 from evopress.compressors.range_search import TILE, relative_powers
 from evopress.weights.block_grids import BlockGrid, BlockType, fit_blocks, grid_of_lanes, half
 
-FACTORS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
-"""Factors on both ends of the range."""
+RANGES = (
+    *((beyond, beyond) for beyond in (-0.25, 0.25, 0.5, 1.0, 1.5)),
+    *((0.0, 0.5), (0.5, 0.0), (0.0, 1.0), (1.0, 0.0)),
+)
+"""For types with an offset: how far the smallest weight lies below the first code, and the largest above the last, in
+steps."""
 
-DIFFERENT_FACTORS = ((1.0, 0.8), (0.8, 1.0), (0.9, 0.7), (0.7, 0.9))
-"""Factors on the lower and the upper end, for types with an offset."""
+SYMMETRIC_RANGES = (-1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
+"""For types without: how far the weight of the largest magnitude lies beyond the first or the last code, in steps."""
+
+FACTORS = (0.75, 0.6, 0.5)
+"""For types without an offset: more ranges, as shares of the largest magnitude."""
 
 
 def search_blocks(weight: Tensor, power: Tensor, *, types: Sequence[BlockType]) -> BlockGrid:
@@ -43,17 +50,21 @@ def _search(w: Tensor, p: Tensor, kind: BlockType) -> tuple[Tensor, Tensor]:
     best_scale = best_offset = least = torch.zeros_like(energy)
     for candidate, (scale, offset) in enumerate(_ranges(w, kind)):
         inverse = torch.where(scale == 0, 0.0, scale.reciprocal())
-        q = ((w - offset) * inverse).round_().clamp_(kind.low, kind.high)
-        qw, qq, q1 = (weighted * q).sum(0), (q.square() * p).sum(0), (q * p).sum(0)
+        shifted = w - offset if kind.has_offset else w
+        q = (shifted * inverse).round_().clamp_(kind.low, kind.high)
+        qw, pq = (weighted * q).sum(0), p * q
+        qq = (pq * q).sum(0)
         if kind.has_offset:
+            q1 = pq.sum(0)
             determinant = qq * total - q1.square()
             is_solvable = determinant > 1e-6 * qq * total
             solved = (qw * total - q1 * energy) / determinant
             scale = half(torch.where(is_solvable, solved, scale))
             offset = half((energy - scale * q1) / total)
+            error = scale * (scale * qq - 2 * qw) + offset * (offset * total + 2 * scale * q1 - 2 * energy)
         else:
             scale = half(torch.where(qq > 0, qw / qq, scale))
-        error = scale * (scale * qq - 2 * qw) + offset * (offset * total + 2 * scale * q1 - 2 * energy)
+            error = scale * (scale * qq - 2 * qw)
         is_better = error < least if candidate else torch.ones_like(error, dtype=torch.bool)
         best_scale = torch.where(is_better, scale, best_scale)
         best_offset = torch.where(is_better, offset, best_offset)
@@ -67,12 +78,14 @@ def _ranges(w: Tensor, kind: BlockType) -> Iterator[tuple[Tensor, Tensor]]:
     yield grid.scale, grid.offset
     if kind.has_offset:
         low, high = w.amin(0), w.amax(0)
-        middle = (low + high) / 2
-        for shrink_low, shrink_high in (*((shrink, shrink) for shrink in FACTORS[1:]), *DIFFERENT_FACTORS):
-            first, last = middle + shrink_low * (low - middle), middle + shrink_high * (high - middle)
-            yield half((last - first) / kind.high), half(first)
+        for below, above in RANGES:
+            step = (high - low) / (kind.high + below + above)
+            yield half(step), half(low + below * step)
     else:
-        for shrink in FACTORS:
-            if shrink < 1:
-                yield half(grid.scale * shrink), grid.offset
-            yield half(grid.scale * shrink * kind.low / kind.high), grid.offset  # the largest weight at the other end
+        furthest = w.gather(0, w.abs().argmax(0, keepdim=True))[0]
+        for beyond in SYMMETRIC_RANGES:
+            yield half(furthest / (kind.low - beyond)), grid.offset
+            yield half(furthest / (kind.high + beyond)), grid.offset
+        for factor in FACTORS:
+            yield half(factor * furthest / kind.low), grid.offset
+            yield half(factor * furthest / kind.high), grid.offset

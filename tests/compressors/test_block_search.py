@@ -45,6 +45,28 @@ def test_the_grid_is_as_good_as_the_best_least_squares_fit_to_the_codes_of_any_r
         assert float(searched[row]) <= 1.01 * least
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_trying_hundreds_of_ranges_gains_little_more(name):
+    W, kind = torch.randn(BLOCK, 64, generator=torch.Generator().manual_seed(0)), TYPES[name]
+    least = torch.full((64,), torch.inf, dtype=torch.float64)
+    low, high, ends = W.amin(0), W.amax(0), torch.linspace(-1, 3, 21).tolist()
+    furthest = W.gather(0, W.abs().argmax(0, keepdim=True))[0]
+    if kind.has_offset:
+        steps = [((high - low) / (kind.high + below + above), below) for below in ends for above in ends]
+        ranges = [(step, low + below * step) for step, below in steps]
+    else:
+        sizes = [size * (1 + beyond / 20) for size in (kind.low, kind.high) for beyond in range(-4, 40)]
+        ranges = [(furthest / size, torch.zeros(64)) for size in sizes]
+    for step, offset in ranges:
+        q = ((W - offset) / step).round().clamp(kind.low, kind.high).double()
+        centre = q.mean(0) * kind.has_offset
+        slope = ((q - centre) * W).sum(0) / (q - centre).square().sum(0)
+        fitted = slope * (q - centre) + W.double().mean(0) * kind.has_offset
+        least = torch.minimum(least, (fitted - W).square().sum(0))
+    searched = errors(W, search_blocks(W, torch.ones(BLOCK), types=[kind]), power=torch.ones(BLOCK))
+    assert float(searched.sum()) < 1.06 * float(least.sum())
+
+
 def test_types_searched_together_equal_each_alone():
     W, power = made()
     together = search_blocks(W.repeat(1, len(NAMES)), power, types=[TYPES[name] for name in NAMES])
