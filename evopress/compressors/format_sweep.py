@@ -63,5 +63,5 @@ class FormatSweep:
         by_group = torch.cat([part.values for part in scales]).t().contiguous().to(W.dtype)
         rounder = ElementRounder(number_format, by_group, torch.empty_like(W), self.order.tolist())
         sweep(W, self.U, columns=rounder, block_size=BLOCK)
-        by_layer = rounder.elements.t().split([len(weight) for weight in weights])
+        by_layer = rounder.elements.t().contiguous().split([len(weight) for weight in weights])
         return [number_format.pack(elements, part) for elements, part in zip(by_layer, scales, strict=True)]

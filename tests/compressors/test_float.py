@@ -3,6 +3,7 @@
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors.torch import load, save
 
 from evopress.compressors.base import LayerGroup
 from evopress.compressors.float import Float
@@ -27,6 +28,10 @@ def test_sizes_are_those_of_the_stored_weights_and_costs_are_their_bits():
         levels = Float(levels=ALL).levels(shape)
         assert [level.size_bytes for level in levels] == [weight.size_bytes for weight in weights]
         assert [level.cost for level in levels] == [8 * level.size_bytes for level in levels]
+        stored = [load(save(weight.tensors())) for weight in weights]
+        assert [sum(tensor.nbytes for tensor in tensors.values()) for tensors in stored] == [
+            weight.size_bytes for weight in weights
+        ]
 
 
 def test_errors_are_the_share_of_output_energy_lost_and_grow_as_levels_shrink():
