@@ -41,7 +41,8 @@ test-fast: $(VENV)/ready ## the tests that are not marked slow (under two minute
 test-faults: $(VENV)/ready ## kills, damage, bad input, hostile files, odd numbers, keys, late errors: counted (about 20 minutes)
 	OMP_NUM_THREADS=1 EVOPRESS_KILLS=36 $(RUN) pytest -n $(WORKERS) -m counts
 
-bench: $(VENV)/ready ## time, work and rate of every phase, under 10 minutes
+bench: $(VENV)/ready ## launches, waits and copies of questions; time, work and rate of every phase, under 10 minutes
+	$(RUN) experiments.speed.account
 	$(RUN) experiments.speed.bench
 
 engines: .engines/vllm/ready .engines/llama/ready ## vLLM and llama.cpp, each in its own environment (about 15 minutes)

@@ -4,13 +4,11 @@ Tensors on the device `meta` have a type and a shape but no values. Reading a va
 shape that depends on one) raises an error, as do a copy to the CPU and an operation on tensors of two devices.
 """
 
-from contextlib import contextmanager
 from itertools import count
-from unittest.mock import patch
+from random import Random
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from evopress.compressors.base import Compressor, LayerGroup
 from evopress.compressors.drop import Drop
@@ -22,7 +20,9 @@ from evopress.compressors.rtn import RTN
 from evopress.compressors.sparsegpt import SparseGPT
 from evopress.compressors.wanda import Wanda
 from evopress.database.cache import DecodedLevels
+from evopress.evaluation.compressible_model import CompressibleModel
 from evopress.evaluation.evaluator import Evaluator, EvaluatorSettings
+from evopress.evaluation.switch_effects import switch_effects
 from evopress.models.family_match import detect_family
 from evopress.models.language_model import LanguageModel
 from evopress.space.apply import BlockChoice
@@ -33,6 +33,7 @@ from evopress.tuning.settings import Tuning
 from evopress.weights.base import CompressedWeight
 from evopress.weights.integer import QuantizedWeight
 from evopress.weights.sparse import SparseWeight
+from experiments.speed.account import counted
 from tests.tiny_models import random_model, token_windows, tokenizer
 
 META = torch.device("meta")
@@ -91,6 +92,20 @@ def test_an_evaluation_reads_no_value_before_its_result(family, fitness):
 
 
 @pytest.mark.usefixtures("no_packing_check")
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "opt"])
+def test_a_table_reads_no_value_before_its_result(family):
+    lm, compressor = meta_model(family), RTN(bits=(2, 3, 4), group_size=16)
+    space, database = layer_space(lm, compressor, SpaceSettings()), PackedInMemory(packed_levels(lm, compressor))
+    weights = DecodedLevels(database, limit_bytes=1, dtype=lm.dtype, device=META)  # type: ignore[arg-type]
+    model, parts = CompressibleModel(lm, space, weights), token_windows(2, 20).split(1)
+    with pytest.raises(NotImplementedError, match="meta") as error:
+        switch_effects(model, space.uniform(1), parts=parts, draws=2, rng=Random(0))
+    line = next(entry for entry in reversed(error.traceback) if "evopress" in str(entry.path))
+    assert line.name == "<listcomp>" or line.name == "_effects", line
+    assert ".cpu()" in str(line.statement)
+
+
+@pytest.mark.usefixtures("no_packing_check")
 def test_an_evaluation_of_drops_reads_no_value_before_its_result():
     lm = meta_model("llama")
     evaluator = Evaluator(lm, drop_space(lm, Drop()), None, EvaluatorSettings())
@@ -141,41 +156,12 @@ def test_a_running_hessian_reads_no_value():
     assert running.mean.device == META and running.num_tokens == 30
 
 
-class ReadCounter(TorchDispatchMode):
-    """Counts what a GPU would wait for: reads of values and lists, and results whose size depends on values."""
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        masks = [i for i in args[1] if i is not None and i.dtype == torch.bool] if "index." in str(func) else []
-        self.count += bool(masks) or func.overloadpacket in READS
-        return func(*args, **(kwargs or {}))
-
-
-aten = torch.ops.aten
-READS = (aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten.is_nonzero, aten._unique2)
-
-
-@contextmanager
-def count_reads():
-    counter, tolist = ReadCounter(), torch.Tensor.tolist
-
-    def counted(tensor):
-        counter.count += 1
-        return tolist(tensor)
-
-    with counter, patch.object(torch.Tensor, "tolist", counted):
-        yield counter
-
-
 def test_reads_are_counted():
     reads = [bool, float, lambda x: x.tolist(), torch.Tensor.item, torch.Tensor.nonzero, lambda x: x[x > 0]]
     for read in reads:
-        with count_reads() as counter:
+        with counted() as account:
             read(torch.ones(1))
-        assert counter.count >= 1, read
+        assert account.waits >= 1, read
 
 
 @pytest.mark.parametrize(
@@ -195,6 +181,6 @@ def test_the_reads_of_a_group_do_not_grow_with_its_layers(compressor: Compressor
     for rows in ((32,), (32, 16, 16)):
         names, weights = tuple(f"layer{i}" for i in range(len(rows))), tuple(torch.randn(count, 256) for count in rows)
         group = LayerGroup(names, weights, X.t() @ X if compressor.needs_hessian else None)
-        with count_reads() as counter:
+        with counted() as account:
             compressor.compress(group)
-        assert counter.count == expected
+        assert account.waits == expected

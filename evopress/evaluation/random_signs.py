@@ -22,7 +22,7 @@ def random_signs(
     """
     rows, cols = shape
     words_per_row = -(-cols // 64)
-    start = int(_mixed(_mixed(torch.tensor([seed])) + draw))
+    start = _mixed(_mixed(torch.tensor(seed)) + draw)
     first = first_row * words_per_row
     counters = torch.arange(first, first + rows * words_per_row, device=device)
     eights = _mixed(start + (counters + 1) * _GAMMA).view(torch.uint8)  # (rows · words · 8,)
@@ -38,13 +38,13 @@ _GAMMA = _signed(0x9E3779B97F4A7C15)
 _FACTORS = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
 
 
-def _mixed(words: Int[Tensor, " words"]) -> Int[Tensor, " words"]:
+def _mixed(words: Int[Tensor, "*words"]) -> Int[Tensor, "*words"]:
     words = (words ^ _shifted(words, 30)) * _FACTORS[0]
     words = (words ^ _shifted(words, 27)) * _FACTORS[1]
     return words ^ _shifted(words, 31)
 
 
-def _shifted(words: Int[Tensor, " words"], places: int) -> Int[Tensor, " words"]:
+def _shifted(words: Int[Tensor, "*words"], places: int) -> Int[Tensor, "*words"]:
     """Shift to the right, and fill with zeros. The operator of int64 fills with the sign."""
     return (words >> places) & (2 ** (64 - places) - 1)
 
