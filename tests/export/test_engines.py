@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,8 @@ from evopress.space.build import drop_space, layer_space
 from evopress.space.settings import SpaceSettings
 from evopress.weights.k_types import K_TYPES
 from tests.exports import TOKENS, compressed
-from tests.tiny_models import wide_llama
+from tests.sentencepiece_tokenizers import TEXTS, sentencepiece
+from tests.tiny_models import tiny, wide_llama
 
 pytestmark = [pytest.mark.slow]
 
@@ -234,6 +236,15 @@ def test_llama_cpp_computes_the_logits_of_every_k_type(llama, tmp_path):
         expected = model(input_ids=TOKENS).logits.log_softmax(-1)
     in_llama = torch.from_numpy(np.load(tmp_path / "logits.npy")).log_softmax(-1)
     assert float((expected.exp() * (expected - in_llama)).sum(-1).mean()) < 2e-2  # see above
+
+
+def test_llama_cpp_finds_the_tokens_of_a_sentencepiece_tokenizer(llama, tmp_path):
+    lm = replace(tiny("llama"), tokenizer=sentencepiece())
+    searched = compressed(lm, GGUF(types=("Q8_0",)), tmp_path)
+    write_checkpoints(Export(formats=["gguf"]), searched, tokens=TOKENS, facts={}, folder=tmp_path)
+    arguments = (json.dumps(TOKENS.tolist()), str(tmp_path / "logits.npy"), json.dumps(TEXTS))
+    tokenized = run_engine(llama, RUN_LLAMA, str(tmp_path / "gguf" / "model.gguf"), *arguments)
+    assert tokenized == [lm.tokenizer(text)["input_ids"] for text in TEXTS]
 
 
 def test_names_order_of_rows_and_tokenizer_are_those_of_the_file_that_llama_cpp_converted(smollm2, tmp_path):

@@ -34,7 +34,7 @@ from evopress.export.formats.gguf_tensors import (
     renaming,
     reordered,
 )
-from evopress.export.formats.gguf_tokenizer import add_tokenizer, byte_level_bpe, pre_tokenizer_name, tokenizer_bytes
+from evopress.export.formats.gguf_tokenizer import add_tokenizer, check_tokenizer, tokenizer_bytes
 from evopress.export.planned import PlannedModel
 from evopress.export.registry import register_format
 from evopress.export.searched import SearchedModel
@@ -108,9 +108,7 @@ class GGUFFile(Format):
         """Raise UnsupportedExportError for a model or a tokenizer that a GGUF file cannot hold."""
         check_architecture(lm.model.config)
         check_names(lm)
-        byte_level_bpe(lm.tokenizer)
-        if self.pre_tokenizer is None:
-            pre_tokenizer_name(lm.tokenizer)
+        check_tokenizer(lm.tokenizer, self.pre_tokenizer)
         if self.embeddings:
             check_embeddings(self.embeddings, lm.hidden_size)
 
@@ -151,7 +149,7 @@ class GGUFFile(Format):
         writer = GGUFWriter(folder / FILE, ARCHITECTURES[lm.model.config.model_type])
         writer.add_name(lm.name)
         add_metadata(writer, config)
-        add_tokenizer(writer, lm, self.pre_tokenizer or pre_tokenizer_name(lm.tokenizer))
+        add_tokenizer(writer, lm, self.pre_tokenizer)
         for name, tensor, type_name in file_tensors(searched, dtype, embeddings=self.embeddings):
             data = tensor.view(torch.uint8) if type_name == "BF16" else tensor
             writer.add_tensor(name, data.numpy(), raw_dtype=GGMLQuantizationType[type_name])

@@ -1,12 +1,14 @@
 """Writes a tokenizer of transformers as metadata of a GGUF file."""
 
 import json
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase
 
 from evopress.export.base import UnsupportedExportError
+from evopress.export.formats.gguf_sentencepiece import has_space_prefix, is_sentencepiece, token_scores
 from evopress.models.language_model import LanguageModel
 
 if TYPE_CHECKING:
@@ -18,26 +20,38 @@ LLAMA3 = (
 )
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 
+BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
+
 RULES = {LLAMA3: "llama-bpe", QWEN2: "qwen2"}
 """llama.cpp's names of splitting rules, by regular expression."""
 
 
-def byte_level_bpe(tokenizer: PreTrainedTokenizerBase) -> dict:
-    """The tokenizer's JSON. Raises UnsupportedExportError for a tokenizer that is not byte-level BPE."""
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, pre_tokenizer: str | None) -> None:
+    """Raise UnsupportedExportError for a tokenizer that llama.cpp cannot run. `pre_tokenizer` is its rule, if known."""
+    description = fast_tokenizer(tokenizer)
+    if is_sentencepiece(description):
+        has_space_prefix(description)
+        token_scores(description)
+    elif pre_tokenizer is None:
+        pre_tokenizer_name(description)
+
+
+def fast_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict:
+    """The tokenizer's JSON. Raises UnsupportedExportError for a tokenizer that is not byte-pair encoding."""
     fast = getattr(tokenizer, "backend_tokenizer", None)
     description = json.loads(fast.to_str()) if fast is not None else {}
-    model = description.get("model", {})
-    if model.get("type") != "BPE" or model.get("byte_fallback"):
+    if description.get("model", {}).get("type") != "BPE":
         raise UnsupportedExportError(
-            "export.formats=[gguf] holds byte-level BPE tokenizers (as in GPT-2, Llama 3, Qwen, SmolLM), but this "
-            "model has another kind: use export.formats=[compressed_tensors] or [hf]"
+            "export.formats=[gguf] holds tokenizers with byte-pair encoding, byte-level (as in GPT-2, Llama 3, Qwen, "
+            "SmolLM) or with byte fallback (as in Llama 2, Mistral), but this model has another kind: use "
+            "export.formats=[compressed_tensors] or [hf]"
         )
     return description
 
 
-def pre_tokenizer_name(tokenizer: PreTrainedTokenizerBase) -> str:
+def pre_tokenizer_name(description: Mapping) -> str:
     """llama.cpp's name of the rule that splits text before BPE. Raises UnsupportedExportError for an unknown rule."""
-    rule = byte_level_bpe(tokenizer).get("pre_tokenizer") or {}
+    rule = description.get("pre_tokenizer") or {}
     steps = rule.get("pretokenizers", [rule])
     kinds = [step.get("type") for step in steps]
     if kinds == ["ByteLevel"] and steps[0].get("use_regex", True):
@@ -53,16 +67,24 @@ def pre_tokenizer_name(tokenizer: PreTrainedTokenizerBase) -> str:
     )
 
 
-def add_tokenizer(writer: "GGUFWriter", lm: LanguageModel, pre_tokenizer: str) -> None:
-    """Add tokens with their types, merges, special tokens and chat template."""
-    description = byte_level_bpe(lm.tokenizer)
+def add_tokenizer(writer: "GGUFWriter", lm: LanguageModel, pre_tokenizer: str | None) -> None:
+    """Add tokens with their types, merges or scores, special tokens and chat template."""
+    description = fast_tokenizer(lm.tokenizer)
     tokens, types = _tokens_and_types(lm, description)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre_tokenizer)
+    if is_sentencepiece(description):
+        scores = token_scores(description)
+        writer.add_tokenizer_model("llama")
+        writer.add_tokenizer_pre("default")
+        writer.add_token_scores([scores.get(token, 0.0) for token in tokens])
+        writer.add_add_space_prefix(has_space_prefix(description))
+    else:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(pre_tokenizer or pre_tokenizer_name(description))
+        if merges := _merges(description):
+            writer.add_token_merges(merges)
+        writer.add_add_space_prefix(False)
     writer.add_token_list(tokens)
     writer.add_token_types(types)
-    if merges := _merges(description):
-        writer.add_token_merges(merges)
     _add_special_tokens(writer, lm.tokenizer)
 
 
@@ -76,9 +98,12 @@ def _tokens_and_types(lm: LanguageModel, description: Mapping) -> tuple[list[str
     def type_of(index: int) -> TokenType:
         if index not in text_of:
             return TokenType.UNUSED
-        if index not in is_special:
-            return TokenType.NORMAL
-        return TokenType.CONTROL if is_special[index] else TokenType.USER_DEFINED
+        if is_sentencepiece(description) and index == lm.tokenizer.unk_token_id:
+            return TokenType.UNKNOWN
+        if index in is_special:
+            return TokenType.CONTROL if is_special[index] else TokenType.USER_DEFINED
+        is_byte = is_sentencepiece(description) and BYTE_TOKEN.fullmatch(text_of[index])
+        return TokenType.BYTE if is_byte else TokenType.NORMAL
 
     indices = range(lm.vocab_size)
     return [text_of.get(index, _padding(index)) for index in indices], [type_of(index) for index in indices]
@@ -97,10 +122,14 @@ def _merges(description: Mapping) -> list[str]:
 
 
 def tokenizer_bytes(lm: LanguageModel) -> int:
-    """Bytes of tokens, types, merges and chat templates in a GGUF file. An 8-byte length precedes every string."""
+    """Bytes of tokens, types, merges or scores, and chat templates in a GGUF file. Strings have 8-byte lengths."""
     text_of = _token_texts(lm)
     tokens = sum(len(text_of.get(index, _padding(index)).encode()) + 8 + 4 for index in range(lm.vocab_size))
-    merges = sum(len(merge.encode()) + 8 for merge in _merges(byte_level_bpe(lm.tokenizer)))
+    description = fast_tokenizer(lm.tokenizer)
+    if is_sentencepiece(description):
+        merges = 4 * lm.vocab_size  # scores
+    else:
+        merges = sum(len(merge.encode()) + 8 for merge in _merges(description))
     templates = sum(len(name.encode()) + 8 + len(text.encode()) for name, text in _templates(lm.tokenizer).items())
     return tokens + merges + templates
 
@@ -123,6 +152,5 @@ def _add_special_tokens(writer: "GGUFWriter", tokenizer: PreTrainedTokenizerBase
             add(index)
     first = tokenizer("a")["input_ids"][:1]
     writer.add_add_bos_token(tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id])
-    writer.add_add_space_prefix(False)
     if templates := _templates(tokenizer):
         writer.add_chat_template([{"name": name, "template": text} for name, text in templates.items()])
