@@ -46,6 +46,13 @@ def test_a_compressor_has_the_same_defaults_in_yaml_and_in_python(option, tmp_pa
     assert compressor == type(compressor)()
 
 
+@pytest.mark.parametrize("option", ["float", "gguf", "gptq", "magnitude", "rtn", "sparsegpt", "wanda"])
+def test_advice_about_levels_names_a_key_of_the_compressor(option, tmp_path):
+    cfg = composed(f"compress={option}")
+    group, _, key = build_job(cfg, tmp_path).compress.levels_key.partition(".")
+    assert key in cfg[group]
+
+
 @pytest.mark.parametrize("compress", ["gptq", "sparsegpt", "drop", "gguf"])
 def test_the_default_search_is_guided(compress):
     assert composed("model=mistral7b", f"compress={compress}").search._target_ == "evopress.search.guided.Guided"
