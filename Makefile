@@ -26,7 +26,7 @@ $(VENV)/ready: constraints.txt pyproject.toml setup.py
 	touch $@
 
 demo: $(VENV)/ready ## compress SmolLM2-135M to 3 bit on a CPU, without the hub (4 to 15 minutes; says first how long)
-	$(RUN) evopress.run model=smollm2 compress=gptq budget=3bit 'stages=[plan,database,search,evaluate]'
+	$(RUN) evopress.run model=smollm2 compress=gptq budget=3bit 'stages=[plan,database,search,tune,evaluate]'
 
 smoke: $(VENV)/ready ## the same on the tiny model that comes with the package (about a minute)
 	$(RUN) evopress.run

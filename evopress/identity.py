@@ -94,7 +94,7 @@ def rounding_identity(job: Job, context: EvaluationContext, profile: Profile | N
     """What learnt rounding depends on."""
     settings = asdict(job.tune)
     identity = {
-        "resolve": {key: settings[key] for key in settings if key.startswith("resolve") or key == "seed"},
+        "resolve": {key: settings[key] for key in settings if key.startswith("resolve") or key in ("seed", "excerpt")},
         "profile": profile,
         "space": asdict(job.space),
         "evaluator": _rounding(job),

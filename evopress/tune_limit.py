@@ -25,7 +25,7 @@ def limit_tuning(job: Job, context: EvaluationContext, profile: Profile, clock: 
         return job
     limit = _limit_in_time(job, context, profile, clock) if isfinite(job.limit.seconds) else _limit_in_tokens(job)
     splits = context.splits
-    calibration, validation = ((len(w), w.shape[1]) for w in (splits.calibration, splits.validation))
+    calibration, validation = ((len(w), job.tune.window(w.shape[1])) for w in (splits.calibration, splits.validation))
     tune = within(job.tune, limit, calibration=calibration, validation=validation)
     if tune.does_nothing:
         log.warning("effort leaves %.0f token equivalents for the tuning, too few for a step: raise effort", limit)

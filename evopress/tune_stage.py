@@ -56,7 +56,9 @@ class TunedModel:
     def facts(self, job: Job, context: EvaluationContext) -> dict[str, object]:
         """What `results.json` says about the tuning."""
         splits = context.splits
-        calibration, validation = ((len(w), w.shape[1]) for w in (splits.calibration, splits.validation))
+        calibration, validation = (
+            (len(w), job.tune.window(w.shape[1])) for w in (splits.calibration, splits.validation)
+        )
         kls: list[float] = []
         facts: dict[str, object] = {"kept": self.context is not None, "changed": self.changed}
         cost = 0.0

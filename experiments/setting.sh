@@ -4,6 +4,6 @@
 python=${PYTHON:-.venv/bin/python}
 common=(model=smollm2 data=text "data.source=$TEXT/wikitext2_valid.txt" "data.test_source=$TEXT/wikitext2_test.txt"
   data.window=512 data.calibration_tokens=16384 data.search_tokens=131072 data.validation_tokens=8192
-  data.test_tokens=8192)
+  data.test_tokens=8192 tune=none)
 algorithm1=(search=evolution search.offspring=16 'search.stages=[{survivors:4,tokens:512},{survivors:1,tokens:2048}]'
   search.generations=16 search.initial_candidates=16 search.initial_tokens=512) # the paper's shape on fewer tokens

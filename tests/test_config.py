@@ -46,11 +46,28 @@ def test_a_compressor_has_the_same_defaults_in_yaml_and_in_python(option, tmp_pa
     assert compressor == type(compressor)()
 
 
-@pytest.mark.parametrize("option", ["float", "gguf", "gptq", "magnitude", "rtn", "sparsegpt", "wanda"])
-def test_advice_about_levels_names_a_key_of_the_compressor(option, tmp_path):
-    cfg = composed(f"compress={option}")
-    group, _, key = build_job(cfg, tmp_path).compress.levels_key.partition(".")
-    assert key in cfg[group]
+@pytest.mark.parametrize(
+    ("overrides", "resolve", "tunes"),
+    [
+        (["model=mistral7b", "compress=gptq"], "signround", True),
+        (["model=mistral7b", "compress=rtn"], "signround", True),
+        (["model=mistral7b", "compress=gptq", "data.calibration_tokens=8192"], "none", True),
+        (["model=mistral7b", "compress=gguf"], "none", True),
+        (["model=mistral7b", "compress=sparsegpt"], "none", True),
+        (["model=mistral7b", "compress=drop"], "none", True),
+        (["model=mistral7b", "compress=gptq", "tune=none"], "none", False),
+        (["model=smollm2", "compress=gptq"], "none", True),
+        (["model=tiny", "compress=gptq"], "none", False),
+        (["experiment=mistral7b_3bit"], "none", False),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
+)
+def test_models_are_tuned_unless_they_are_tiny_and_rounding_is_learnt_where_there_are_codes(
+    overrides, resolve, tunes, tmp_path
+):
+    job = build_job(composed(*overrides), tmp_path)
+    assert (job.tune.resolve, job.tunes) == (resolve, tunes)
+    job.check()
 
 
 @pytest.mark.parametrize("compress", ["gptq", "sparsegpt", "drop", "gguf"])
@@ -83,7 +100,7 @@ def test_the_most_similar_key_is_suggested_for_a_misspelled_one():
 @pytest.mark.parametrize(
     ("argument", "lines"),
     [
-        ("tune=false", ["tune=false is not an option: use tune= with one of default, long, none"]),
+        ("tune=false", ["tune=false is not an option: use tune= with one of default, long, none, short"]),
         ("tune=default", []),
         ("seed=3", []),
         ("budget.target=2.5", []),

@@ -45,7 +45,6 @@ class GGUF(Compressor):
     """
 
     metric: ClassVar[Metric] = "bits"
-    levels_key: ClassVar[str] = "compress.types"
     needs_hessian: ClassVar[bool] = True
 
     types: Types = DEFAULT_TYPES

@@ -35,7 +35,7 @@ def _with_limited_tuning(job: Job, spent: float) -> Job:
     """The job with the tuning that its effort leaves after a search that cost `spent` token equivalents."""
     left = job.limit.minus(token_equivalents=spent, seconds=0.0)
     calibration, validation = (
-        (job.data.num_windows(split), job.data.window) for split in ("calibration", "validation")
+        (job.data.num_windows(split), job.tune.window(job.data.window)) for split in ("calibration", "validation")
     )
     return replace(job, tune=within(job.tune, left.token_equivalents, calibration=calibration, validation=validation))
 

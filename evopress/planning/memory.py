@@ -1,6 +1,5 @@
 """Estimates what a process holds in memory during each stage, and names settings that make it smaller."""
 
-from evopress.compressors.drop import Drop
 from evopress.compressors.sweep import MAX_ELEMENTS
 from evopress.database.token_weights import role
 from evopress.evaluation.switch_gradients import HEAD_TOKENS
@@ -14,6 +13,9 @@ from evopress.runtime.memory import free_memory_bytes
 
 LIBRARIES_BYTES = 500_000_000
 """Memory that the libraries take in a process, measured with torch 2.13 for the CPU."""
+
+LEVEL_SETTINGS = {"bits": "bits", "types": "types", "formats": "levels", "num_levels": "num_levels"}
+"""Settings of compressors that determine the number of levels, and their configuration keys."""
 
 
 def memory_of_every_stage(run: PlannedRun) -> tuple[MemoryItem, ...]:
@@ -75,10 +77,8 @@ def memory_of_database(run: PlannedRun) -> tuple[MemoryItem, ...]:
 
 def fewer_levels(run: PlannedRun) -> str:
     """The advice to take fewer levels, if the compressor has several and a known setting for their number."""
-    compress = run.job.compress
-    if isinstance(compress, Drop) or "." not in compress.levels_key or run.num_levels == 1:
-        return ""
-    return f"take fewer levels in {compress.levels_key}"
+    settings = [key for name, key in LEVEL_SETTINGS.items() if hasattr(run.job.compress, name) and run.num_levels > 1]
+    return f"take fewer levels in compress.{settings[0]}" if settings else ""
 
 
 def memory_of_tuning(run: PlannedRun) -> tuple[MemoryItem, ...]:
@@ -97,7 +97,7 @@ def _memory_of_rounding(run: PlannedRun) -> tuple[MemoryItem, ...]:
     if run.job.tune.resolve == "none":
         return ()
     tune, data = run.job.tune, run.job.data
-    num_tokens = tune.num_resolve_windows(data.num_windows("calibration")) * data.window
+    num_tokens = tune.num_resolve_windows(data.num_windows("calibration")) * tune.window(data.window)
     states = min(2 * num_tokens * run.state_bytes, run.limit_of_states)
     weights = sum(sum(rows) * cols for rows, cols in group_shapes(run.model))
     return (
@@ -113,8 +113,7 @@ def memory_of_evaluator(count: EvaluatorCount) -> tuple[MemoryItem, ...]:
     head_tokens = run.job.evaluator.head_tokens
     batch_logits = 6 * 4 * head_tokens * run.model.vocab_size
     table_logits = 8 * 4 * HEAD_TOKENS * run.model.vocab_size * count.has_tables
-    states = min(run.limit_of_states, teacher_states + count.student_bytes)  # their peaks are at different times
-    logits = max(batch_logits, table_logits)
+    states, logits = teacher_states + count.student_bytes, max(batch_logits, table_logits)
     return (
         *_packed_levels(run),
         MemoryItem("decoded levels", count.decoded.most_bytes, "lower evaluator.cache_gb"),

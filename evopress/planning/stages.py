@@ -104,13 +104,14 @@ def _count_rounding(count: EvaluatorCount, profile: Profile | None, settings: Tu
     A step takes several windows at once, but its time is close to that of one window after another.
     """
     data, before = count.run.job.data, count.token_equivalents
-    windows = min(data.num_windows("validation"), max(1, settings.validation_tokens // data.window))
+    window = settings.window(data.window)
+    windows = min(data.num_windows("validation"), max(1, settings.validation_tokens // window))
     for _ in range(2):
-        count.measure([profile], (windows, data.window))
-    calibration, validation = ((data.num_windows(split), data.window) for split in ("calibration", "validation"))
+        count.measure([profile], (windows, window))
+    calibration, validation = ((data.num_windows(split), window) for split in ("calibration", "validation"))
     cost = resolving_equivalents(settings, calibration=calibration, validation=validation)
-    passes = (cost - 3 * windows * data.window) / data.window
-    count.work[Operation("block", 1, data.window)] += passes * count.run.model.num_blocks
+    passes = (cost - 3 * windows * window) / window
+    count.work[Operation("block", 1, window)] += passes * count.run.model.num_blocks
     count.token_equivalents = before + cost
 
 
@@ -125,16 +126,17 @@ def _count_tuning(count: EvaluatorCount, profile: Profile | None, settings: Tuni
 def _count_steps(count: EvaluatorCount, profile: Profile | None, settings: Tuning) -> None:
     """All steps and checks of one tuning. A step is counted as five forward passes: a backward pass costs two."""
     run, data = count.run, count.run.job.data
-    steps, checks = settings.num_steps(data.window), 1 + len(settings.check_steps(data.window))
+    window = settings.window(data.window)
+    steps, checks = settings.num_steps(window), 1 + len(settings.check_steps(window))
     passes = STEP_COST * steps * settings.windows
     head_tokens = run.job.evaluator.head_tokens
-    count.work[Operation("block", 1, data.window)] += passes * run.model.num_blocks
-    count.work[Operation("head", 1, head_tokens)] += passes * data.window / head_tokens
-    windows = min(data.num_windows("validation"), max(1, settings.validation_tokens // data.window))
+    count.work[Operation("block", 1, window)] += passes * run.model.num_blocks
+    count.work[Operation("head", 1, head_tokens)] += passes * window / head_tokens
+    windows = min(data.num_windows("validation"), max(1, settings.validation_tokens // window))
     before = count.token_equivalents
     for _ in range(checks):
-        count.measure([profile], (windows, data.window))
-    cost = token_equivalents(settings, steps, checks, windows=(data.num_windows("validation"), data.window))
+        count.measure([profile], (windows, window))
+    cost = token_equivalents(settings, steps, checks, windows=(data.num_windows("validation"), window))
     count.token_equivalents = before + cost
 
 

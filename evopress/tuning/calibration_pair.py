@@ -74,7 +74,8 @@ def calibration_pair(task: TuningTask) -> CalibrationPair:
     """The states before the first block. If they need more than the memory for states, they are in files."""
     context, settings = task.context, task.context.evaluator.settings
     lm = context.lm
-    tokens = context.splits.calibration[: task.settings.num_resolve_windows(len(context.splits.calibration))]
+    windows = task.windows("calibration")
+    tokens = windows[: task.settings.num_resolve_windows(len(windows))]
     model = context.evaluator.compressible
     windows_at_once = max(1, settings.batch_tokens // tokens.shape[1])
     _, kwargs = lm.embed(tokens[:1].to(lm.device))

@@ -52,7 +52,7 @@ def cost_of(settings: Tuning, *, calibration: Shape, validation: Shape) -> float
 
 def token_equivalents_per_second(task: TuningTask) -> float:
     """How fast this machine tunes: the faster of two steps, which change nothing. Collective."""
-    tokens = task.context.splits.search[: task.settings.windows]
+    tokens = task.windows("search")[: task.settings.windows]
     fastest = inf
     for _ in range(2):
         started = monotonic()

@@ -22,7 +22,8 @@ Kind = Literal["scales", "norms", "weights"]
 class Tuning:
     """Trains scales and norms with Adam, to match the dense model's predictions on text of the search split.
 
-    `tokens` is the number of tokens of all steps together; 0 means no tuning. A step uses `windows` windows.
+    `tokens` is the number of tokens of all steps together; 0 means no tuning. A step uses `windows` windows. Of every
+    window, here and below, only the first `excerpt` tokens are used; None stands for all.
     `scales_lr` is the learning rate for scales, whose changes are relative to the stored scale. `norms_lr` is the
     learning rate for norms, whose changes are relative to the root mean square of their weights. `weights_lr`, relative
     likewise, is for the kept weights of sparse levels and for the dense weights next to dropped sub-blocks. A rate of 0
@@ -32,9 +33,10 @@ class Tuning:
     comparison. `seed` determines the order of the windows. The state is saved at every check and every `save_minutes`.
 
     With `resolve`, the codes and ranges of integer levels are learnt first, block by block, on calibration text
-    (`signround`). This takes `resolve_steps` steps of `resolve_windows` windows for each block. The rates of all steps
-    add up to `resolve_distance`, in steps of the grid, for the offsets of weights, and to `resolve_range_distance` for
-    the factors on the ends of ranges.
+    (`signround`). A job replaces `auto` by that if its levels have such codes, else by `none`. This takes
+    `resolve_steps` steps of `resolve_windows` windows for each block. The rates of all steps add up to
+    `resolve_distance`, in steps of the grid, for the offsets of weights, and to `resolve_range_distance` for the
+    factors on the ends of ranges.
     """
 
     tokens: int = Field(default=0, ge=0)
@@ -45,11 +47,12 @@ class Tuning:
     warmup: float = Field(default=0.1, ge=0, le=1)
     checks: int = Field(default=8, gt=0)
     patience: int = Field(default=4, gt=0)
+    excerpt: int | None = Field(default=None, gt=0)
     validation_tokens: int = Field(default=8192, gt=0)
     seed: int = 0
     compare_uniform: bool = False
     save_minutes: float = Field(default=5.0, gt=0)
-    resolve: Literal["none", "signround"] = "none"
+    resolve: Literal["none", "signround", "auto"] = "none"
     resolve_steps: int = Field(default=50, gt=0)
     resolve_windows: int = Field(default=4, gt=0)
     resolve_distance: float = Field(default=0.2, gt=0)
@@ -60,6 +63,10 @@ class Tuning:
         """The learning rate of each kind of parameter that is trained."""
         rates: dict[Kind, float] = {"scales": self.scales_lr, "norms": self.norms_lr, "weights": self.weights_lr}
         return {kind: rate for kind, rate in rates.items() if rate}
+
+    def window(self, length: int) -> int:
+        """How many tokens of a window of this length are used."""
+        return length if self.excerpt is None else min(self.excerpt, length)
 
     @property
     def does_nothing(self) -> bool:

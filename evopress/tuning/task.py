@@ -3,7 +3,9 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+from evopress.data.windows import Windows
 from evopress.evaluation.context import EvaluationContext
 from evopress.space.units import Profile
 from evopress.tuning.settings import Tuning
@@ -28,7 +30,12 @@ class TuningTask:
     @property
     def num_steps(self) -> int:
         """The number of steps of the whole task."""
-        return self.settings.num_steps(self.context.splits.search.shape[1])
+        return self.settings.num_steps(self.windows("search").shape[1])
+
+    def windows(self, split: Literal["calibration", "search", "validation"]) -> Windows:
+        """The windows of a split, as far as they are used."""
+        windows: Windows = getattr(self.context.splits, split)
+        return windows[:, : self.settings.excerpt]
 
     @property
     def state_path(self) -> Path:
@@ -50,7 +57,7 @@ class TuningTask:
 
     def validation_kl(self, context: EvaluationContext) -> float:
         """Mean KL on validation tokens of the profile in `context`. Collective."""
-        pool = self.context.splits.validation
+        pool = self.windows("validation")
         tokens = pool[: max(1, self.settings.validation_tokens // pool.shape[1])]
         (divergence,) = context.evaluator.measure([self.profile], tokens)
         return divergence.mean_kl

@@ -71,7 +71,7 @@ def _run(task: TuningTask, model: TunableModel, report: Report) -> TuningResult:
     if not state.checks:
         state = state.checked(_kl(task, model))
         report({"kl_validation": state.checks[-1][1]}, 0)
-    check_steps = settings.check_steps(task.context.splits.search.shape[1])
+    check_steps = settings.check_steps(task.windows("search").shape[1])
     saved = time.monotonic()
     for step in progress(range(state.step + 1, task.num_steps + 1), desc=task.name, unit="step"):
         if state.checks_since_best >= settings.patience:
@@ -107,7 +107,7 @@ def _stopped(task: TuningTask, model: TunableModel, state: TuningState) -> Tunin
 
 def _step(task: TuningTask, model: TunableModel, state: TuningState, step: int) -> tuple[TuningState, float]:
     """Take one step. Returns the new state, and the mean KL before the step. Also updates `model.changes`."""
-    settings, pool = task.settings, task.context.splits.search
+    settings, pool = task.settings, task.windows("search")
     chosen = windows_of_step(step, per_step=settings.windows, num_windows=len(pool), seed=settings.seed)
     factor = rate_factor(step, steps=task.num_steps, warmup=settings.warmup)
     moments, loss = dict(state.moments), 0.0

@@ -19,7 +19,7 @@ mkdir -p "$out"
 run() { # name, budget in bytes, then options
   local folder="$out/$1" size=$2
   shift 2
-  "$python" -m evopress.run model=hf model.name=smollm2-off-grid "model.path=$model" data=text \
+  "$python" -m evopress.run model=hf model.name=smollm2-off-grid "model.path=$model" tune=none data=text \
     "data.source=$TEXT/wikitext2_valid.txt" "data.test_source=$TEXT/wikitext2_test.txt" data.window=512 \
     data.calibration_tokens=8192 data.search_tokens=65536 data.validation_tokens=2048 data.test_tokens=4096 \
     compress=gguf budget=size "budget.target=$size" search=demo export.formats=[gguf] export.pre_tokenizer=smollm \

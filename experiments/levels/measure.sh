@@ -22,7 +22,7 @@ run() { # name, then options; single uses a database of one width
   for bits in 3 2 4; do
     if [ "$name" = single ]; then widths=[$bits] propagated=$bits; else widths=[2,3,4] propagated=3; fi
     [ -e "$out/$name-$bits/results.json" ] || "$python" -m evopress.run model=hf model.name=smollm2-off-grid \
-      "model.path=$model" model.dtype=float32 data=text "data.source=$TEXT/wikitext2_valid.txt" \
+      "model.path=$model" model.dtype=float32 tune=none data=text "data.source=$TEXT/wikitext2_valid.txt" \
       "data.test_source=$TEXT/wikitext2_test.txt" data.window=512 data.calibration_tokens=16384 \
       data.search_tokens=8192 data.validation_tokens=2048 data.test_tokens=8192 compress=gptq \
       compress.group_size=64 "compress.bits=$widths" "compress.propagate_bits=$propagated" search=uniform "budget.target=$bits" \

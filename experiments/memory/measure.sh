@@ -20,7 +20,7 @@ for path in sys.argv[1:]:
 EOF
 
 settings=(model=hf model.name=random-2b "model.path=$out/model" model.dtype=bfloat16 model.max_perplexity=1e9
-  data=pydoc data.window=256 data.calibration_tokens=2048 data.search_tokens=2048 data.validation_tokens=256
+  tune=none data=pydoc data.window=256 data.calibration_tokens=2048 data.search_tokens=2048 data.validation_tokens=256
   data.test_tokens=512 compress=gptq 'compress.bits=[2,4]' budget=3bit search=evolution search.generations=2
   search.offspring=4 'search.stages=[{survivors: 1, tokens: 256}]' search.initial_candidates=2
   search.initial_tokens=256 evaluator.cache_gb=0.2 evaluator.states_gb=0.05 evaluator.batch_tokens=256)

@@ -41,7 +41,7 @@ MODELS: dict[str, PretrainedConfig] = {
 STATES_GB = 16
 """Enough for the states of all candidates of a generation of 7B."""
 
-SEARCHES = ("guided", "super_fast", "evolution")
+SEARCHES = ("guided_long", "super_fast", "evolution")
 
 
 def planned(folder: Path, search: str, *, offload: bool) -> PlannedRun:
@@ -56,6 +56,7 @@ def planned(folder: Path, search: str, *, offload: bool) -> PlannedRun:
         "data=fineweb_edu",
         f"evaluator.states_gb={STATES_GB}",
         f"search={search}",
+        "tune=none",
     ]
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         return plan_run(build_job(compose("config", overrides), folder))

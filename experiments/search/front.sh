@@ -8,7 +8,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . experiments/setting.sh
-common+=(compress=gptq compress.group_size=64 budget=3bit search=guided)
+common+=(compress=gptq compress.group_size=64 budget=3bit search=guided_long) # called guided when it was the default
 
 for seed in ${SEEDS:-0 1 2}; do
   folder="outputs/studies/front/$seed"

@@ -25,7 +25,7 @@ setting_of() { # task
 
 options_of() { # search, task
   case "$1 $2" in
-  "guided "*) echo search=guided ;;
+  "guided "*) echo search=guided_long ;; # called guided when it was the default
   "generations "*) echo search=guided search.rounds=4 search.generations=6 search.refinements=0 ;;
   "short 25 % depth") echo search=guided search.rounds=1 search.generations=0 search.table_tokens=1024 search.refinements=0 ;;
   "short "*)

@@ -20,6 +20,6 @@ for tokens in 6144 24576; do
   "$python" -m evopress.run model=hf model.name=smollm2-off-grid "model.path=$model" model.dtype=float32 data=text \
     "data.source=$TEXT/wikitext2_valid.txt" "data.test_source=$TEXT/wikitext2_test.txt" data.window=512 \
     data.calibration_tokens=16384 data.search_tokens=65536 data.validation_tokens=4096 data.test_tokens=8192 \
-    compress=gptq compress.group_size=64 'compress.bits=[3]' search=uniform budget=3bit tune=default \
+    compress=gptq compress.group_size=64 'compress.bits=[3]' search=uniform budget=3bit tune=none \
     "tune.tokens=$tokens" "hydra.run.dir=$out/$tokens"
 done

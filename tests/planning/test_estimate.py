@@ -124,13 +124,13 @@ def test_the_search_takes_the_estimated_tokens(search, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("compare_uniform", [False, True])
-def test_tuning_takes_the_estimated_tokens(compare_uniform, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("compare_uniform", "excerpt"), [(False, None), (True, 16)])
+def test_tuning_takes_the_estimated_tokens(compare_uniform, excerpt, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "evopress.evaluate_stage.write_report", lambda folder: folder / "results.json"
     )  # it takes longest
     save_tiny("llama", tmp_path / "model")
-    tune = Tuning(tokens=128, checks=2, patience=2, compare_uniform=compare_uniform)
+    tune = Tuning(tokens=128, checks=2, patience=2, compare_uniform=compare_uniform, excerpt=excerpt)
     settings = job(tmp_path, tmp_path / "model", tune=tune)
     run_job(settings)
     tuning = read_json(tmp_path / "run" / "results.json")["tuning"]

@@ -53,6 +53,13 @@ def test_losses_and_kl_fall(dtype, tmp_path):
     assert resolved.identity != context.identity
 
 
+def test_only_an_excerpt_of_the_windows_is_used(context, tmp_path):
+    states = calibration_pair(task_in(tmp_path / "run", context, replace(SETTINGS, excerpt=5)))
+    whole = calibration_pair(task_in(tmp_path / "run", context))
+    assert states.dense.shape[1] == 5 < whole.dense.shape[1]
+    assert torch.equal(states.dense, whole.dense[:, :5])
+
+
 @pytest.mark.slow
 def test_only_the_levels_of_the_profile_change(context, tmp_path):
     resolved, _ = resolve(task_in(tmp_path / "run", context))

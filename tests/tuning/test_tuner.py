@@ -13,6 +13,7 @@ from evopress.compressors.rtn import RTN
 from evopress.evaluation.context import EvaluationContext
 from evopress.tuning import tuner
 from evopress.tuning.settings import Tuning
+from evopress.tuning.state import TuningResult
 from evopress.tuning.task import TuningTask
 from evopress.tuning.tuner import tune
 from tests.databases import Killed
@@ -36,6 +37,23 @@ def ignore(metrics: Mapping[str, float], step: int) -> None:
 def context(tmp_path_factory) -> EvaluationContext:
     made = tunable_context(RTN3, tmp_path_factory.mktemp("database"))
     return replace(made, splits=replace(made.splits, validation=made.splits.search))  # random text has nothing to learn
+
+
+def test_only_an_excerpt_of_the_windows_is_used(context, tmp_path):
+    def longer(windows: torch.Tensor, last: int) -> torch.Tensor:
+        return torch.cat([windows, torch.full_like(windows, last)], dim=1)
+
+    def result_of(name: str, last: int | None, excerpt: int | None) -> TuningResult:
+        splits = context.splits
+        if last is not None:
+            splits = replace(splits, search=longer(splits.search, last), validation=longer(splits.validation, last))
+        settings = Tuning(tokens=16 * 2, checks=1, validation_tokens=32, excerpt=excerpt)
+        return tune(task_in(tmp_path / name, replace(context, splits=splits), settings), ignore)[1]
+
+    short, cut, other = result_of("short", None, None), result_of("cut", 7, 16), result_of("other", 9, 16)
+    assert short.checks == cut.checks == other.checks
+    assert all(torch.equal(change, cut.changes[name]) for name, change in short.changes.items())
+    assert result_of("all", 7, None).checks != short.checks
 
 
 @pytest.mark.slow
