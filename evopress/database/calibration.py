@@ -15,7 +15,7 @@ from evopress.database.token_weights import TokenWeights, role, weigh_tokens
 from evopress.models.hooks import watch_layers
 from evopress.models.language_model import BlockKwargs, LanguageModel
 from evopress.models.state_storage import StateMemory
-from evopress.models.transfers import prefetched
+from evopress.models.transfers import prefetched, store
 from evopress.runtime import distributed
 from evopress.space.shapes import layer_shape
 from evopress.space.units import OUTSIDE
@@ -84,7 +84,7 @@ class CalibrationStates:
         """Replace the states of a chunk, batch by batch, and yield the new ones on the device."""
         for hidden, state in zip(self.batches.get(chunk, []), self._on_device(chunk), strict=True):
             output = self.lm.run_block(block, state, self.kwargs[block], weights=weights)
-            hidden.copy_(output, non_blocking=True)
+            store(output, hidden)
             yield output
 
     def zero_hessians(self, groups: Sequence[LayerNames]) -> dict[LayerNames, RunningHessian]:

@@ -91,10 +91,10 @@ def divergences(
     cross_entropy = torch.zeros(len(students), dtype=torch.float64, device=device)
     for start in range(0, len(targets), chunk_tokens):
         chunk = slice(start, start + chunk_tokens)
-        reference = _Reference(teacher.head(teacher_states[chunk].to(device)), top_k)
+        reference = _Reference(teacher.head(teacher_states[chunk].to(device, non_blocking=True)), top_k)
         for index, (student, hidden) in enumerate(zip(students, student_states, strict=True)):
             kl[index, chunk], chunk_entropy = reference.divergence(
-                student.head(hidden[chunk].to(device)), targets[chunk]
+                student.head(hidden[chunk].to(device, non_blocking=True)), targets[chunk]
             )
             cross_entropy[index] += chunk_entropy
     num_tokens, num_targets = tokens.numel(), tokens.numel() - tokens.shape[0]

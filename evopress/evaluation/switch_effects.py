@@ -139,7 +139,7 @@ def _effects(
     for products, student, part, gradients_of_part in zip(
         all_products, students, parts, prefetched(gradients, device), strict=True
     ):
-        products.add_embeddings(part.to(device), student.states[0].to(device), gradients_of_part)
+        products.add_embeddings(part.to(device), student.states[0].to(device, non_blocking=True), gradients_of_part)
         products.finish()
     return [SwitchEffects(products.first.cpu(), products.second.cpu()) for products in all_products]
 
@@ -163,7 +163,7 @@ def _through_head(
 ) -> Float[Tensor, "gradients batch time hidden"]:
     """Add the switches of the head to `products`; returns the gradients at the output of the last block."""
     lm = products.model.lm
-    state = student.states[-1].to(lm.device).detach().requires_grad_()
+    state = student.states[-1].to(lm.device, non_blocking=True).detach().requires_grad_()
     with torch.enable_grad():
         normed = lm.final_norm(state)
     chunks = head_gradients(

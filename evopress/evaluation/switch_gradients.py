@@ -187,7 +187,7 @@ def block_gradients(
     """
     choice = forward.choices[block]
     weights = model.block_weights(block, choice)
-    state = forward.states[block].to(model.lm.device).detach().requires_grad_()
+    state = forward.states[block].to(model.lm.device, non_blocking=True).detach().requires_grad_()
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
 

@@ -16,7 +16,7 @@ class Transfer:
 
     def __init__(self, source: Tensor, device: torch.device):
         self._event: torch.cuda.Event | None = None
-        if device.type != "cuda" or source.device == device:
+        if device.type != "cuda" or source.is_cuda:
             self._copy = source.to(device)
             return
         stream = _copy_stream(device)
@@ -42,6 +42,11 @@ def prefetched(tensors: Sequence[Tensor], device: torch.device) -> Iterator[Tens
         if len(transfers) == 2:
             yield transfers.pop(0).tensor()
     yield from (transfer.tensor() for transfer in transfers)
+
+
+def store(values: Tensor, target: Tensor) -> None:
+    """Copy values to memory of the device or of the host. The host waits only if that is not pinned."""
+    target.copy_(values, non_blocking=target.is_pinned())
 
 
 @cache

@@ -12,7 +12,7 @@ from evopress.compressors.sparsegpt import SparseGPT
 from evopress.database import calibration
 from evopress.database.store import Database
 from evopress.models.language_model import LanguageModel
-from evopress.models.transfers import prefetched
+from evopress.models.transfers import prefetched, store
 from evopress.space.units import OUTSIDE
 from tests.databases import BITS, PROPAGATED, WINDOWS, built, recording_gptq
 from tests.marks import slow_except
@@ -128,18 +128,17 @@ def test_the_batch_size_changes_only_rounding(tmp_path):
 @pytest.mark.parametrize("states_gb", [1.0, 1e-9])
 def test_each_batch_of_states_is_copied_to_the_device_once_per_block_and_back_once(states_gb, tmp_path, monkeypatch):
     lm, loaded, stored = tiny("llama"), [], []
-    copy = torch.Tensor.copy_
 
     def counted(tensors, device):
         loaded.append(len(tensors))
         return prefetched(tensors, device)
 
-    def counted_copy(target, source, **kwargs):
-        stored.extend([target] * kwargs.get("non_blocking", False))
-        return copy(target, source, **kwargs)
+    def counted_store(values, target):
+        stored.append(values)
+        store(values, target)
 
     monkeypatch.setattr(calibration, "prefetched", counted)
-    monkeypatch.setattr(torch.Tensor, "copy_", counted_copy)
+    monkeypatch.setattr(calibration, "store", counted_store)
     built(lm, recording_gptq(weigh_tokens=False)[0], tmp_path, batch_tokens=60, states_gb=states_gb)
     num_batches = 4
     assert sum(loaded) == num_batches * lm.num_blocks
