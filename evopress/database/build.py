@@ -7,7 +7,7 @@
     for each block:
         run the dense block on X, and sum up the Hessian of each group of layers that read the same input
         solve every group at all levels; write the block
-        X ← outputs of the block with its layers at the propagated level
+        X ← outputs of the block with its layers at the propagated level, in one pass with the next dense block
     if the compressor compresses embeddings and head: solve both, the head with the Hessian of the normed X
 
 The embeddings have no Hessian, because each token only copies one row. They get the identity, for which rounding to
