@@ -6,7 +6,6 @@ from pathlib import Path
 
 from evopress.compressors.base import Compressor
 from evopress.compressors.drop import Drop
-from evopress.compressors.integer_levels import IntegerLevels
 from evopress.data.settings import Data
 from evopress.data.test_sets import TestSet, check_text_column, list_test_sets
 from evopress.evaluation.eval_checks import check_eval
@@ -20,6 +19,7 @@ from evopress.runtime.tracking import Tracker
 from evopress.search.base import Search
 from evopress.space.budget import Budget
 from evopress.space.settings import SpaceSettings
+from evopress.tuning.learnt_rounding import can_learn
 from evopress.tuning.settings import Tuning
 
 STAGES = ("database", "search", "tune", "evaluate")
@@ -123,10 +123,11 @@ class Job:
         if self.finish:
             self._check_finish()
         low, high = self.compress.span
+        levels_key = "compress" if isinstance(self.compress, Drop) else self.compress.levels_key
         if self.space.drops != "none":  # every part of the model may be dropped
             low, high = (0.0, high) if self.compress.metric == "bits" else (low, 1.0)
         for target in self.targets or (self.budget.target,):
-            replace(self.budget, target=target).check(self.compress.metric, (low, high))
+            replace(self.budget, target=target).check(self.compress.metric, (low, high), key=levels_key)
         check_export(self.export, self.compress, space=self.space)
         self._check_tuning()
         check_text_column(self.data, [test_set.source for test_set in self.test_sets])
@@ -144,7 +145,7 @@ class Job:
             )
         if self.tune.resolve == "none":
             return
-        if not isinstance(self.compress, IntegerLevels):
+        if isinstance(self.compress, Drop) or not can_learn(self.compress.weight_kinds):
             raise ValueError(
                 f"tune.resolve={self.tune.resolve} learns integer codes, and compress={name_of(self.compress)} has "
                 "none: set tune.resolve=none, or use compress=gptq or compress=rtn"

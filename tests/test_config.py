@@ -70,6 +70,13 @@ def test_models_are_tuned_unless_they_are_tiny_and_rounding_is_learnt_where_ther
     job.check()
 
 
+@pytest.mark.parametrize("option", ["float", "gguf", "gptq", "magnitude", "rtn", "sparsegpt", "wanda"])
+def test_advice_about_levels_names_a_key_of_the_compressor(option, tmp_path):
+    cfg = composed(f"compress={option}")
+    group, _, key = build_job(cfg, tmp_path).compress.levels_key.partition(".")
+    assert key in cfg[group]
+
+
 @pytest.mark.parametrize("compress", ["gptq", "sparsegpt", "drop", "gguf"])
 def test_the_default_search_is_guided(compress):
     assert composed("model=mistral7b", f"compress={compress}").search._target_ == "evopress.search.guided.Guided"

@@ -118,6 +118,12 @@ MISTAKES = [
         "compress.group_size=10",
         "compress.group_size is 10, but neither it nor a smaller size of 128, 64, 32 and 16 divides",
     ),
+    (
+        "compress=float budget.target=4",
+        "the smallest level is 4.5: raise budget.target to at least 4.5 or add a smaller level to compress.levels",
+    ),
+    ("compress=float compress.levels=[fp9]", "must be different formats out of bf16, fp8"),
+    ("compress=float compress.rounding=random", "compress.rounding is 'random'"),
     ("compress=drop export.formats=[gguf]", "which compress=drop does not make: use compress=gguf"),
     ("space.drops=half", "space.drops is 'half'"),
     ("space.drops=subblock", "set space.trade=any, or use space=joint"),

@@ -87,6 +87,9 @@ class Compressor(ABC):
     needs_hessian: ClassVar[bool]
     """Whether it needs calibration. If so, `compress` gets the Hessian of every group."""
 
+    levels_key: ClassVar[str] = "compress"
+    """The configuration key that says which levels there are, for advice."""
+
     @property
     def needs_token_weights(self) -> bool:
         """Whether tokens count in the Hessians by the gradients of the dense model, instead of all alike."""

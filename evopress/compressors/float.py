@@ -39,6 +39,7 @@ class Float(Compressor):
     """
 
     metric: ClassVar[Metric] = "bits"
+    levels_key: ClassVar[str] = "compress.levels"
     needs_hessian: ClassVar[bool] = True
 
     formats: tuple[str, ...] = Field(default=("bf16", "fp8", "int8", "nvfp4"), alias="levels")

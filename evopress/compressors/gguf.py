@@ -45,6 +45,7 @@ class GGUF(Compressor):
     """
 
     metric: ClassVar[Metric] = "bits"
+    levels_key: ClassVar[str] = "compress.types"
     needs_hessian: ClassVar[bool] = True
 
     types: Types = DEFAULT_TYPES

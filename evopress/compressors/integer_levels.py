@@ -46,6 +46,7 @@ class IntegerLevels(Compressor):
     """
 
     metric: ClassVar[Metric] = "bits"
+    levels_key: ClassVar[str] = "compress.bits"
 
     bits: tuple[int, ...] = (6, 5, 4, 3, 2)
     group_size: int = Field(default=128, gt=0)

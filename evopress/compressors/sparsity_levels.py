@@ -37,6 +37,7 @@ class SparsityLevels(Compressor):
     """
 
     metric: ClassVar[Metric] = "sparsity"
+    levels_key: ClassVar[str] = "compress.num_levels"
 
     base: float = 0.5
     num_levels: int = Field(default=8, gt=0, le=30)

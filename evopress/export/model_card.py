@@ -12,7 +12,6 @@ from evopress.export.card_header import card_header
 from evopress.export.older_names import TESTED_VERSION
 from evopress.export.searched import SearchedModel
 from evopress.export.verification.verify import Verification
-from evopress.weights.sparse import SparseWeight
 
 Facts = Mapping[str, object]
 """What is known about the run, in the form of `results.json`. Any entry may be missing."""
@@ -116,7 +115,7 @@ def _amount(metric: str, achieved: float) -> str:
 
 def _sparsity_note(searched: SearchedModel) -> str:
     """A warning that sparse weights do not make the file smaller."""
-    if not any(issubclass(kind, SparseWeight) for kind in searched.weight_kinds):
+    if not any(kind.removes_weights for kind in searched.weight_kinds):
         return ""
     return "Removed weights are stored as zeros, so the file is as large as the dense one and runs no faster today."
 

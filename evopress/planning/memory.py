@@ -1,5 +1,6 @@
 """Estimates what a process holds in memory during each stage, and names settings that make it smaller."""
 
+from evopress.compressors.drop import Drop
 from evopress.compressors.sweep import MAX_ELEMENTS
 from evopress.database.token_weights import role
 from evopress.evaluation.switch_gradients import HEAD_TOKENS
@@ -13,9 +14,6 @@ from evopress.runtime.memory import free_memory_bytes
 
 LIBRARIES_BYTES = 500_000_000
 """Memory that the libraries take in a process, measured with torch 2.13 for the CPU."""
-
-LEVEL_SETTINGS = {"bits": "bits", "types": "types", "formats": "levels", "num_levels": "num_levels"}
-"""Settings of compressors that determine the number of levels, and their configuration keys."""
 
 
 def memory_of_every_stage(run: PlannedRun) -> tuple[MemoryItem, ...]:
@@ -77,8 +75,10 @@ def memory_of_database(run: PlannedRun) -> tuple[MemoryItem, ...]:
 
 def fewer_levels(run: PlannedRun) -> str:
     """The advice to take fewer levels, if the compressor has several and a known setting for their number."""
-    settings = [key for name, key in LEVEL_SETTINGS.items() if hasattr(run.job.compress, name) and run.num_levels > 1]
-    return f"take fewer levels in compress.{settings[0]}" if settings else ""
+    compress = run.job.compress
+    if isinstance(compress, Drop) or "." not in compress.levels_key or run.num_levels == 1:
+        return ""
+    return f"take fewer levels in {compress.levels_key}"
 
 
 def memory_of_tuning(run: PlannedRun) -> tuple[MemoryItem, ...]:

@@ -64,11 +64,11 @@ class Budget:
         if not low <= self.target <= high:
             raise ValueError(f"{self.target:g} is outside {low} to {high} for budget.metric={self.metric}")
 
-    def check(self, counted: Metric, span: tuple[float, float]) -> None:
+    def check(self, counted: Metric, span: tuple[float, float], *, key: str = "compress") -> None:
         """Raises ValueError if no profile of a compressor can meet the budget. Warns if none can use all of it.
 
         `counted` is the metric of the compressor's costs. `span` is the smallest and the largest value that it reaches.
-        The check needs no model, so mistakes are reported at start-up.
+        `key` is the configuration key of its levels. The check needs no model, so mistakes are reported at start-up.
         """
         fitting = ("bits", "size") if counted == "bits" else (counted,)
         if self.metric not in fitting:
@@ -80,13 +80,13 @@ class Budget:
         if self.metric == "bits" and target < low:
             raise ValueError(
                 f"budget.target is {target:g} bits but the smallest level is {low:g}: "
-                f"raise budget.target to at least {low:g} or add a smaller width to compress.bits"
+                f"raise budget.target to at least {low:g} or add a smaller level to {key}"
             )
         if self.metric == "bits" and target > high:
             log.warning(
                 "budget.target is %g bits but the largest level is %g, so the model gets %g bits everywhere: lower "
-                "budget.target or add a larger width to compress.bits",
-                *(target, high, high),
+                "budget.target or add a larger level to %s",
+                *(target, high, high, key),
             )
         if self.metric != "bits" and target > high:
             raise ValueError(

@@ -14,6 +14,7 @@ steps of the grid. The paper's steps, by the sign of the gradient, move all weig
 gradient is mostly noise.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,8 +22,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from evopress.tuning.adam import Moments, adam_update
+from evopress.weights.base import CompressedWeight
 from evopress.weights.grids import storable_scale
 from evopress.weights.integer import QuantizedWeight
+
+LEARNABLE = (QuantizedWeight,)
+"""The kinds of weight whose rounding can be learnt."""
 
 WITHIN = 0.45
 """At the start, the largest distance of a weight with its offset from its code, in steps. At 0.5, the code changes."""
@@ -125,6 +130,11 @@ class LearntRounding:
             zeros=None if packed.symmetric else now.zero.to(torch.uint8),
             bits=packed.bits,
         )
+
+
+def can_learn(kinds: Iterable[type[CompressedWeight]]) -> bool:
+    """Whether the rounding of some of these kinds of weight can be learnt."""
+    return any(issubclass(kind, LEARNABLE) for kind in kinds)
 
 
 def rounding_of(weight: Float[Tensor, "rows cols"], packed: QuantizedWeight) -> LearntRounding:

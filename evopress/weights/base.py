@@ -43,11 +43,22 @@ class PackedLayer:
     tensors: Mapping[str, Tensor]
 
 
+@dataclass(frozen=True)
+class GgufRows:
+    """A layer in a GGUF file: the bytes of its rows, uint8 (rows, bytes), and the name of their ggml type."""
+
+    data: Tensor
+    type_name: str
+
+
 class CompressedWeight(ABC):
     """One layer at one level. Immutable; holds packed tensors only, never a dense copy. A subclass is a dataclass."""
 
     is_quantized: ClassVar[bool] = True
     """Whether the weights are rounded to a few values."""
+
+    removes_weights: ClassVar[bool] = False
+    """Whether weights are removed, which dense formats store as zeros."""
 
     has_packed_layer: ClassVar[bool] = False
     """Whether compressed-tensors has a layout for the kind, which `packed_layer` returns."""
@@ -96,6 +107,10 @@ class CompressedWeight(ABC):
     def packed_layer(self) -> PackedLayer:
         """The layer as compressed-tensors stores it. Its tensors are contiguous and on the CPU."""
         raise NotImplementedError(f"compressed-tensors has no layout for {type(self).__name__}")
+
+    def gguf_rows(self) -> GgufRows | None:
+        """The layer as a GGUF file stores it, without rounding. None if no ggml type has its grid."""
+        return None
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:

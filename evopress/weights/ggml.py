@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evopress.weights.base import CompressedWeight, FloatPart, Spec, register_reader
+from evopress.weights.base import CompressedWeight, FloatPart, GgufRows, Spec, register_reader
 from evopress.weights.block_grids import BLOCK, TYPES, BlockType, fit_blocks
 from evopress.weights.half_bytes import bytes_to_halves, half, halves_to_bytes
 from evopress.weights.k_types import K_TYPES, SUPERBLOCK
@@ -94,6 +94,9 @@ class GgmlWeight(CompressedWeight):
         scales = half(values["scales"].float())
         offsets = half(values["offsets"].float()) if self.kind.has_offset else scales
         return GgmlWeight.from_codes(self.codes(), scales, offsets=offsets, type_name=self.type_name)
+
+    def gguf_rows(self) -> GgufRows:
+        return GgufRows(self.data, self.type_name)
 
     def tensors(self) -> dict[str, Tensor]:
         return {"data": self.data}

@@ -7,10 +7,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from evopress.weights.base import CompressedWeight, FloatPart, PackedLayer, Spec, register_reader
+from evopress.weights.base import CompressedWeight, FloatPart, GgufRows, PackedLayer, Spec, register_reader
+from evopress.weights.block_grids import BLOCK
 from evopress.weights.checks import FLOATS, MAX_WEIGHTS, checked_integer, checked_matrix, require
+from evopress.weights.ggml import GgmlWeight
 from evopress.weights.grids import storable_scale
 from evopress.weights.packing import num_words, pack, unpack
+
+TYPES_OF_WIDTHS = {4: "Q4_0", 5: "Q5_0", 8: "Q8_0"}
+"""The ggml type that equals a symmetric grid of this many bits, in groups of 32 with float16 scales."""
 
 MAX_GROUP = 128
 """Engines have kernels for groups of up to this many columns, and for one group of all columns."""
@@ -112,6 +117,14 @@ class QuantizedWeight(CompressedWeight):
         if self.group_size == self.cols > MAX_GROUP:
             return {"strategy": "channel"}
         return {"strategy": "group", "group_size": self.group_size}
+
+    def gguf_rows(self) -> GgufRows | None:
+        type_name = TYPES_OF_WIDTHS.get(self.bits)
+        has_scales = self.symmetric and self.group_size == BLOCK and self.scales.dtype == torch.float16
+        if type_name is None or not has_scales:
+            return None
+        codes = self.codes().short() - 2 ** (self.bits - 1)
+        return GgmlWeight.from_codes(codes, self.scales, offsets=self.scales, type_name=type_name).gguf_rows()
 
     def tensors(self) -> dict[str, Tensor]:
         tensors = {"codes": self.packed, "scales": self.scales}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evopress.weights.base import CompressedWeight, FloatPart, Spec
+from evopress.weights.base import CompressedWeight, FloatPart, GgufRows, Spec
 from evopress.weights.half_bytes import bytes_to_halves, half, halves_to_bytes
 from evopress.weights.k_types import K_TYPES, SUPERBLOCK, KType
 
@@ -106,6 +106,9 @@ class KWeight(CompressedWeight):
             dmin=half(values["dmin"].float()) if self.kind.has_minima else d,
             type_name=self.type_name,
         )
+
+    def gguf_rows(self) -> GgufRows:
+        return GgufRows(self.data, self.type_name)
 
     def tensors(self) -> dict[str, Tensor]:
         return {"data": self.data}

@@ -27,6 +27,7 @@ class SparseWeight(CompressedWeight):
     """
 
     is_quantized: ClassVar[bool] = False
+    removes_weights: ClassVar[bool] = True
     VALUES: ClassVar[str] = "values"
     """The name of the kept weights, among the tensors and among the parts that can be tuned."""
 

@@ -127,13 +127,13 @@ def test_a_budget_prints_its_target_and_metric():
         (bits(3), "drop", (0, 1), "use budget=drop25"),
         (Budget(metric="sparsity", target=0.5), "bits", (2, 4), "use budget=3bit or budget=size"),
         (Budget(metric="size", target="1GB"), "sparsity", (0, 1), "use budget=sparsity50"),
-        (bits(1.5), "bits", (2, 4), r"raise budget\.target to at least 2 or add a smaller width"),
+        (bits(1.5), "bits", (2, 4), r"raise budget\.target to at least 2 or add a smaller level to compress\.bits"),
         (Budget(metric="drop", target=1), "drop", (0, 0.5), r"lower budget\.target"),
     ],
 )
 def test_a_budget_that_the_compressor_cannot_meet_is_rejected(budget, counted, span, message):
     with pytest.raises(ValueError, match=message):
-        budget.check(counted, span)
+        budget.check(counted, span, key="compress.bits")
 
 
 @pytest.mark.parametrize(

@@ -29,10 +29,10 @@ from evopress.export.formats.gguf_limits import (
 from evopress.export.formats.gguf_metadata import add_metadata, has_scaled_rope, head_dim
 from evopress.export.formats.gguf_tensors import (
     ARCHITECTURES,
-    block_weight,
     file_tensors,
     renaming,
     reordered,
+    rows_of,
 )
 from evopress.export.formats.gguf_tokenizer import add_tokenizer, check_tokenizer, tokenizer_bytes
 from evopress.export.planned import PlannedModel
@@ -102,7 +102,7 @@ class GGUFFile(Format):
                 "export.formats=[gguf] holds block types, but this profile has none: use export.formats=[hf]"
             )
         for layer in searched.levels:
-            block_weight(layer, searched.packed(layer))
+            rows_of(layer, searched.packed(layer))
 
     def _check_parts(self, lm: LanguageModel) -> None:
         """Raise UnsupportedExportError for a model or a tokenizer that a GGUF file cannot hold."""

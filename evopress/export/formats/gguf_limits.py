@@ -8,11 +8,12 @@ from evopress.compressors.base import Compressor
 from evopress.compressors.drop import Drop
 from evopress.compressors.integer_levels import IntegerLevels
 from evopress.export.base import UnsupportedExportError
-from evopress.export.formats.gguf_tensors import ARCHITECTURES, TYPES_OF_WIDTHS, renaming
+from evopress.export.formats.gguf_tensors import ARCHITECTURES, renaming
 from evopress.export.state import untied_tensors
 from evopress.models.structure import ModelStructure
 from evopress.space.shapes import LayerShape
 from evopress.weights.block_grids import BLOCK, TypeName
+from evopress.weights.integer import TYPES_OF_WIDTHS
 
 
 def check_grids(compressor: Compressor | Drop) -> None:

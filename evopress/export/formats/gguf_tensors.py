@@ -15,36 +15,22 @@ from evopress.export.formats.gguf_metadata import has_scaled_rope, rope_factors
 from evopress.export.searched import SearchedModel
 from evopress.export.state import untied_tensors
 from evopress.models.structure import ModelStructure
-from evopress.weights.base import CompressedWeight
-from evopress.weights.block_grids import BLOCK, TypeName
-from evopress.weights.ggml import GgmlWeight, round_to
-from evopress.weights.integer import QuantizedWeight
-from evopress.weights.kquants import KWeight
+from evopress.weights.base import CompressedWeight, GgufRows
+from evopress.weights.block_grids import TypeName
+from evopress.weights.ggml import round_to
 
 ARCHITECTURES: Mapping[str, str] = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 """llama.cpp's name of the architecture for each `config.model_type`."""
 
-TYPES_OF_WIDTHS = {4: "Q4_0", 5: "Q5_0", 8: "Q8_0"}
-"""The block type that equals a symmetric grid of this many bits, in groups of 32 with float16 scales."""
-
 FLOAT_TYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
 
 
-def block_weight(layer: str, weight: CompressedWeight) -> GgmlWeight | KWeight:
-    """The weight as a block type, without rounding. Raises UnsupportedExportError if no type has its grid."""
-    if isinstance(weight, GgmlWeight | KWeight):
-        return weight
-    if (
-        isinstance(weight, QuantizedWeight)
-        and weight.symmetric
-        and weight.group_size == BLOCK
-        and weight.scales.dtype == torch.float16
-        and weight.bits in TYPES_OF_WIDTHS
-    ):
-        codes = weight.codes().short() - 2 ** (weight.bits - 1)
-        type_name = TYPES_OF_WIDTHS[weight.bits]
-        return GgmlWeight.from_codes(codes, weight.scales, offsets=weight.scales, type_name=type_name)
-    raise UnsupportedExportError(f"export.formats=[gguf]: no block type has the grid of {layer}: use compress=gguf")
+def rows_of(layer: str, weight: CompressedWeight) -> GgufRows:
+    """The rows of a compressed layer. Raises UnsupportedExportError if no ggml type has its grid."""
+    rows = weight.gguf_rows()
+    if rows is None:
+        raise UnsupportedExportError(f"export.formats=[gguf]: no block type has the grid of {layer}: use compress=gguf")
+    return rows
 
 
 def file_tensors(
@@ -58,9 +44,9 @@ def file_tensors(
     for new_name, name in searched.renumbered({name: name for name in tensors}).items():
         layer = name.rpartition(".")[0]
         if layer in searched.levels and name.endswith(".weight"):
-            weight = block_weight(layer, searched.packed(layer))
-            rows = reordered(lm.model.config, layer, rows=weight.data)
-            yield rename(new_name), rows.cpu().contiguous(), weight.type_name
+            stored = rows_of(layer, searched.packed(layer))
+            rows = reordered(lm.model.config, layer, rows=stored.data)
+            yield rename(new_name), rows.cpu().contiguous(), stored.type_name
         else:
             rows = reordered(lm.model.config, layer, rows=tensors[name])
             yield rename(new_name), *_uncompressed(rows, dtype, embeddings=embeddings)
