@@ -95,9 +95,15 @@ class Evaluator:
         self.compressible = CompressibleModel(lm, space, weights)
         self.block_tokens = 0
         """Tokens × blocks that this process has run for profiles. The dense model, which may be cached, is excluded."""
-        self.state_memory = StateMemory(settings.states_gb * 1e9 / 2, folder)
-        """Memory for the states of profiles. The other half is for the teacher."""
+        self.folder = folder
         self._teacher_cache = TeacherCache(settings.states_gb * 1e9 / 2)
+
+    @property
+    def state_memory(self) -> StateMemory:
+        """Memory for the states of profiles: what the dense model's states leave, at least half of `states_gb`."""
+        teacher_bytes = (self.dense or self)._teacher_cache.size_bytes
+        limit = self.settings.states_gb * 1e9
+        return StateMemory(max(limit / 2, limit - teacher_bytes), self.folder)
 
     def evaluate(
         self, profiles: Sequence[Profile], tokens: Int[Tensor, "batch time"], fitness: Fitness | None = None

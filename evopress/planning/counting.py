@@ -51,12 +51,12 @@ class EvaluatorCount:
         computed = sum(run.is_computed for runs in runs_of_blocks for run in runs)
         for part in parts:
             self.work[Operation("block", part, length)] += computed
+        self.teacher_tokens += windows * length
         state_bytes = windows * length * self.run.state_bytes
         for runs in runs_of_blocks:
             self._keep_states(len(runs) * state_bytes, lists=2, share=2, transfers=2)
         chunks = windows * length / self.settings.head_tokens
         self.work[Operation("head", 1, self.settings.head_tokens)] += chunks * (1 + len(distinct))
-        self.teacher_tokens += windows * length
         self._read(self.decoded.use(students))
 
     def table(self, profile: Profile, shape: Shape, draws: int) -> None:
@@ -92,11 +92,13 @@ class EvaluatorCount:
         return [runs for runs, _ in shared_runs(choices, start_states)]
 
     def _keep_states(self, num_bytes: int, *, lists: int, share: int, transfers: int) -> None:
-        """Count `lists` lists of states of `num_bytes`, which have a share of the memory for students each.
+        """Count `lists` lists of states of `num_bytes`, each with a share of the memory that the teacher leaves.
 
         What exceeds it goes through files, `transfers` times.
         """
-        in_memory = min(num_bytes, self.run.limit_of_states // 2 // share)
+        limit = self.run.limit_of_states
+        left = max(limit // 2, limit - self.teacher_tokens * self.run.state_bytes)
+        in_memory = min(num_bytes, left // share)
         self.student_bytes = max(self.student_bytes, lists * in_memory)
         if num_bytes > in_memory:
             self.work[Operation("states")] += transfers * (num_bytes - in_memory)

@@ -113,7 +113,8 @@ def memory_of_evaluator(count: EvaluatorCount) -> tuple[MemoryItem, ...]:
     head_tokens = run.job.evaluator.head_tokens
     batch_logits = 6 * 4 * head_tokens * run.model.vocab_size
     table_logits = 8 * 4 * HEAD_TOKENS * run.model.vocab_size * count.has_tables
-    states, logits = teacher_states + count.student_bytes, max(batch_logits, table_logits)
+    states = min(run.limit_of_states, teacher_states + count.student_bytes)  # their peaks are at different times
+    logits = max(batch_logits, table_logits)
     return (
         *_packed_levels(run),
         MemoryItem("decoded levels", count.decoded.most_bytes, "lower evaluator.cache_gb"),

@@ -68,7 +68,7 @@ def changed_context(
         weights,
         context.evaluator.settings,
         dense=context.evaluator,
-        folder=context.evaluator.state_memory.folder,
+        folder=context.evaluator.folder,
     )
     return replace(context, lm=lm, evaluator=evaluator)
 

@@ -282,6 +282,17 @@ def test_teacher_states_are_cached_within_the_memory_limit(cases):
     assert ample.block_tokens == before  # everything is dropped, and the teacher is cached
 
 
+def test_the_states_of_profiles_may_take_what_those_of_the_dense_model_leave(cases):
+    case, tokens = cases("llama", "subblock"), token_windows(3, 20)
+    teacher_bytes = 3 * 20 * case.lm.hidden_size * 4
+    for limit, left in ((10 * teacher_bytes, 9 * teacher_bytes), (1.5 * teacher_bytes, 0.75 * teacher_bytes)):
+        evaluator = case.evaluator(EvaluatorSettings(states_gb=limit / 1e9))
+        assert evaluator.state_memory.limit_bytes == pytest.approx(limit)
+        evaluator.evaluate([case.space.uniform(0)], tokens[:2])
+        evaluator.evaluate([case.space.uniform(0)], tokens[2:])
+        assert evaluator.state_memory.limit_bytes >= left * (1 - 1e-9)
+
+
 def test_evaluation_does_not_change_the_model(cases):
     for kind in ("subblock", "bits", "embedding_and_head"):
         case = cases("opt", kind)
