@@ -16,13 +16,19 @@ ALL: dict[str, CompressedWeight] = (
     | {name: k_weight(name, random_parts(name)) for name in K_TYPES}
 )
 WITH_PARTS = {name: weight for name, weight in ALL.items() if weight.float_parts()}
+NOT_EMPTY = [name for name in WITH_PARTS if name != "no weights"]
 
 
-def test_quantised_weights_have_scales_and_the_types_with_an_offset_have_offsets():
-    assert {name for name in WITH_PARTS} == {
-        name for name in ALL if "bit" in name or "Q" in name or name == "symmetric"
-    }
-    assert {name for name, weight in WITH_PARTS.items() if "offsets" in weight.float_parts()} == {"Q5_1", "Q4_1"}
+def test_quantised_weights_have_scales_sparse_ones_values_and_types_with_an_offset_offsets():
+    parts = {name: set(weight.float_parts()) for name, weight in ALL.items()}
+    for name, weight in ALL.items():
+        if name in ("kept", "dropped"):
+            assert not parts[name]
+        elif name in K_TYPES:
+            assert parts[name] == ({"d", "dmin"} if K_TYPES[name].has_minima else {"d"})
+        else:
+            offsets = {"offsets"} if name in ("Q5_1", "Q4_1") else set()
+            assert parts[name] == ({"scales"} if weight.is_quantized else {"values"}) | offsets
 
 
 @pytest.mark.parametrize("name", WITH_PARTS)
@@ -33,7 +39,7 @@ def test_the_stored_parts_give_the_stored_weight(name):
     assert torch.equal(weight.with_float_parts(values).dense(), weight.dense())
 
 
-@pytest.mark.parametrize("name", WITH_PARTS)
+@pytest.mark.parametrize("name", NOT_EMPTY)
 def test_other_parts_are_rounded_and_take_as_many_bytes(name):
     weight = WITH_PARTS[name]
     values = {part: content.value + 0.013 * content.unit for part, content in weight.float_parts().items()}
@@ -43,11 +49,12 @@ def test_other_parts_are_rounded_and_take_as_many_bytes(name):
         k: (t.dtype, t.shape) for k, t in weight.tensors().items()
     }
     assert torch.equal(from_tensors(changed.spec(), changed.tensors()).dense(), changed.dense())
-    torch.testing.assert_close(changed.dense(), weight.dense_with(values), rtol=1e-3, atol=1e-3)
+    rtol = 4e-3 if any(tensor.dtype == torch.bfloat16 for tensor in weight.tensors().values()) else 1e-3
+    torch.testing.assert_close(changed.dense(), weight.dense_with(values), rtol=rtol, atol=1e-3)
     assert not torch.equal(changed.dense(), weight.dense())
 
 
-@pytest.mark.parametrize("name", WITH_PARTS)
+@pytest.mark.parametrize("name", NOT_EMPTY)
 def test_one_unit_changes_a_weight_by_about_its_range(name):
     weight = WITH_PARTS[name]
     for part in weight.float_parts():
