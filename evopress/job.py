@@ -79,8 +79,12 @@ class Job:
     def __post_init__(self) -> None:
         """Decide what `tune.resolve=auto` means for the levels of this job."""
         if self.tune.resolve == "auto":
-            can_learn = isinstance(self.compress, IntegerLevels) and self.data.num_windows("calibration") > 1
-            object.__setattr__(self, "tune", replace(self.tune, resolve="signround" if can_learn else "none"))
+            learns = self._has_learnable_codes and self.data.num_windows("calibration") > 1
+            object.__setattr__(self, "tune", replace(self.tune, resolve="signround" if learns else "none"))
+
+    @property
+    def _has_learnable_codes(self) -> bool:
+        return not isinstance(self.compress, Drop) and can_learn(self.compress.weight_kinds)
 
     @property
     def test_sets(self) -> list[TestSet]:
@@ -145,7 +149,7 @@ class Job:
             )
         if self.tune.resolve == "none":
             return
-        if isinstance(self.compress, Drop) or not can_learn(self.compress.weight_kinds):
+        if not self._has_learnable_codes:
             raise ValueError(
                 f"tune.resolve={self.tune.resolve} learns integer codes, and compress={name_of(self.compress)} has "
                 "none: set tune.resolve=none, or use compress=gptq or compress=rtn"
