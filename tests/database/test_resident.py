@@ -1,11 +1,13 @@
 """Packed levels stay where they were copied first, as far as there is room."""
 
+import pytest
 import torch
 
 from evopress.database.cache import DecodedLevels
 from evopress.database.resident import ResidentLevels, Room, rooms_near
 from evopress.weights.base import CompressedWeight
 from evopress.weights.dense import Kept
+from tests.databases import WEIGHTS
 
 KEYS = [(block, "layer", level) for block in range(3) for level in range(2)]
 SIZE = 2 * 3 * 4
@@ -61,3 +63,14 @@ def test_levels_are_decoded_from_where_they_are():
     decoded = [weights.get(*key) for key in KEYS]
     assert [float(weight[0, 0]) for weight in decoded] == [0.5, 1, 10, 11, 20, 21]
     assert {weight.dtype for weight in decoded} == {torch.float64}
+
+
+@pytest.mark.parametrize("kind", WEIGHTS)
+def test_every_tensor_of_a_level_is_pinned(kind, monkeypatch):
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor.clone())
+    monkeypatch.setattr("evopress.database.resident.free_memory_bytes", lambda device: 10**9)
+    _, of_host = rooms_near(torch.device("cuda"))
+    copy = of_host.copy(WEIGHTS[kind])
+    assert type(copy) is type(WEIGHTS[kind]) and torch.equal(copy.dense(), WEIGHTS[kind].dense())
+    assert len(pinned) == len(WEIGHTS[kind].tensors())

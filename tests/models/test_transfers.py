@@ -1,10 +1,14 @@
 """Tensors are copied to the device one ahead of their use, and blocks that are offloaded two at a time."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from evopress.models import transfers
+from evopress.models import state_storage, transfers
 from evopress.models.offload import DeviceCopy
+from evopress.models.state_storage import PINNED_SHARE, StateMemory
 from evopress.models.transfers import Transfer, prefetched
 from tests.tiny_models import tiny
 
@@ -54,3 +58,57 @@ def test_copies_of_two_blocks_are_kept_and_each_tensor_is_copied_once(monkeypatc
     assert len(started) == 2 * len(names)
     tensors_of(2)
     assert list(copies.blocks) == [1, 2]
+
+
+class FakeGpu:
+    """Replaces the functions of a GPU that `Transfer` uses, and records the order of their calls."""
+
+    def __init__(self, monkeypatch):
+        self.calls: list[str] = []
+        to = torch.Tensor.to
+        current, copying = self.stream("current"), self.stream("copying")
+        monkeypatch.setattr(transfers, "_copy_stream", lambda device: copying)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
+        monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+        monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: self.calls.append("pin") or tensor)
+        monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: self.calls.append("record use"))
+
+        def send(tensor, device, **kwargs):
+            if torch.device(device).type != "cuda":
+                return to(tensor, device, **kwargs)
+            self.calls.append("copy without waiting" if kwargs.get("non_blocking") else "copy")
+            return tensor.clone()
+
+        monkeypatch.setattr(torch.Tensor, "to", send)
+
+    def stream(self, name: str):
+        return SimpleNamespace(
+            wait_stream=lambda other: self.calls.append(f"{name} waits for stream"),
+            wait_event=lambda event: self.calls.append(f"{name} waits for {event}"),
+            record_event=lambda: self.calls.append("event") or "event",
+        )
+
+
+def test_a_gpu_copies_on_its_own_stream_after_earlier_work_and_before_later_work(monkeypatch):
+    gpu, source = FakeGpu(monkeypatch), torch.arange(3)
+    transfer = Transfer(source, torch.device("cuda:0"))
+    assert gpu.calls == ["copying waits for stream", "pin", "copy without waiting", "event"]
+    gpu.calls.clear()
+    assert torch.equal(transfer.tensor(), source)
+    assert gpu.calls == ["current waits for event", "record use"]
+
+
+def test_states_of_a_gpu_beyond_the_limit_are_pinned_while_enough_memory_is_free(tmp_path, monkeypatch):
+    states, empty, pinned = [torch.full((4, 2), float(number)) for number in range(5)], torch.empty, []
+
+    def counted_empty(*args, pin_memory=False, **kwargs):
+        pinned.extend([args] * pin_memory)
+        return empty(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "empty", counted_empty)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True, raising=False)
+    monkeypatch.setattr(state_storage, "free_memory_bytes", lambda device: 2 * states[0].nbytes / PINNED_SHARE)
+    kept = StateMemory(states[0].nbytes, tmp_path).keep(iter(states))
+    assert all(torch.equal(state, copy) for state, copy in zip(states, kept, strict=True))
+    assert [state is copy for state, copy in zip(states, kept, strict=True)] == [True] + [False] * 4
+    assert len(pinned) == 2
