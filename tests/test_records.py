@@ -285,3 +285,17 @@ def test_tables_are_read_as_they_are_printed():
     assert_printed("0.816 for 271,030", 0.8164, 271030.2)
     with pytest.raises(AssertionError, match="where the record has"):
         assert_printed("0.816", 0.8175)
+
+
+def test_the_tables_of_number_formats_are_those_of_their_record():
+    recorded = record("number_formats/results.json")
+    settings = ("gptq", "gptq, no order", "nearest, four over six", "gptq, four over six")
+    for row in table(study("number_formats"), "level"):
+        errors = recorded["relative_errors"][row[0].strip("`")]
+        for cell, setting in zip(row[1:], settings, strict=True):
+            assert bool(cell) == (setting in errors)
+            if cell:
+                assert_printed(cell, errors[setting]["mean"], errors[setting]["worst"])
+    for name, kl, perplexity in table(study("number_formats"), "rounding", "KL"):
+        assert_printed(kl, recorded["nvfp4"][name]["kl"])
+        assert_printed(perplexity, recorded["nvfp4"][name]["perplexity"])

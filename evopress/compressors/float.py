@@ -44,7 +44,7 @@ class Float(Compressor):
 
     formats: tuple[str, ...] = Field(default=("bf16", "fp8", "int8", "nvfp4"), alias="levels")
     rounding: Literal["gptq", "nearest"] = "gptq"
-    four_over_six: bool = False
+    four_over_six: bool = True
     scale_dtype: Literal["float16", "bfloat16", "float32"] = "bfloat16"
     act_order: bool = True
     weigh_tokens: bool = True

@@ -101,7 +101,7 @@ class _NVFP4(NumberFormat):
 
     def scales(self, weights: Sequence[Tensor], settings: ScaleSettings) -> list[Scales]:
         largest = torch.stack([weight.abs().amax() for weight in weights]).amax().clamp(min=1e-30)
-        divisor = (LARGEST * (256 if settings.four_over_six else 448) / largest).reshape(1)
+        divisor = (LARGEST * (256 if settings.four_over_six else 448) / largest).float().reshape(1)
         return [_scales_of(weight, divisor.clone(), settings) for weight in weights]  # a file shares no tensors
 
     def round(self, x: Tensor) -> Tensor:

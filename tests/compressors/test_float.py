@@ -88,7 +88,7 @@ def test_a_sweep_gives_the_elements_of_the_plain_loop(name):
     """Algorithm 1 of GPTQ, column by column, with the inverse Hessian and in float64."""
     layers = group((6,), 64, dtype=torch.float64)
     (weight,), H = layers.weights, layers.hessian
-    (level,) = Float(levels=(name,), act_order=False).compress(layers).levels[0]
+    (level,) = Float(levels=(name,), act_order=False, four_over_six=False).compress(layers).levels[0]
     (scales,) = number_formats()[name].scales([weight], ScaleSettings(torch.bfloat16, H.diagonal()))
     by_column = per_column(scales.values, number_formats()[name].group_size, cols=64)
     damped = H + 0.01 * H.diagonal().mean() * torch.eye(64, dtype=torch.float64)
