@@ -6,6 +6,7 @@ from statistics import fmean
 import pytest
 
 from experiments.compare import collect as compare
+from experiments.k_types import measure as k_types
 from experiments.known import collect as known
 from experiments.levels import collect as levels
 from experiments.search import front, show
@@ -55,6 +56,10 @@ def test_the_table_of_the_search_study_is_that_of_its_records():
 
 def test_the_table_of_the_study_of_levels_is_that_of_its_record():
     assert levels.table(record("levels/results.json")["figures"]) in study("levels").read_text()
+
+
+def test_the_table_of_the_study_of_k_types_is_that_of_its_record():
+    assert k_types.table(record("k_types/results.json")["results"]) in study("k_types").read_text()
 
 
 def test_the_table_of_the_study_of_tuning_is_that_of_its_record():
