@@ -148,6 +148,7 @@ class Evaluator:
         outside = self._outside_weights(students)
         used_parts = sorted({run.part for run in runs})
         teachers = dict(zip(used_parts, self._teacher_states([parts[part] for part in used_parts]), strict=True))
+        self._make_room(sum(state.nbytes for state in teachers.values()), [parts[run.part] for run in students])
         states = dict(zip(students, self._final_states(students, parts, outside), strict=True))
         measured: dict[Run, Divergence] = {}
         for part, group in groupby(runs, key=lambda run: run.part):
@@ -164,6 +165,13 @@ class Evaluator:
             )
             measured.update(zip(runs_of_part, results, strict=True))
         return measured
+
+    def _make_room(self, teacher_bytes: int, parts: Sequence[Tensor]) -> None:
+        """Forget the dense model's states on other windows, as far as states of profiles on `parts` need the memory."""
+        state_bytes = sum(part.numel() for part in parts) * self.lm.hidden_size * self.lm.dtype.itemsize
+        needed = 2 * state_bytes  # before a block and after it
+        cache = (self.dense or self)._teacher_cache
+        cache.shrink(max(teacher_bytes, self.settings.states_gb * 1e9 - needed))
 
     def _outside_weights(self, runs: Sequence[Run]) -> Mapping[Profile | None, EmbeddingAndHead]:
         """The weights of embeddings and head at the profile of each run. They stay in memory for the whole question."""

@@ -27,9 +27,13 @@ class TeacherCache:
         missing = [key for key in part_of if key not in known]
         known.update(zip(missing, compute([part_of[key] for key in missing]), strict=True))
         self._states.update({key: known[key] for key in missing})
-        while self.size_bytes > self.limit_bytes:
-            self._states.popitem(last=False)
+        self.shrink(self.limit_bytes)
         return [known[key] for key in keys]
+
+    def shrink(self, limit_bytes: float) -> None:
+        """Drop the oldest states until the others fit into `limit_bytes`."""
+        while self.size_bytes > limit_bytes:
+            self._states.popitem(last=False)
 
     def clear(self) -> None:
         self._states.clear()

@@ -54,7 +54,7 @@ class EvaluatorCount:
         self.teacher_tokens += windows * length
         state_bytes = windows * length * self.run.state_bytes
         for runs in runs_of_blocks:
-            self._keep_states(len(runs) * state_bytes, lists=2, share=2, transfers=2)
+            self._keep_states(len(runs) * state_bytes, state_bytes, lists=2, share=2, transfers=2)
         chunks = windows * length / self.settings.head_tokens
         self.work[Operation("head", 1, self.settings.head_tokens)] += chunks * (1 + len(distinct))
         self._read(self.decoded.use(students))
@@ -70,9 +70,10 @@ class EvaluatorCount:
             self.work[Operation("table_head", part, length, draws)] += 1
         self._read(self.decoded.use([profile]) + self.decoded.use_all(profile))
         num_blocks, state_bytes = self.run.model.num_blocks, windows * length * self.run.state_bytes
-        self._keep_states((num_blocks + 1) * state_bytes, lists=1, share=2, transfers=3)
+        cached = self.teacher_tokens * self.run.state_bytes
+        self._keep_states((num_blocks + 1) * state_bytes, cached, lists=1, share=2, transfers=3)
         for _ in range(num_blocks):
-            self._keep_states((1 + draws) * state_bytes, lists=2, share=4, transfers=2)
+            self._keep_states((1 + draws) * state_bytes, cached, lists=2, share=4, transfers=2)
 
     def passes(self, shape: Shape) -> None:
         """Count any other table: one pass of the dense model, window by window."""
@@ -91,13 +92,13 @@ class EvaluatorCount:
         start_states = [sorted(set(inputs)).index(levels) for levels in inputs]
         return [runs for runs, _ in shared_runs(choices, start_states)]
 
-    def _keep_states(self, num_bytes: int, *, lists: int, share: int, transfers: int) -> None:
-        """Count `lists` lists of states of `num_bytes`, each with a share of the memory that the teacher leaves.
+    def _keep_states(self, num_bytes: int, teacher_bytes: int, *, lists: int, share: int, transfers: int) -> None:
+        """Count `lists` lists of states of `num_bytes`, each with a share of the memory that teacher's states leave.
 
         What exceeds it goes through files, `transfers` times.
         """
         limit = self.run.limit_of_states
-        left = max(limit // 2, limit - self.teacher_tokens * self.run.state_bytes)
+        left = max(limit // 2, limit - teacher_bytes)
         in_memory = min(num_bytes, left // share)
         self.student_bytes = max(self.student_bytes, lists * in_memory)
         if num_bytes > in_memory:

@@ -293,6 +293,18 @@ def test_the_states_of_profiles_may_take_what_those_of_the_dense_model_leave(cas
         assert evaluator.state_memory.limit_bytes >= left * (1 - 1e-9)
 
 
+def test_states_of_the_dense_model_on_other_windows_make_room_for_profiles(cases):
+    case, state_bytes = cases("llama", "bits"), 2 * 20 * cases("llama", "bits").lm.hidden_size * 4
+    profiles = profiles_of(case.space, 4)
+    evaluator = case.evaluator(EvaluatorSettings(states_gb=10 * state_bytes / 1e9))
+    for seed in range(4):
+        evaluator.evaluate(profiles[:1], token_windows(2, 20, seed))
+    assert evaluator._teacher_cache.size_bytes == 4 * state_bytes
+    evaluator.evaluate(profiles, token_windows(2, 20, 4))
+    assert evaluator._teacher_cache.size_bytes == 2 * state_bytes  # four profiles need eight parts of the memory
+    assert evaluator.state_memory.limit_bytes == pytest.approx(8 * state_bytes)
+
+
 def test_evaluation_does_not_change_the_model(cases):
     for kind in ("subblock", "bits", "embedding_and_head"):
         case = cases("opt", kind)
