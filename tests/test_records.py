@@ -304,3 +304,7 @@ def test_the_tables_of_number_formats_are_those_of_their_record():
     for name, kl, perplexity in table(study("number_formats"), "rounding", "KL"):
         assert_printed(kl, recorded["nvfp4"][name]["kl"])
         assert_printed(perplexity, recorded["nvfp4"][name]["perplexity"])
+    for name, size, kl, perplexity in table(study("number_formats"), "profile", "MB"):
+        assert_printed(size, recorded["mix"][name]["size_bytes"] / 1e6)
+        assert_printed(kl, recorded["mix"][name]["kl"])
+        assert_printed(perplexity, recorded["mix"][name]["perplexity"])
