@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from evopress.data.windows import Windows
+from jaxtyping import Int
+from torch import Tensor
+
 from evopress.evaluation.context import EvaluationContext
 from evopress.space.units import Profile
 from evopress.tuning.settings import Tuning
@@ -32,9 +34,9 @@ class TuningTask:
         """The number of steps of the whole task."""
         return self.settings.num_steps(self.windows("search").shape[1])
 
-    def windows(self, split: Literal["calibration", "search", "validation"]) -> Windows:
+    def windows(self, split: Literal["calibration", "search", "validation"]) -> Int[Tensor, "windows time"]:
         """The windows of a split, as far as they are used."""
-        windows: Windows = getattr(self.context.splits, split)
+        windows: Tensor = getattr(self.context.splits, split)
         return windows[:, : self.settings.excerpt]
 
     @property

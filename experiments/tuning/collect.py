@@ -5,9 +5,10 @@ python experiments/tuning/collect.py        # writes results.json next to this f
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 log = logging.getLogger("tuning")
 
@@ -35,6 +36,22 @@ def table(rows: Sequence[Row]) -> str:
     for row in rows:
         cost = f"{row['token_equivalents']:,.0f}"
         lines.append(f"| {row['tokens']:,.0f} | {cost} | {row['kl']:.3f} | {row['perplexity']:.1f} |")
+    return "\n".join(lines)
+
+
+def table_of_kinds(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown, one row per budget and kind of parameter: KL, with the perplexity in brackets."""
+
+    def cell(scores: Mapping[str, float]) -> str:
+        return f"{scores['kl']:.3f} ({scores['perplexity']:.1f})"
+
+    lines = [
+        "| budget and what is tuned | searched | tuned | token equivalents: search | tuning |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        costs = (f"{row[f'{stage}_token_equivalents']:,.0f}" for stage in ("search", "tuning"))
+        lines.append(f"| {row['name']} | {cell(row['searched'])} | {cell(row['tuned'])} | {' | '.join(costs)} |")
     return "\n".join(lines)
 
 
