@@ -118,7 +118,7 @@ def _tuned(
         task = replace(task, identity={**task.identity, "rounded_blocks": resolution.num_blocks})
         if resolution.is_kept:
             tuned = resolved
-            task = replace(task, context=resolved)
+            task = replace(task, context=resolved, settings=job.tune.after_rounding())
     if job.tune.tokens:
         prefix = "tune/" if name == "tuned" else "tune/uniform_"
 

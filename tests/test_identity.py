@@ -114,6 +114,7 @@ RULES: dict[str, tuple[str, str]] = {
     "tune.seed": (RESULTS, "1"),
     "tune.compare_uniform": (RESULTS, "true"),
     "tune.resolve": (RESULTS, "none"),
+    "tune.rounded_rate": (RESULTS, "0.5"),
     "tune.resolve_steps": (RESULTS, "30"),
     "tune.resolve_windows": (RESULTS, "3"),
     "tune.resolve_distance": (RESULTS, "0.3"),

@@ -49,7 +49,8 @@ class LanguageModel(ModelStructure):
         digest.update(json.dumps(asdict(self.family), sort_keys=True).encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            plain = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            digest.update(plain.view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     def embed(

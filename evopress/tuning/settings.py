@@ -1,5 +1,6 @@
 """How a compressed model is tuned."""
 
+from dataclasses import replace
 from math import ceil
 from typing import Literal
 
@@ -36,7 +37,8 @@ class Tuning:
     (`signround`). A job replaces `auto` by that if its levels have such codes, else by `none`. This takes
     `resolve_steps` steps of `resolve_windows` windows for each block. The rates of all steps add up to
     `resolve_distance`, in steps of the grid, for the offsets of weights, and to `resolve_range_distance` for the
-    factors on the ends of ranges.
+    factors on the ends of ranges. If learnt rounding is kept, the learning rates of scales and norms are multiplied by
+    `rounded_rate`, because they have less left to gain then.
     """
 
     tokens: int = Field(default=0, ge=0)
@@ -53,6 +55,7 @@ class Tuning:
     compare_uniform: bool = False
     save_minutes: float = Field(default=5.0, gt=0)
     resolve: Literal["none", "signround", "auto"] = "none"
+    rounded_rate: float = Field(default=0.25, gt=0)
     resolve_steps: int = Field(default=50, gt=0)
     resolve_windows: int = Field(default=4, gt=0)
     resolve_distance: float = Field(default=0.2, gt=0)
@@ -67,6 +70,11 @@ class Tuning:
     def window(self, length: int) -> int:
         """How many tokens of a window of this length are used."""
         return length if self.excerpt is None else min(self.excerpt, length)
+
+    def after_rounding(self) -> "Tuning":
+        """The settings for a model whose rounding was learnt."""
+        rate = self.rounded_rate
+        return replace(self, scales_lr=rate * self.scales_lr, norms_lr=rate * self.norms_lr)
 
     @property
     def does_nothing(self) -> bool:

@@ -29,7 +29,8 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 def unpack(packed: Tensor, bits: int, *, cols: int) -> Tensor:
     """Undo `pack`: int32 (rows, words) to uint8 (rows, cols)."""
     rows = packed.shape[0]
-    octets = packed.contiguous().view(torch.uint8)
+    plain = packed if packed.stride() == (packed.shape[1], 1) else packed.clone(memory_format=torch.contiguous_format)
+    octets = plain.view(torch.uint8)  # contiguous() would leave a single column its strides, which cannot be viewed
     octets = pad(octets, (0, -(-cols // 8) * bits - octets.shape[1]))
     eights = pad(octets.reshape(-1, bits), (0, 8 - bits)).view(torch.int64)
     for count in (4, 2, 1):

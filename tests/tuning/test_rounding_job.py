@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from evopress import tune_stage
 from evopress.compressors.gguf import GGUF
 from evopress.compressors.rtn import RTN
 from evopress.export import Export
@@ -33,12 +34,17 @@ def results_of(folder: Path) -> dict:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tokens", [0, 32 * 12], ids=["rounding", "rounding and scales"])
-def test_the_model_is_measured_exported_and_verified(tokens, model_folders, tmp_path):
-    tune = replace(TUNE, tokens=tokens, checks=3, scales_lr=5e-3, norms_lr=5e-3)
+def test_the_model_is_measured_exported_and_verified(tokens, model_folders, tmp_path, monkeypatch):
+    tune = replace(TUNE, tokens=tokens, checks=3, scales_lr=2e-2, norms_lr=2e-2, rounded_rate=0.25)
+    rates = []
+    plain = tune_stage.tune
+    monkeypatch.setattr(tune_stage, "tune", lambda task, report: [rates.append(task.settings), plain(task, report)][1])
     export = Export(formats=["hf", "compressed_tensors"], dtype="float32")
     job = small_job(tmp_path / "run", tmp_path, model_folders("llama"), **{**SETTINGS, "tune": tune, "export": export})
     planned = next(stage for stage in estimate_resources(plan_run(job)).stages if stage.name == "tune")
     run_job(job)
+    assert all(settings.learning_rates == {"scales": 5e-3, "norms": 5e-3} for settings in rates)
+    assert len(rates) == (tokens > 0)
     results = results_of(job.folder)
     tuning = results["tuning"]["tuned"]
     assert tuning["changed"] == ["rounding", *(["scales and norms"] if tokens else [])]

@@ -133,6 +133,16 @@ def test_nonsense_is_refused_for_what_is_wrong_with_it(spec, tensors, reason):
         from_tensors(spec, tensors)
 
 
+@pytest.mark.parametrize("rows", [1, 16])
+def test_a_single_column_of_words_is_unpacked_whatever_its_strides(rows):
+    codes = torch.randint(0, 8, (rows, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    words = pack(codes, 3)
+    assert words.shape == (rows, 1)
+    strided = words.as_strided((rows, 1), (1, 16))
+    assert torch.equal(strided, words) and strided.is_contiguous()
+    assert torch.equal(unpack(strided, 3, cols=8), codes)
+
+
 @pytest.mark.parametrize("rows", [1, 3])
 def test_a_transposed_matrix_is_packed_like_any_other(rows):
     """A row whose elements lie apart in memory counts as contiguous, but its bytes cannot be read as words."""

@@ -74,8 +74,11 @@ def _is_decoded_by_library(layer: PackedLayer, parts: Mapping[str, Tensor], weig
 
 
 def _bytes(tensor: Tensor) -> Tensor:
-    """The bytes of a tensor, because torch cannot compare floats of one byte."""
-    return tensor.contiguous().view(torch.uint8)
+    """The bytes of a tensor, because torch cannot compare floats of one byte.
+
+    The clone has plain strides, which those of a single column need not be.
+    """
+    return tensor.clone(memory_format=torch.contiguous_format).view(torch.uint8)
 
 
 def decoded_state(folder: Path, widths: Mapping[str, int]) -> State:
