@@ -5,8 +5,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-.venv/bin/python}
-common=(model=smollm2 data=pydoc data.window=512 data.calibration_tokens=16384 data.test_tokens=8192 'eval.prompts=[]'
-  compress=float)
+common=(model=smollm2 data=pydoc data.window=512 data.calibration_tokens=16384 data.test_tokens=8192 tune=none
+  'eval.prompts=[]' compress=float)
 folder=outputs/studies/number_formats
 for rounding in nearest gptq; do
   for four_over_six in false true; do
