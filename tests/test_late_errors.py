@@ -137,10 +137,10 @@ LATE_ERRORS: dict[str, Late] = {
         compress=BLOCK_TYPES,
         budget="bits",
     ),
-    "gguf, tokenizer": export("gguf", "holds byte-level BPE", tokenizer="words", compress=BLOCK_TYPES, budget="bits"),
+    "gguf, tokenizer": export("gguf", "holds tokenizers with byte-pair encoding", tokenizer="words", compress=BLOCK_TYPES, budget="bits"),
     "gguf, tokenizer with a named rule": export(
         "gguf",
-        "holds byte-level BPE",
+        "holds tokenizers with byte-pair encoding",
         tokenizer="words",
         settings={"pre_tokenizer": "gpt-2"},
         compress=BLOCK_TYPES,
@@ -166,7 +166,7 @@ LATE_ERRORS: dict[str, Late] = {
     ),
     "gguf, size with the tokenizer": export(
         "gguf",
-        "holds byte-level BPE",
+        "holds tokenizers with byte-pair encoding",
         tokenizer="words",
         compress=BLOCK_TYPES,
         budget=Budget(metric="size", target="1MB"),
