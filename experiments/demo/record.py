@@ -33,7 +33,7 @@ def take_picture(page: Path) -> None:
 
 def main(run: Path) -> None:
     results = json.loads((run / "results.json").read_text())
-    candidates = {name: Candidate(**results[name]) for name in ("dense", "uniform", "searched")}
+    candidates = {name: Candidate(**results[name]) for name in ("dense", "uniform", "searched", "tuned")}
     record = json.loads((HERE / "results.json").read_text())
     record |= {"date": run.name[:10], "seconds": results["seconds"], "table": as_table(candidates).splitlines()}
     if CHROMIUM:
