@@ -132,6 +132,12 @@ class Job:
             low, high = (0.0, high) if self.compress.metric == "bits" else (low, 1.0)
         for target in self.targets or (self.budget.target,):
             replace(self.budget, target=target).check(self.compress.metric, (low, high), key=levels_key)
+        needs_size = not isinstance(self.compress, Drop) and self.compress.needs_size_budget
+        if needs_size and self.budget.metric == self.compress.metric:
+            raise ValueError(
+                f"budget.metric is {self.budget.metric}, but compress.group_size lists several sizes, and their levels "
+                "differ only in bytes: use budget=size, or a single compress.group_size"
+            )
         check_export(self.export, self.compress, space=self.space)
         self._check_tuning()
         check_text_column(self.data, [test_set.source for test_set in self.test_sets])

@@ -55,6 +55,7 @@ def test_the_whole_job_runs_for_every_family(family, tmp_path, model_folders):
         (GPTQ(bits=[2, 4, 8], group_size=32), Budget(metric="bits", target=3)),
         (GPTQ(bits=[2, 3, 4], group_size=32), Budget(metric="bits", target=2.5)),
         (GPTQ(bits=[2, 3, 4], group_size=32), Budget(metric="size", target="125KB")),
+        (GPTQ(bits=[2, 3, 4], group_size=[16, 32]), Budget(metric="size", target="125KB")),
     ],
     ids=lambda value: str(value)[:24],
 )
@@ -271,6 +272,7 @@ def test_a_run_directory_with_other_settings_is_refused(tmp_path, model_folders)
         ({"budget": Budget(metric="bits", target=1)}, "raise budget.target to at least 2"),
         ({"budget": Budget(metric="sparsity", target=0.5)}, "use budget=3bit or budget=size"),
         ({"compress": Drop()}, "use budget=drop25"),
+        ({"compress": GPTQ(group_size=[16, 32])}, "use budget=size, or a single compress.group_size"),
         ({"compress": Drop(), "space": JOINT}, "set space.drops=none"),
         ({"stages": ("serach",)}, "stages contains 'serach'"),
         ({"eval": Eval(include_path="nowhere")}, "eval.include_path"),

@@ -96,6 +96,11 @@ class Compressor(ABC):
         return False
 
     @property
+    def needs_size_budget(self) -> bool:
+        """Whether some levels of a layer have the same cost in `metric`, so that only their bytes tell them apart."""
+        return False
+
+    @property
     def compresses_embeddings(self) -> bool:
         """Whether embeddings and head have levels as well. Each of the two is then a group by itself."""
         return False

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from math import lcm
 from typing import ClassVar
 
 import torch
@@ -10,12 +11,13 @@ from torch import Tensor
 
 from evopress.compressors.base import CompressedGroup, LayerGroup
 from evopress.compressors.group_rounder import GroupRounder
-from evopress.compressors.integer_levels import IntegerLevels, RoundedRows, fitting_group_size
+from evopress.compressors.group_sizes import IntegerFormat
+from evopress.compressors.integer_levels import IntegerLevels, RoundedRows
 from evopress.compressors.inverse_factor import column_order, factor_inverse
 from evopress.compressors.output_errors import dense_levels, undamped_errors
 from evopress.compressors.rtn import round_to_nearest
 from evopress.compressors.scale_refit import refit_scales
-from evopress.compressors.sweep import by_level, lanes_of, split_levels, sweep
+from evopress.compressors.sweep import by_level, lanes_of, sweep
 from evopress.runtime.config_class import config_class
 from evopress.weights.grids import Grid, max_codes
 
@@ -51,7 +53,9 @@ class GPTQ(IntegerLevels):
 
     @property
     def propagate_level(self) -> int:
-        return max((level for level, width in enumerate(self.bits) if width >= self.propagate_bits), default=0)
+        sizes = (self.group_size,) if isinstance(self.group_size, int) else self.group_size
+        widths = [each.bits for each in self.formats(lcm(*sizes))]
+        return widths.index(min((width for width in widths if width >= self.propagate_bits), default=widths[0]))
 
     def compress(self, group: LayerGroup) -> CompressedGroup:
         assert group.hessian is not None, "the group has no Hessian"
@@ -64,9 +68,14 @@ class GPTQ(IntegerLevels):
             return CompressedGroup(rounded.levels, rounded.errors, (*notes, group.note("rounded to nearest instead")))
         rows = torch.cat(group.weights)[:, order].masked_fill_(factor.dead, 0)
         damped = H + torch.diag(torch.where(H.diagonal() == 0, 1, factor.absolute_damping))
-        parts = [self._solve(rows, bits, U=factor.U, order=order, H=damped) for bits in split_levels(self.bits, rows)]
-        levels = self.packed([part for part, _ in parts], group.num_rows)
-        losses = torch.cat([loss for _, loss in parts]).split(group.num_rows, 1)
+        parts: list[RoundedRows] = []
+        loss_of: dict[IntegerFormat, Tensor] = {}
+        for bits, size in self.passes(rows):
+            part, loss = self._solve(rows, bits, group_size=size, U=factor.U, order=order, H=damped)
+            parts.append(part)
+            loss_of |= dict(zip(part.formats, loss, strict=True))
+        levels = self.packed(parts, group.num_rows)
+        losses = torch.stack([loss_of[each] for each in self.formats(len(H))]).split(group.num_rows, 1)
         errors = undamped_errors(
             dense_levels(levels),
             group.weights,
@@ -77,7 +86,7 @@ class GPTQ(IntegerLevels):
         return CompressedGroup(levels, errors, notes + self.clipping_notes(group, levels))
 
     def _solve(
-        self, rows: Tensor, bits: Sequence[int], *, U: Tensor, order: Tensor, H: Tensor
+        self, rows: Tensor, bits: Sequence[int], *, group_size: int, U: Tensor, order: Tensor, H: Tensor
     ) -> tuple[RoundedRows, Tensor]:
         """Quantise rows (rows, cols), whose columns are permuted by `order`, to several widths.
 
@@ -85,7 +94,6 @@ class GPTQ(IntegerLevels):
         Σ E², (levels, rows).
         """
         W = lanes_of(rows, len(bits))
-        group_size = fitting_group_size(len(W), self.group_size)
         fit = partial(self.fit, max_code=max_codes(bits, rows=len(rows), device=rows.device))
         rounder = GroupRounder(
             fit,

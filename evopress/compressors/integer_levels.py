@@ -1,18 +1,18 @@
 """What round-to-nearest and GPTQ have in common: settings, levels, grids and packing."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import ClassVar, Literal
+from fractions import Fraction
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
 from evopress.compressors.base import Compressor, LayerGroup
+from evopress.compressors.group_sizes import IntegerFormat, group_sizes_of
 from evopress.compressors.range_search import search_grid
-from evopress.compressors.sweep import by_level
+from evopress.compressors.sweep import by_level, split_levels
 from evopress.runtime.config_class import config_class
 from evopress.space.budget import Metric
 from evopress.space.shapes import LayerShape
@@ -21,25 +21,33 @@ from evopress.weights.base import CompressedWeight
 from evopress.weights.grids import Grid, fit_grid
 from evopress.weights.integer import QuantizedWeight, quantized_bytes
 
-log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class RoundedRows:
-    """Rows at all levels: codes uint8 (levels, rows, cols); scales and uint8 zeros, both (levels, rows, groups)."""
+    """Rows at several widths in groups of one size.
+
+    Codes are uint8 (widths, rows, cols), and scales and uint8 zeros are both (widths, rows, groups).
+    """
 
     bits: Sequence[int]
     codes: Tensor
     scales: Tensor
     zeros: Tensor
 
+    @property
+    def formats(self) -> list[IntegerFormat]:
+        group_size = self.codes.shape[2] // self.scales.shape[2]
+        return [IntegerFormat(bits, group_size) for bits in self.bits]
+
 
 @config_class
 class IntegerLevels(Compressor):
     """Levels that are bit widths of integer codes, with a scale per row and group of columns.
 
-    `bits` are the widths; level 0 is the widest. If `group_size` does not divide the columns of a layer, the layer uses
-    the largest smaller size of 128, 64, 32 and 16 that does. `symmetric` grids have no zero points. `range` decides
+    `bits` are the widths. If `group_size` does not divide the columns of a layer, the layer uses the largest smaller
+    size of 128, 64, 32 and 16 that does. `group_size` may also be a list of sizes, which must divide the columns of all
+    layers. Then there is a level for each width and each size. Level 0 takes the most bytes. `symmetric` grids have no
+    zero points. `range` decides
     where the grids end: `minmax` at the smallest and the largest weight, `mse` where the squared error is least, and
     `hessian` where the squared error is least if each column is weighted by the power of its inputs, which is the
     diagonal of the Hessian.
@@ -49,7 +57,7 @@ class IntegerLevels(Compressor):
     levels_key: ClassVar[str] = "compress.bits"
 
     bits: tuple[int, ...] = (6, 5, 4, 3, 2)
-    group_size: int = Field(default=128, gt=0)
+    group_size: Annotated[int, Field(gt=0)] | tuple[Annotated[int, Field(gt=0)], ...] = 128
     symmetric: bool = False
     range: Literal["minmax", "mse", "hessian"] = "hessian"
     scale_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
@@ -60,6 +68,19 @@ class IntegerLevels(Compressor):
         if not bits or len(set(bits)) < len(bits) or not all(2 <= width <= 8 for width in bits):
             raise ValueError(f"{list(bits)} must be different widths from 2 to 8: change compress.bits")
         return tuple(sorted(bits, reverse=True))
+
+    @field_validator("group_size")
+    @classmethod
+    def _distinct_smallest_first(cls, sizes: int | tuple[int, ...]) -> int | tuple[int, ...]:
+        if isinstance(sizes, int):
+            return sizes
+        if not sizes or len(set(sizes)) < len(sizes):
+            raise ValueError(f"{list(sizes)} must be different sizes: change compress.group_size")
+        return tuple(sorted(sizes)) if len(sizes) > 1 else sizes[0]
+
+    @property
+    def needs_size_budget(self) -> bool:
+        return isinstance(self.group_size, tuple)
 
     @property
     def weight_kinds(self) -> frozenset[type[CompressedWeight]]:
@@ -77,23 +98,41 @@ class IntegerLevels(Compressor):
     def span(self) -> tuple[float, float]:
         return float(self.bits[-1]), float(self.bits[0])
 
+    def formats(self, cols: int) -> list[IntegerFormat]:
+        """The widths and group sizes of the levels of a layer with `cols` inputs, in the order of the levels.
+
+        Raises:
+            ValueError: No group size fits `cols`, or one of several does not.
+        """
+        formats = [IntegerFormat(bits, size) for bits in self.bits for size in group_sizes_of(cols, self.group_size)]
+        return sorted(formats, key=self._bits_per_weight, reverse=True)
+
+    def passes(self, rows: Tensor) -> list[tuple[Sequence[int], int]]:
+        """The widths that are solved at once, and the group size, of each pass over `rows` (rows, cols)."""
+        sizes = group_sizes_of(rows.shape[1], self.group_size)
+        return [(bits, size) for size in sizes for bits in split_levels(self.bits, rows)]
+
+    def _bits_per_weight(self, of: IntegerFormat) -> Fraction:
+        """With scales and zero points."""
+        zero_bits = 0 if self.symmetric else of.bits
+        return of.bits + Fraction(8 * self._torch_scale_dtype.itemsize + zero_bits, of.group_size)
+
     def levels(self, layer: LayerShape) -> list[Level]:
-        group_size = fitting_group_size(layer.cols, self.group_size)
         return [
             Level(
-                label=f"{width}bit",
-                value=width,
-                cost=width * layer.num_weights,
+                label=f"{each.bits}bit" + (f"/{each.group_size}" if self.needs_size_budget else ""),
+                value=each.bits,
+                cost=each.bits * layer.num_weights,
                 size_bytes=quantized_bytes(
                     layer.rows,
                     layer.cols,
-                    bits=width,
-                    group_size=group_size,
+                    bits=each.bits,
+                    group_size=each.group_size,
                     symmetric=self.symmetric,
                     scale_bytes=self._torch_scale_dtype.itemsize,
                 ),
             )
-            for width in self.bits
+            for each in self.formats(layer.cols)
         ]
 
     def fit(self, W: Tensor, power: Tensor, *, max_code: Tensor) -> Grid:
@@ -113,17 +152,18 @@ class IntegerLevels(Compressor):
 
     def packed(self, parts: Sequence[RoundedRows], num_rows: Sequence[int]) -> list[list[CompressedWeight]]:
         """The weights [layer][level] of a group whose layers have `num_rows` rows. Each part has some of the levels."""
-        by_width = [
-            [
+        by_format = {
+            each: [
                 QuantizedWeight.from_codes(
-                    codes, scales.clone(), zeros=None if self.symmetric else zeros.clone(), bits=bits
+                    codes, scales.clone(), zeros=None if self.symmetric else zeros.clone(), bits=each.bits
                 )
                 for codes, scales, zeros in zip(*(tensor.split(num_rows) for tensor in tensors), strict=True)
             ]
             for part in parts
-            for bits, *tensors in zip(part.bits, part.codes, part.scales, part.zeros, strict=True)
-        ]
-        return [list(layer_levels) for layer_levels in zip(*by_width, strict=True)]
+            for each, *tensors in zip(part.formats, part.codes, part.scales, part.zeros, strict=True)
+        }
+        cols = parts[0].codes.shape[2]
+        return [list(levels) for levels in zip(*(by_format[each] for each in self.formats(cols)), strict=True)]
 
     def clipping_notes(self, group: LayerGroup, levels: list[list[CompressedWeight]]) -> tuple[str, ...]:
         """A note on each layer whose grids do not reach its largest weights."""
@@ -142,23 +182,3 @@ class IntegerLevels(Compressor):
     @property
     def _torch_scale_dtype(self) -> torch.dtype:
         return getattr(torch, self.scale_dtype)
-
-
-@cache
-def fitting_group_size(cols: int, group_size: int) -> int:
-    """`group_size` if it divides `cols`, or else the largest smaller size of 128, 64, 32 and 16 that does.
-
-    A smaller size is logged once for each number of columns.
-
-    Raises:
-        ValueError: None of them divides `cols`.
-    """
-    for size in (group_size, *(size for size in (128, 64, 32, 16) if size < group_size)):
-        if cols % size == 0:
-            if size != group_size:
-                log.info("layers with %d inputs use groups of %d, because %d is not a divisor", cols, size, group_size)
-            return size
-    raise ValueError(
-        f"compress.group_size is {group_size}, but neither it nor a smaller size of 128, 64, 32 and 16 divides the "
-        f"{cols} inputs of a layer: set compress.group_size to a divisor of {cols}"
-    )

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from evopress.compressors.base import CompressedGroup, LayerGroup
-from evopress.compressors.integer_levels import IntegerLevels, RoundedRows, fitting_group_size
+from evopress.compressors.integer_levels import IntegerLevels, RoundedRows
 from evopress.compressors.output_errors import dense_levels, relative_errors
-from evopress.compressors.sweep import lanes_of, split_levels
+from evopress.compressors.sweep import lanes_of
 from evopress.runtime.config_class import config_class
 from evopress.weights.grids import Grid, max_codes
 
@@ -35,14 +35,15 @@ def round_to_nearest(settings: IntegerLevels, group: LayerGroup) -> CompressedGr
     """Round all layers to all levels. The errors are weighted by the Hessian if the group has one."""
     rows = torch.cat(group.weights)
     power = rows.new_ones(rows.shape[1]) if group.hessian is None else group.hessian.diagonal()
-    parts = [_round(settings, rows, bits, power=power) for bits in split_levels(settings.bits, rows)]
+    parts = [_round(settings, rows, bits, group_size=size, power=power) for bits, size in settings.passes(rows)]
     levels = settings.packed(parts, group.num_rows)
     errors = relative_errors(dense_levels(levels), group.weights, H=group.hessian)
     return CompressedGroup(levels, errors, settings.clipping_notes(group, levels))
 
 
-def _round(settings: IntegerLevels, rows: Tensor, bits: Sequence[int], *, power: Tensor) -> RoundedRows:
-    group_size = fitting_group_size(rows.shape[1], settings.group_size)
+def _round(
+    settings: IntegerLevels, rows: Tensor, bits: Sequence[int], *, group_size: int, power: Tensor
+) -> RoundedRows:
     W = lanes_of(rows, len(bits)).unflatten(0, (-1, group_size))  # (groups, group_size, lanes)
     max_code = max_codes(bits, rows=len(rows), device=rows.device)
     grid = settings.fit(W, power.unflatten(0, (-1, group_size)), max_code=max_code)

@@ -112,6 +112,31 @@ def test_levels_layers_and_parts_solved_together_equal_each_alone(act_order, mon
     assert all(map(torch.equal, codes(in_parts, 1), codes(together, 1)))
 
 
+@pytest.mark.parametrize("compressor", [GPTQ, RTN])
+def test_levels_of_several_group_sizes_equal_those_of_each_size_alone(compressor):
+    layers = group((32, 64), 96, dtype=torch.float64)
+    together = compressor(bits=(2, 3), group_size=[32, 96, 16])
+    solved = together.compress(layers)
+    alone = {size: compressor(bits=(2, 3), group_size=size).compress(layers) for size in (16, 32, 96)}
+    for layer, shape in enumerate(layers.shapes):
+        levels = together.levels(shape)
+        assert [level.label for level in levels] == ["3bit/16", "3bit/32", "3bit/96", "2bit/16", "2bit/32", "2bit/96"]
+        assert [level.size_bytes for level in levels] == sorted((level.size_bytes for level in levels), reverse=True)
+        for index, level in enumerate(levels):
+            bits, size = (int(part) for part in level.label.split("bit/"))
+            expected = alone[size]
+            assert torch.equal(solved.levels[layer][index].dense(), expected.levels[layer][(3, 2).index(bits)].dense())
+            assert solved.errors[layer][index] == pytest.approx(expected.errors[layer][(3, 2).index(bits)], rel=1e-6)
+            stored = sum(tensor.nbytes for tensor in solved.levels[layer][index].tensors().values())
+            assert stored == level.size_bytes
+
+
+def test_several_group_sizes_must_divide_the_columns():
+    assert GPTQ(group_size=[32]) == GPTQ(group_size=32)
+    with pytest.raises(ValueError, match=r"lists 64, which does not divide the 96 inputs"):
+        GPTQ(group_size=[32, 64]).levels(LayerShape("q", 4, 96))
+
+
 @pytest.mark.parametrize("act_order", [False, True])
 @pytest.mark.parametrize("tokens", [300, 20])
 def test_errors_are_those_of_the_undamped_hessian(act_order, tokens):
@@ -211,10 +236,22 @@ def test_the_propagated_width_is_the_nearest_wider_one(bits, propagate, level):
     compressor = GPTQ(bits=bits, propagate_bits=propagate)
     assert compressor.propagate_level == level
     assert compressor.bits == tuple(sorted(bits, reverse=True)) and compressor.span == (min(bits), max(bits))
+    several = GPTQ(bits=bits, propagate_bits=propagate, group_size=[64, 128])
+    propagated = several.levels(LayerShape("q", 4, 128))[several.propagate_level]
+    assert propagated.label == f"{compressor.bits[level]}bit/64"
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"bits": []}, {"bits": [3, 3]}, {"bits": [1]}, {"bits": [9]}, {"group_size": 0}, {"x": 1}]
+    "wrong",
+    [
+        {"bits": []},
+        {"bits": [3, 3]},
+        {"bits": [1]},
+        {"bits": [9]},
+        {"group_size": 0},
+        {"group_size": [64, 64]},
+        {"x": 1},
+    ],
 )
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(ValueError):
