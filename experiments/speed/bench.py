@@ -133,7 +133,8 @@ def measured(lm: LanguageModel, splits: Splits, top: dict[str, float], folder: P
     measured_ratios: dict[str, dict] = {}
     for index, name in ((0, "q, k, v"), (3, "down")):
         group = ratios.group_of(lm, index)
-        measured_ratios[f"GPTQ of {name}, 5 widths"] = ratios.gptq_solve(gptq, group, gptq.formats(group.weights[0].shape[1])[0].group_size)
+        size = gptq.formats(group.weights[0].shape[1])[0].group_size
+        measured_ratios[f"GPTQ of {name}, 5 widths"] = ratios.gptq_solve(gptq, group, size)
         measured_ratios[f"SparseGPT of {name}, 9 levels"] = ratios.sparsegpt_solve(sparse, group)
     drops = drop_space(lm, Drop())
     dropper = Evaluator(lm, drops, None, settings)
