@@ -7,6 +7,7 @@ from functools import partial
 
 from evopress.data.windows import Windows
 from evopress.database.manifest import fingerprint
+from evopress.engine_stage import measure_in_engine
 from evopress.evaluation.answers import answers_identity, compare_answers, prompts_of
 from evopress.evaluation.candidates import Candidate, compared_profiles, measure_candidates
 from evopress.evaluation.context import EvaluationContext
@@ -20,6 +21,7 @@ from evopress.results import ResultsFile, describe_run, open_results
 from evopress.runtime import distributed
 from evopress.runtime.clock import Clock
 from evopress.runtime.tracking import Tracker
+from evopress.search.start_profiles import evenly_spaced_profile
 from evopress.space.units import Profile
 from evopress.tune_stage import TunedModel, final_model
 
@@ -66,6 +68,11 @@ def evaluate_profile(
     if job.export.formats:
         with clock.stage("export"):
             results["exports"] = _export(job, final[1], profile, facts=results)
+    if job.eval.engine:
+        file.write({**results, **clock.measurements})
+        with clock.stage("engine"):
+            uniform = evenly_spaced_profile(context.space, job.budget)
+            results["engine"] = measure_in_engine(job, context, uniform, exported=final[0])
     file.write({**results, **clock.measurements})
     _track_results(job.tracker, candidates, clock.seconds)
     report = write_report(job.folder)

@@ -8,6 +8,7 @@ from evopress.compressors.base import Compressor
 from evopress.compressors.drop import Drop
 from evopress.data.settings import Data
 from evopress.data.test_sets import TestSet, check_text_column, list_test_sets
+from evopress.engines import check_engine
 from evopress.evaluation.eval_checks import check_eval
 from evopress.evaluation.eval_settings import Eval
 from evopress.evaluation.evaluator import EvaluatorSettings
@@ -142,6 +143,8 @@ class Job:
         self._check_tuning()
         check_text_column(self.data, [test_set.source for test_set in self.test_sets])
         check_eval(self.eval)
+        if "evaluate" in self.planned_stages:
+            check_engine(self.eval, self.export)
         self.tracker.check()
 
     def _check_tuning(self) -> None:

@@ -1,7 +1,7 @@
 """The settings of the final evaluation."""
 
 from dataclasses import field
-from typing import Annotated, TypeGuard
+from typing import Annotated, Literal, TypeGuard
 
 from pydantic import Field, field_validator
 
@@ -33,6 +33,11 @@ class Eval:
         prompts: Prompts whose greedy answers by the dense and the compressed model are shown. None is a built-in list
             of eight questions, and an empty list shows none.
         log_samples: Whether every prompt and answer is written to the run directory.
+        engine: The inference engine that measures the exported, the uniform and the dense model: perplexity, memory
+            and speed. None measures them in no engine.
+        engine_python: The Python of the environment in which the engine is installed. None is the Python that runs
+            evopress.
+        engine_tokens: Tokens of the test split that the engine reads, rounded up to whole windows. None reads all.
     """
 
     datasets: list[UserPath] = field(default_factory=list)
@@ -48,6 +53,9 @@ class Eval:
     gen_kwargs: dict[str, GenerationValue] | None = None
     log_samples: bool = False
     prompts: list[Annotated[str, Field(min_length=1)]] | None = None
+    engine: Literal["llama_cpp", "vllm"] | None = None
+    engine_python: UserPath | None = None
+    engine_tokens: int | None = Field(default=8192, gt=0)
 
     @field_validator("num_fewshot", mode="before")
     @classmethod

@@ -62,6 +62,15 @@ class Format(ABC):
     tags: ClassVar[tuple[str, ...]] = ()
     """Tags under which the hub finds the format."""
 
+    engines: tuple[str, ...] = ()
+    """The values of `eval.engine` that can measure a checkpoint of the format."""
+
+    dense_format: ClassVar[str] = "hf"
+    """The format in which the same engine loads the dense model, to compare the two."""
+
+    ships_code: ClassVar[bool] = False
+    """Whether engines have to trust code in the checkpoint, which the format wrote."""
+
     @classmethod
     def from_settings(cls, settings: Export) -> Self:
         """Create the format with the settings that concern it."""
@@ -122,6 +131,10 @@ class Format(ABC):
     @abstractmethod
     def load(self, folder: Path, dtype: torch.dtype, *, attention: str | None = None) -> PreTrainedModel:
         """Load a written checkpoint to compute in `dtype`, with the engine's own loader if it is installed."""
+
+    def path_for_engine(self, folder: Path) -> Path:
+        """The folder or the file that engines are told to load."""
+        return folder
 
     def check_files(self, searched: SearchedModel, folder: Path, *, dtype: torch.dtype) -> dict[str, object]:
         """Compare the contents of the files with the searched model.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from evopress.report.choices import choices_of
+from evopress.report.in_engine import engine_of, measured_in_engine
 from evopress.report.parsing import (
     PARSE_ERRORS,
     as_dict,
@@ -116,6 +117,8 @@ def _run_of(files: _Files, reader: _Reader) -> Run:
         checkpoints=reader.read("results.json", lambda: tuple(_checkpoints(exports, folder))) or (),
         batches=reader.read("search.jsonl", lambda: tuple(evaluated_batches(files.search_lines, fitness))) or (),
         answers=reader.read("results.json", lambda: tuple(_answers(results))) or (),
+        engine=reader.read("results.json", lambda: engine_of(results)) or "",
+        in_engine=reader.read("results.json", lambda: dict(measured_in_engine(results))) or {},
         stopped=next((str(line.get("reason")) for line in files.search_lines if line.get("ask") == "stop"), ""),
         tuning=reader.read("results.json", lambda: dict(_tuning(results))) or {},
         tokens=reader.read("results.json", lambda: floats(results.get("tokens", {}))) or {},

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from evopress.report.choices import Choice
+from evopress.report.in_engine import InEngine
 from evopress.report.search_history import EvaluatedBatch, fitness_of
 from evopress.search.encoding import encode
 
@@ -71,6 +72,9 @@ class Run:
     stopped: str = ""
     """Why the search was stopped before its end: "effort" or "finish"."""
     answers: tuple[Answers, ...] = ()
+    engine: str = ""
+    """The engine that measured checkpoints, with its version."""
+    in_engine: Mapping[str, InEngine] = field(default_factory=dict)
     batches: tuple[EvaluatedBatch, ...] = ()
     tuning: Mapping[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)
     """(step, KL on validation tokens) at each check, by name of the tuned candidate."""

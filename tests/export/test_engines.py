@@ -22,17 +22,23 @@ from evopress.data.settings import Data
 from evopress.database.build import BatchLimits, build_database
 from evopress.database.cache import DecodedLevels
 from evopress.database.store import Database
+from evopress.evaluation.eval_settings import Eval
 from evopress.export import Export, SearchedModel, load, write_checkpoints
 from evopress.models.language_model import LanguageModel
 from evopress.models.loading import load_model
 from evopress.models.source import ModelSource
+from evopress.pipeline import run_job
+from evopress.runtime.json_files import read_json
 from evopress.search.baselines.random import Random
 from evopress.search.baselines.scores import Scores
+from evopress.search.baselines.uniform import Uniform
 from evopress.space.budget import Budget
 from evopress.space.build import drop_space, layer_space
 from evopress.space.settings import SpaceSettings
 from evopress.weights.k_types import K_TYPES
+from tests.engines.test_comparison import FOR_VLLM, GGUF_FILE
 from tests.exports import TOKENS, compressed
+from tests.jobs import small_job
 from tests.sentencepiece_tokenizers import TEXTS, sentencepiece
 from tests.tiny_models import tiny, wide_llama
 
@@ -245,6 +251,20 @@ def test_llama_cpp_finds_the_tokens_of_a_sentencepiece_tokenizer(llama, tmp_path
     arguments = (json.dumps(TOKENS.tolist()), str(tmp_path / "logits.npy"), json.dumps(TEXTS))
     tokenized = run_engine(llama, RUN_LLAMA, str(tmp_path / "gguf" / "model.gguf"), *arguments)
     assert tokenized == [lm.tokenizer(text)["input_ids"] for text in TEXTS]
+
+
+@pytest.mark.parametrize(("name", "changes"), [("llama", GGUF_FILE), ("vllm", FOR_VLLM)])
+def test_a_run_finds_its_own_perplexities_in_the_engine(name, changes, model_folders, tmp_path):
+    """Engines round activations in other ways, which changes the perplexity of a random model by less than this."""
+    engine_name = {"llama": "llama_cpp", "vllm": "vllm"}[name]
+    settings = Eval(prompts=[], engine=engine_name, engine_python=str(engine(name)))
+    job = small_job(tmp_path / "run", tmp_path, model_folders("llama"), search=Uniform(), eval=settings, **changes)
+    run_job(job)
+    results = read_json(job.folder / "results.json")
+    for candidate, measured in results["engine"]["models"].items():
+        assert measured["perplexity"] == pytest.approx(results[candidate]["perplexity"]["pydoc"], rel=0.02)
+        assert measured["resident_bytes"] > measured["resident_bytes_without_model"] > 0
+        assert measured["generated_tokens_per_s"] > 0
 
 
 def test_names_order_of_rows_and_tokenizer_are_those_of_the_file_that_llama_cpp_converted(smollm2, tmp_path):

@@ -58,9 +58,11 @@ class CompressedTensors(Format):
     packs_levels: ClassVar[bool] = True
     title: ClassVar[str] = "compressed-tensors, a width or number format per layer"
     tags: ClassVar[tuple[str, ...]] = ("compressed-tensors",)
+    engines: tuple[str, ...] = ("vllm",)
 
     def __init__(self, engine: str = "transformers"):
         self.engine = engine
+        self.engines = ("vllm",) if engine == "vllm" else ()
         self.library = "vllm" if engine == "vllm" else "transformers"
         self.commands = (
             ("vllm serve {folder}",)

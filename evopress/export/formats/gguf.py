@@ -60,6 +60,8 @@ class GGUFFile(Format):
     packs_levels: ClassVar[bool] = True
     title: ClassVar[str] = "GGUF with a block type per layer"
     library = "gguf"
+    engines = ("llama_cpp",)
+    dense_format: ClassVar[str] = "gguf"
     tags: ClassVar[tuple[str, ...]] = ("gguf",)
     commands = (
         "llama-cli -m {folder}/model.gguf",
@@ -168,6 +170,9 @@ class GGUFFile(Format):
         values["model_type"] = ARCHITECTURES[values["model_type"]]  # transformers reads no GGUF file of type mistral
         config = AutoConfig.for_model(**values)
         return read_folder(folder, config, dtype=dtype, attention=attention, gguf_file=FILE)
+
+    def path_for_engine(self, folder: Path) -> Path:
+        return folder / FILE
 
     def check_files(self, searched: SearchedModel, folder: Path, *, dtype: torch.dtype) -> dict[str, object]:
         """Decode every layer with the gguf package, and compare it with the searched weights bit for bit."""

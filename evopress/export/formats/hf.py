@@ -30,6 +30,7 @@ class DenseSafetensors(Format):
     name: ClassVar[str] = "hf"
     title: ClassVar[str] = "dense safetensors"
     commands = (FROM_PRETRAINED, "vllm serve {folder}")
+    engines = ("vllm",)
 
     def check_settings(self, compressor: Compressor | Drop, space: SpaceSettings) -> None:
         """Accept levels of every kind, and drops of whole blocks."""

@@ -43,6 +43,8 @@ class NemotronNAS(Format):
     name: ClassVar[str] = "nemotron_nas"
     title: ClassVar[str] = "Nemotron-NAS (DeciLM) safetensors with half blocks left out"
     library = "vllm"
+    engines = ("vllm",)
+    ships_code: ClassVar[bool] = True
     commands = (
         "vllm serve {folder} --trust-remote-code",
         "python -c \"import evopress; evopress.load('{folder}')\"",
