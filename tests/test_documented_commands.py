@@ -43,6 +43,7 @@ from tests.documents import (
     page,
     settings_in,
 )
+from tests.engines.stand_ins import stand_in
 from tests.test_api import NOTEBOOK
 from tests.tiny_models import config, tokenizer
 
@@ -56,7 +57,7 @@ SHORT = {
 }
 """What makes a search short, by its class."""
 
-SMALL_TARGETS = {"budget.target=110MB": "budget.target=300KB", "budget.target=90MB": "budget.target=300KB"}
+SMALL_TARGETS = {f"budget.target={size}": "budget.target=300KB" for size in ("110MB", "92MB", "90MB")}
 """File sizes for a tiny model, in place of those in the documents."""
 
 RUN_ELSEWHERE = {
@@ -89,8 +90,12 @@ def test_every_command_of_a_study_composes():
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory) -> Path:
-    """A user's folder: the files of the page on your own parts, a model, notes, and the texts that commands name."""
+    """A user's folder: the files of the page on your own parts, a model, notes, and the texts that commands name.
+
+    A stand-in takes the place of llama.cpp.
+    """
     folder = tmp_path_factory.mktemp("desk")
+    stand_in("llama_cpp", folder / ".engines/llama/bin")
     for language in ("python", "yaml"):
         for listing in listings(page("bring_your_own").read_text(), language):
             name = re.match(r"# (\S+)\n", listing)[1]
