@@ -32,7 +32,7 @@ LAST_LAYERS = {"attention": ("self_attn.o_proj", "self_attn.out_proj"), "mlp": (
 
 def layer_levels(lm: LanguageModel, compressor: Compressor) -> dict[str, list[CompressedWeight]]:
     """All levels of every layer, compressed by itself, for compressors that need no Hessian."""
-    names = [f"{block}.{local}" for block in lm.block_names for group in lm.family.layers for local in group]
+    names = [lm.layer_name(block, local) for block in range(lm.num_blocks) for local in lm.layers(block)]
     names += lm.embedding_and_head if compressor.compresses_embeddings else ()
     weights = {name: lm.model.get_submodule(name).weight.detach() for name in names}
     return {name: compressor.compress(LayerGroup((name,), (weights[name],))).levels[0] for name in names}

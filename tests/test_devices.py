@@ -63,7 +63,7 @@ def meta_model(family: str) -> LanguageModel:
 def packed_levels(lm: LanguageModel, compressor: RTN) -> dict[str, list[CompressedWeight]]:
     levels: dict[str, list[CompressedWeight]] = {}
     for block in range(lm.num_blocks):
-        for local in (local for group in lm.layer_groups for local in group):
+        for local in lm.layers(block):
             rows, cols = lm.linear(block, local).weight.shape
             codes, scales = torch.zeros(rows, cols, dtype=torch.uint8), torch.ones(rows, cols // 16).half()
             zeros = torch.zeros(rows, cols // 16, dtype=torch.uint8)
@@ -124,7 +124,7 @@ def test_levels_are_decoded_on_the_device_to_which_they_are_moved():
 @pytest.mark.usefixtures("no_packing_check")
 def test_learnt_rounding_copies_packed_weights_to_the_device_and_back(monkeypatch):
     lm = meta_model("llama")
-    levels, local_names = packed_levels(lm, RTN(bits=(4,), group_size=16)), (n for g in lm.layer_groups for n in g)
+    levels, local_names = packed_levels(lm, RTN(bits=(4,), group_size=16)), lm.layers(0)
     start = {local: levels[lm.layer_name(0, local)][0] for local in local_names}
     states, (kwargs, *_) = lm.embed(torch.zeros(4, 8, dtype=torch.int64, device=META))
     task = BlockTask(lm, 0, BlockChoice(), kwargs, states, states, num_held_out=1, windows_at_once=2)

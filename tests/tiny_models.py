@@ -21,7 +21,9 @@ WITH_EXPERTS = ("mixtral", "qwen3_moe")
 WITH_SHARED_EXPERTS = ("qwen2_moe", "dots1", "deepseek_v2", "deepseek_v3")
 SCALED = ("granite", "cohere")
 WITH_VISION = ("gemma3",)
-ALL_FAMILIES = (*FAMILIES, *WITH_EXPERTS, *WITH_SHARED_EXPERTS, *SCALED, *WITH_VISION)
+MIXED = ("qwen2_moe-mixed", "qwen3_moe-mixed", "deepseek_v2-mixed", "deepseek_v3-mixed", "glm4_moe", "qwen3_next")
+"""Families whose blocks differ. What follows the type of a model names a variant of it."""
+ALL_FAMILIES = (*FAMILIES, *WITH_EXPERTS, *WITH_SHARED_EXPERTS, *SCALED, *WITH_VISION, *MIXED)
 NUM_EXPERTS = 5
 
 NUM_BLOCKS = 3
@@ -85,6 +87,22 @@ _CHANGES: dict[str, dict[str, object]] = {
     "cohere": {"logit_scale": 0.0625},
     "gemma2": _SLIDING,
     "gemma3_text": _SLIDING,
+    "glm4_moe": {**_SHARED_EXPERTS, "first_k_dense_replace": 1, "use_qk_norm": True},
+    "qwen3_next": {
+        **_SHARED_EXPERT,
+        "layer_types": ["linear_attention", "linear_attention", "full_attention"],
+        "mlp_only_layers": [1],
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 16,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+    },
+}
+_VARIANTS: dict[str, dict[str, object]] = {
+    "qwen2_moe-mixed": {"mlp_only_layers": [0]},
+    "qwen3_moe-mixed": {"decoder_sparse_step": 2},
+    "deepseek_v2-mixed": {"first_k_dense_replace": 1, "q_lora_rank": None},
+    "deepseek_v3-mixed": {"first_k_dense_replace": 2},
 }
 
 
@@ -95,8 +113,9 @@ def config(family: str) -> PretrainedConfig:
         return AutoConfig.for_model(family, text_config=text, vision_config=_VISION, mm_tokens_per_image=4)
     shape = {**_SHAPE, "ffn_dim": 128, "word_embed_proj_dim": 64} if family == "opt" else _LLAMA
     ids = {"bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258}
-    changes = _CHANGES.get(family, {})
-    return AutoConfig.for_model(family, **{**shape, **ids, "max_position_embeddings": 256, **changes})
+    model_type = family.partition("-")[0]
+    changes = {**_CHANGES.get(model_type, {}), **_VARIANTS.get(family, {})}
+    return AutoConfig.for_model(model_type, **{**shape, **ids, "max_position_embeddings": 256, **changes})
 
 
 def random_model(family: str) -> PreTrainedModel:

@@ -14,4 +14,4 @@ def groups_of_block(lm: ModelStructure, block: int) -> list[LayerNames]:
     """
     if block == OUTSIDE:
         return [(name,) for name in lm.embedding_and_head]
-    return [tuple(lm.layer_name(block, local) for local in group) for group in lm.layer_groups]
+    return [tuple(lm.layer_name(block, local) for local in group) for group in lm.layer_groups(block)]

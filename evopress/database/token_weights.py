@@ -99,7 +99,7 @@ def _weigh_in_block(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The gradient at the input of a block, from the `gradient` at its output, and the token weights by role."""
     outputs: dict[str, Tensor] = {}
-    role_of = {local: role(group[0]) for group in lm.layer_groups for local in group}
+    role_of = {local: role(group[0]) for group in lm.layer_groups(block) for local in group}
     state = state.detach().requires_grad_()
     with (
         torch.enable_grad(),

@@ -49,5 +49,5 @@ def _input_powers(lm: LanguageModel, block: int) -> Iterator[dict[LayerNames, Fl
     def record(group: LayerNames, inputs: Tensor, output: Tensor) -> None:
         powers[group] = inputs.flatten(0, -2).float().square().sum(0)
 
-    with watch_layers({group: lm.linear(block, group[0]) for group in lm.layer_groups}, record):
+    with watch_layers({group: lm.linear(block, group[0]) for group in lm.layer_groups(block)}, record):
         yield powers

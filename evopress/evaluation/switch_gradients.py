@@ -195,7 +195,7 @@ def block_gradients(
         if local in weights:  # OPT runs its first MLP layer even if the MLP is dropped
             inputs[local], outputs[local] = layer_input.detach(), layer_output
 
-    layers = {local: model.lm.linear(block, local) for group in model.lm.layer_groups for local in group}
+    layers = {local: model.lm.linear(block, local) for local in model.lm.layers(block)}
     with torch.enable_grad(), watch_layers(layers, record):
         output = model.lm.run_block(block, state, forward.kwargs[block], weights=weights, dropped=choice.dropped)
     propagated = [

@@ -176,7 +176,7 @@ def check_code(checkpoint_format: Format, lm: ModelStructure) -> None:
 
 def check_no_experts(checkpoint_format: Format, lm: ModelStructure) -> None:
     """Raise UnsupportedExportError for a mixture of experts, whose packed levels transformers cannot read."""
-    if any(expert_of(local) for group in lm.layer_groups for local in group):
+    if any(expert_of(local) for block in range(lm.num_blocks) for local in lm.layers(block)):
         raise UnsupportedExportError(
             f"export.formats=[{checkpoint_format.name}] holds no mixtures of experts, because transformers cannot read "
             "their packed levels: use export.formats=[hf]"

@@ -74,9 +74,8 @@ class SearchedModel:
 
     @cached_property
     def _dropped_modules(self) -> tuple[str, ...]:
-        paths = {"attention": self.lm.family.attention, "mlp": self.lm.family.mlp}
         return tuple(
-            f"{self.lm.block_names[block]}.{paths[subblock]}."
+            f"{self.lm.block_names[block]}.{self.lm.subblock_path(block, subblock)}."
             for block, choice in enumerate(self.choices)
             for subblock in choice.dropped
         )

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field, replace
 Groups = tuple[tuple[str, ...], ...]
 """Local names of the layers of a block, grouped by the input they share."""
 
+Paths = str | tuple[str, ...]
+"""One path, or several of which each block has one."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
@@ -13,8 +16,9 @@ class Family:
 
     `blocks`, `norm` and `head` are paths from the model. All other paths are within a block. `layers` are the linear
     layers, in groups that read the same input and in the order in which they run. A group with `*` in its paths stands
-    for one group per expert. `attention` and `mlp` are the modules whose output is added to the residual stream. `kept`
-    maps the parts of a block that stay uncompressed to the reason why. Vectors (norms, biases) always stay
+    for one group per expert. Blocks may differ, for example if only some have experts: a block has those of the layers
+    that exist in it. `attention` and `mlp` are the modules whose output is added to the residual stream. `kept` maps
+    the parts of a block that stay uncompressed to the reason why. Vectors (norms, biases) always stay
     uncompressed; every other weight of a block must be in `layers` or in `kept`. Some parts of tensor names are
     different in the files of a checkpoint: `stored` maps the part of the name in memory to the part in the file.
     """
@@ -24,8 +28,8 @@ class Family:
     blocks: str = "model.layers"
     norm: str = "model.norm"
     head: str = "lm_head"
-    attention: str = "self_attn"
-    mlp: str = "mlp"
+    attention: Paths = "self_attn"
+    mlp: Paths = "mlp"
     stored: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
@@ -37,7 +41,6 @@ _SHARED_EXPERTS: Groups = (
     ("mlp.shared_experts.gate_proj", "mlp.shared_experts.up_proj"),
     ("mlp.shared_experts.down_proj",),
 )
-_LATENT_ATTENTION: Groups = (("self_attn.kv_b_proj",), ("self_attn.o_proj",))
 
 _ROUTER: Mapping[str, str] = {"mlp.gate": "the router: small, and every token depends on its choices"}
 _SHARED_GATE: Mapping[str, str] = {"mlp.shared_expert_gate": "one row: small, and it scales the whole shared expert"}
@@ -59,35 +62,39 @@ MIXTRAL = Family(
     kept=_ROUTER,
     stored={".mlp.": ".block_sparse_moe."},
 )
-QWEN_MOE = Family(layers=(*_ATTENTION, *_EXPERTS), kept=_ROUTER)
+QWEN_MOE = Family(layers=(*_ATTENTION, *_MLP, *_EXPERTS), kept=_ROUTER)
 QWEN2_MOE = Family(
     layers=(
         *_ATTENTION,
+        *_MLP,
         ("mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj"),
         ("mlp.shared_expert.down_proj",),
         *_EXPERTS,
     ),
     kept={**_ROUTER, **_SHARED_GATE},
 )
-DOTS1 = Family(layers=(*_ATTENTION, *_EXPERTS, *_SHARED_EXPERTS), kept=_ROUTER)
+QWEN3_NEXT = replace(
+    QWEN2_MOE,
+    layers=(("linear_attn.in_proj_qkvz",), ("linear_attn.out_proj",), *QWEN2_MOE.layers),
+    kept={
+        **QWEN2_MOE.kept,
+        "linear_attn.in_proj_ba": "two rows per head: small, and they say how much each head writes and forgets",
+        "linear_attn.conv1d": "a filter of a few weights per channel: small",
+    },
+    attention=("self_attn", "linear_attn"),
+)
+DOTS1 = Family(layers=(*_ATTENTION, *_MLP, *_EXPERTS, *_SHARED_EXPERTS), kept=_ROUTER)
 DEEPSEEK = Family(
     layers=(
-        ("self_attn.q_a_proj", "self_attn.kv_a_proj_with_mqa"),
+        ("self_attn.q_proj", "self_attn.q_a_proj", "self_attn.kv_a_proj_with_mqa"),
         ("self_attn.q_b_proj",),
-        *_LATENT_ATTENTION,
+        ("self_attn.kv_b_proj",),
+        ("self_attn.o_proj",),
+        *_MLP,
         *_EXPERTS,
         *_SHARED_EXPERTS,
     ),
     kept=_ROUTER,
-)
-DEEPSEEK_LITE = replace(
-    DEEPSEEK,
-    layers=(
-        ("self_attn.q_proj", "self_attn.kv_a_proj_with_mqa"),
-        *_LATENT_ATTENTION,
-        *_EXPERTS,
-        *_SHARED_EXPERTS,
-    ),
 )
 PHI3 = Family(layers=(("self_attn.qkv_proj",), ("self_attn.o_proj",), ("mlp.gate_up_proj",), ("mlp.down_proj",)))
 OPT = Family(
@@ -110,6 +117,7 @@ FAMILIES: Mapping[str, Family] = {
     "gemma2": LLAMA,
     "gemma3": GEMMA3,
     "gemma3_text": LLAMA,
+    "glm4_moe": DOTS1,
     "granite": LLAMA,
     "llama": LLAMA,
     "mistral": LLAMA,
@@ -120,8 +128,9 @@ FAMILIES: Mapping[str, Family] = {
     "qwen2_moe": QWEN2_MOE,
     "qwen3": LLAMA,
     "qwen3_moe": QWEN_MOE,
+    "qwen3_next": QWEN3_NEXT,
 }
 """The family of every `config.model_type`. A new family needs only an entry here."""
 
-LAYOUTS: tuple[Family, ...] = (LLAMA, PHI3, OPT, QWEN_MOE, QWEN2_MOE, DOTS1, DEEPSEEK, DEEPSEEK_LITE)
+LAYOUTS: tuple[Family, ...] = (LLAMA, PHI3, OPT, QWEN_MOE, QWEN2_MOE, QWEN3_NEXT, DOTS1, DEEPSEEK)
 """Layouts to try, in this order, for a model whose type is unknown or whose family does not fit."""

@@ -1,11 +1,12 @@
-"""Matches a model with its family, which must exist in the model and name every weight matrix of the blocks."""
+"""Matches a model with its family, which must exist in the model and name every weight matrix of every block."""
 
 import re
 from collections.abc import Container
 from dataclasses import replace
 
-from torch.nn import Linear, Module, ModuleList
+from torch.nn import Module, ModuleList
 
+from evopress.models.block_layers import first_path, groups_of, submodule
 from evopress.models.families import FAMILIES, LAYOUTS, Family
 
 NUM_SHOWN = 4
@@ -15,15 +16,14 @@ NUM_SHOWN = 4
 def resolve_family(model: Module, model_type: str, family: Family | None = None) -> Family:
     """The given family, or the family of the model's type, or the first layout that fits.
 
-    The result has one group of layers per expert. Raises ValueError if the given family, or every known one, does not
-    fit the model.
+    The result has one group of layers per expert, and only paths that some block has. Raises ValueError if the given
+    family, or every known one, does not fit the model.
     """
     if family is None:
         return detect_family(model, model_type)
     family = expand_experts(family, model)
     if missing := missing_parts(model, family):
         raise ValueError(f"model.family names {missing[0]!r}, which the model does not have")
-    _check_blocks_are_alike(model, family, model_type)
     if both := [path for group in family.layers for path in group if _is_within(path, family.kept)]:
         raise ValueError(f"model.family names {both[0]!r} in layers and in kept: remove it from one of them")
     if unnamed := unnamed_weights(model, family):
@@ -40,13 +40,11 @@ def detect_family(model: Module, model_type: str) -> Family:
     Raises ValueError if there is none. The error says how the closest one differs.
     """
     known = (FAMILIES[model_type],) if model_type in FAMILIES else ()
-    candidates = [expand_experts(family, model) for family in (*known, *LAYOUTS)]
+    candidates = [_existing_part(expand_experts(family, model), model) for family in (*known, *LAYOUTS)]
     for family in candidates:
         if not missing_parts(model, family) and not unnamed_weights(model, family):
-            _check_blocks_are_alike(model, family, model_type)
             return family
     closest = candidates[0] if known else min(candidates, key=lambda family: _distance(model, family))
-    _check_blocks_are_alike(model, closest, model_type)
     missing = missing_parts(model, closest)
     difference = (
         f"the closest one expects {_listed(missing)}, which the model does not have"
@@ -62,22 +60,32 @@ def detect_family(model: Module, model_type: str) -> Family:
     )
 
 
-def _distance(model: Module, family: Family) -> tuple[bool, int]:
+def _distance(model: Module, family: Family) -> tuple[bool, int, int]:
     """A distance, which is larger for a family that fits the model less well."""
     missing = missing_parts(model, family)
-    return family.blocks in missing, len(missing)
+    unnamed = {} if family.blocks in missing else unnamed_weights(model, family)
+    return family.blocks in missing, len(missing), sum(unnamed.values())
 
 
 def expand_experts(family: Family, model: Module) -> Family:
-    """The family with each group that contains `*` repeated for every expert of the model's first block."""
-    blocks = submodule(model, family.blocks)
-    first = next(blocks.children(), None) if blocks is not None else None
+    """The family with each group that contains `*` repeated for every expert of the block that has the most."""
     layers: list[tuple[str, ...]] = []
     for group in family.layers:
-        experts = submodule(first, group[0].partition(".*")[0]) if first is not None and "*" in group[0] else None
-        indices = range(len(experts)) if isinstance(experts, ModuleList) else ("*",)
-        layers += [tuple(path.replace("*", str(index)) for path in group) for index in indices]
+        path, is_expert, _ = group[0].partition(".*")
+        experts = [submodule(block, path) for block in _blocks(model, family)] if is_expert else []
+        num_experts = max((len(part) for part in experts if isinstance(part, ModuleList)), default=0)
+        indices = [str(index) for index in range(num_experts)] or ["*"]
+        layers += [tuple(path.replace("*", index) for path in group) for index in indices]
     return replace(family, layers=tuple(layers))
+
+
+def _existing_part(family: Family, model: Module) -> Family:
+    """The family with only those of its layers and kept parts that some block has."""
+    blocks = _blocks(model, family)
+    existing = {path for block in blocks for group in groups_of(family, block) for path in group}
+    groups = (tuple(path for path in group if path in existing) for group in family.layers)
+    kept = {path: why for path, why in family.kept.items() if _is_in_some(blocks, path)}
+    return replace(family, layers=tuple(group for group in groups if group), kept=kept)
 
 
 def expert_of(local: str) -> tuple[str, str, str] | None:
@@ -90,39 +98,46 @@ def expert_of(local: str) -> tuple[str, str, str] | None:
 
 
 def missing_parts(model: Module, family: Family) -> list[str]:
-    """Paths of `family` that do not exist in `model`, or that lead to a module of the wrong kind; each path once."""
+    """Paths of `family` that do not exist in `model`, or that lead to a module of the wrong kind; each path once.
+
+    The blocks, the norm and the head must exist, the attention and the MLP in every block, and all other parts in some
+    block.
+    """
     missing = [path for path in (family.norm, family.head) if submodule(model, path) is None]
-    blocks = submodule(model, family.blocks)
-    if not isinstance(blocks, ModuleList) or not len(blocks):
+    blocks = _blocks(model, family)
+    if not blocks:
         return [family.blocks, *missing]
-    for block in blocks:
-        missing += [path for group in family.layers for path in group if not isinstance(submodule(block, path), Linear)]
-        missing += [path for path in (family.attention, family.mlp, *family.kept) if submodule(block, path) is None]
+    existing = {path for block in blocks for group in groups_of(family, block) for path in group}
+    missing += [path for group in family.layers for path in group if path not in existing]
+    for paths in (family.attention, family.mlp):
+        if not all(first_path(block, paths) for block in blocks):
+            missing.append(paths if isinstance(paths, str) else " or ".join(paths))
+    missing += [path for path in family.kept if not _is_in_some(blocks, path)]
     return list(dict.fromkeys(missing))
 
 
 def unnamed_weights(model: Module, family: Family) -> dict[str, int]:
-    """Sizes, by local name, of the weights of the first block that are neither in `layers` nor in `kept`.
+    """Sizes, by local name, of the weights that are neither in `layers` nor in `kept`, in the first block with some.
 
-    Vectors are not included. The blocks of `family` must exist in `model`.
+    Vectors are not included.
     """
-    named = {path for group in family.layers for path in group} | family.kept.keys()
-    sizes = _matrix_sizes(_blocks(model, family)[0])
-    return {name: size for name, size in sizes.items() if not _is_within(name, named)}
+    unnamed = (_unnamed_in_block(block, family) for block in _blocks(model, family))
+    return next(filter(None, unnamed), {})
 
 
-def submodule(module: Module, path: str) -> Module | None:
-    """The module at a dotted path; None if there is none."""
-    for part in path.split("."):
-        child = module._modules.get(part)
-        if child is None:
-            return None
-        module = child
-    return module
+def _unnamed_in_block(block: Module, family: Family) -> dict[str, int]:
+    named = {path for group in groups_of(family, block) for path in group} | family.kept.keys()
+    return {name: size for name, size in _matrix_sizes(block).items() if not _is_within(name, named)}
+
+
+def _is_in_some(blocks: list[Module], path: str) -> bool:
+    return any(submodule(block, path) is not None for block in blocks)
 
 
 def _blocks(model: Module, family: Family) -> list[Module]:
-    return list(model.get_submodule(family.blocks).children())
+    """The blocks of the model; empty if the path of the family leads to none."""
+    blocks = submodule(model, family.blocks)
+    return list(blocks) if isinstance(blocks, ModuleList) else []
 
 
 def _matrix_sizes(block: Module) -> dict[str, int]:
@@ -136,22 +151,10 @@ def _is_within(name: str, paths: Container[str]) -> bool:
     return any(".".join(parts[:length]) in paths for length in range(1, len(parts) + 1))
 
 
-def _check_blocks_are_alike(model: Module, family: Family, model_type: str) -> None:
-    """Raise ValueError if the blocks do not all have the same layers. Accepts a model without blocks."""
-    blocks = submodule(model, family.blocks)
-    all_names = [set(_matrix_sizes(block)) for block in blocks.children()] if isinstance(blocks, ModuleList) else []
-    for index, names in enumerate(all_names):
-        if names != all_names[0]:
-            raise ValueError(
-                f"blocks 0 and {index} of the model, of type {model_type!r}, have different layers "
-                f"({_listed(sorted(all_names[0] - names))} only in block 0, {_listed(sorted(names - all_names[0]))} "
-                f"only in block {index}): models whose blocks differ are not supported, choose another with model.path"
-            )
-
-
 def _share(model: Module, family: Family, unnamed: dict[str, int]) -> str:
-    """The unnamed weights and their share of a block's weights, in words."""
-    total = sum(parameter.numel() for parameter in _blocks(model, family)[0].parameters())
+    """The unnamed weights and their share of the weights of their block, in words."""
+    block = next(block for block in _blocks(model, family) if _unnamed_in_block(block, family) == unnamed)
+    total = sum(parameter.numel() for parameter in block.parameters())
     names = _listed([name.removesuffix(".weight") for name in sorted(unnamed, key=lambda name: -unnamed[name])])
     return f"{names} ({sum(unnamed.values()) / total:.1%} of the weights of a block)"
 

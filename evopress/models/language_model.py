@@ -203,9 +203,10 @@ class LanguageModel(ModelStructure):
             yield stack.enter_context(self.full_model(weights_of_block))
 
     def _without(self, index: int, dropped: Collection[str]) -> AbstractContextManager[None]:
-        paths = {"attention": self.family.attention, "mlp": self.family.mlp}
-        absent = {paths[subblock]: no_op(subblock, layer_idx=index) for subblock in dropped}
-        return replaced_modules(self.blocks[index], absent)
+        block = self.blocks[index]
+        paths = {self.subblock_path(index, subblock): subblock for subblock in dropped}
+        absent = {path: no_op(subblock, block.get_submodule(path), layer_idx=index) for path, subblock in paths.items()}
+        return replaced_modules(block, absent)
 
     def _replaced_blocks(self, blocks: Iterable[Module]) -> AbstractContextManager[None]:
         return replaced_modules(self.model, {self.family.blocks: ModuleList(blocks)})

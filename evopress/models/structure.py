@@ -5,9 +5,10 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.nn import Linear, Module
+from torch.nn import Linear, Module, ModuleList
 from transformers import PretrainedConfig, PreTrainedModel
 
+from evopress.models.block_layers import first_path, groups_of
 from evopress.models.families import Family, Groups
 
 
@@ -24,7 +25,9 @@ class ModelStructure:
 
     @cached_property
     def blocks(self) -> list[Module]:
-        return list(self.model.get_submodule(self.family.blocks).children())
+        blocks = self.model.get_submodule(self.family.blocks)
+        assert isinstance(blocks, ModuleList)
+        return list(blocks)
 
     @cached_property
     def block_names(self) -> list[str]:
@@ -34,10 +37,26 @@ class ModelStructure:
     def num_blocks(self) -> int:
         return len(self.blocks)
 
-    @property
-    def layer_groups(self) -> Groups:
+    def layer_groups(self, block: int) -> Groups:
         """Local names of the layers of a block, grouped by the input they share."""
-        return self.family.layers
+        return self._layer_groups[block]
+
+    @cached_property
+    def _layer_groups(self) -> list[Groups]:
+        return [groups_of(self.family, block) for block in self.blocks]
+
+    def layers(self, block: int) -> list[str]:
+        """Local names of all layers of a block."""
+        return [local for group in self.layer_groups(block) for local in group]
+
+    @cached_property
+    def alike(self) -> list[int]:
+        """For each block, the first block whose parameters have the same names and shapes."""
+        first: dict[object, int] = {}
+        shapes = [
+            tuple((name, parameter.shape) for name, parameter in block.named_parameters()) for block in self.blocks
+        ]
+        return [first.setdefault(shapes_of_block, index) for index, shapes_of_block in enumerate(shapes)]
 
     @property
     def text_config(self) -> PretrainedConfig:
@@ -88,15 +107,21 @@ class ModelStructure:
         renamed = (name.replace(part, stored, 1) for part, stored in self.family.stored.items() if part in name)
         return next(renamed, name)
 
-    def subblock_layers(self, subblock: str) -> tuple[str, ...]:
-        """Local names of the layers that make up the attention or the MLP."""
-        all_layers = [local for group in self.layer_groups for local in group]
-        in_attention = [local for local in all_layers if local.startswith(f"{self.family.attention}.")]
-        return tuple(local for local in all_layers if (local in in_attention) == (subblock == "attention"))
+    def subblock_path(self, block: int, subblock: str) -> str:
+        """The local name of the attention or the MLP of a block."""
+        paths = {"attention": self.family.attention, "mlp": self.family.mlp}[subblock]
+        path = first_path(self.blocks[block], paths)
+        assert path is not None
+        return path
 
-    def subblock_outputs(self, subblock: str) -> tuple[str, ...]:
+    def subblock_layers(self, block: int, subblock: str) -> tuple[str, ...]:
+        """Local names of the layers that make up the attention or the MLP of a block."""
+        prefix, is_attention = f"{self.subblock_path(block, 'attention')}.", subblock == "attention"
+        return tuple(local for local in self.layers(block) if local.startswith(prefix) == is_attention)
+
+    def subblock_outputs(self, block: int, subblock: str) -> tuple[str, ...]:
         """Local names of the last layers of the attention or the MLP. There are several if it has experts."""
-        layers = self.subblock_layers(subblock)
+        layers = self.subblock_layers(block, subblock)
         return tuple(local for local in layers if local.rpartition(".")[2] == layers[-1].rpartition(".")[2])
 
     @cached_property

@@ -1,5 +1,7 @@
 """The two sub-blocks of a decoder block, and modules that compute nothing in their place."""
 
+from inspect import signature
+
 import torch
 from torch import Tensor
 from torch.nn import Module
@@ -9,9 +11,12 @@ SUBBLOCKS = ("attention", "mlp")
 """In the order in which they run."""
 
 
-def no_op(subblock: str, *, layer_idx: int) -> Module:
-    """A module that replaces the attention or the MLP of block `layer_idx` and adds nothing to the residual stream."""
-    return NoOpAttention(layer_idx) if subblock == "attention" else NoOpMLP()
+def no_op(subblock: str, module: Module, *, layer_idx: int) -> Module:
+    """A module that replaces `module`, the attention or MLP of block `layer_idx`, and adds nothing to the residual."""
+    if subblock == "mlp":
+        return NoOpMLP()
+    is_linear = "cache_params" in signature(module.forward).parameters
+    return NoOpLinearAttention() if is_linear else NoOpAttention(layer_idx)
 
 
 class NoOpAttention(Module):
@@ -31,6 +36,13 @@ class NoOpAttention(Module):
             placeholder = hidden_states.new_zeros(*hidden_states.shape[:1], 1, hidden_states.shape[1], 1)
             cache.update(placeholder, placeholder, self.layer_idx)
         return torch.zeros_like(hidden_states), None
+
+
+class NoOpLinearAttention(Module):
+    """Returns zeros. Unlike other attentions, a linear attention returns one tensor, and its cache has no length."""
+
+    def forward(self, hidden_states: Tensor, **kwargs: object) -> Tensor:
+        return torch.zeros_like(hidden_states)
 
 
 class NoOpMLP(Module):

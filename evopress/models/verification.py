@@ -33,7 +33,7 @@ def check_layers_are_not_shared(lm: LanguageModel) -> None:
     for name, parameter in lm.model.named_parameters(remove_duplicate=False):
         owners.setdefault(parameter.data_ptr(), name)
     for block in range(lm.num_blocks):
-        for local in (local for group in lm.layer_groups for local in group):
+        for local in lm.layers(block):
             name = f"{lm.layer_name(block, local)}.weight"
             owner = owners[lm.linear(block, local).weight.data_ptr()]
             if owner != name:

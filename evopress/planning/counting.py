@@ -45,12 +45,11 @@ class EvaluatorCount:
         students = [profile for profile in distinct if profile is not None]
         self.token_equivalents += windows * length * (1 + self.num_block_runs(students) / num_blocks)
         parts = parts_of(windows, max(1, self.settings.batch_tokens // length))
-        for part in parts:
-            self.work[Operation("block", part, length)] += num_blocks
         runs_of_blocks = self._runs_of_blocks(students)
-        computed = sum(run.is_computed for runs in runs_of_blocks for run in runs)
         for part in parts:
-            self.work[Operation("block", part, length)] += computed
+            self.work.add_to_blocks(Operation("block", part, length), self.run.model)
+            for block, runs in zip(self.run.model.alike, runs_of_blocks, strict=False):  # none without students
+                self.work[Operation("block", part, length, block=block)] += sum(run.is_computed for run in runs)
         self.teacher_tokens += windows * length
         state_bytes = windows * length * self.run.state_bytes
         for runs in runs_of_blocks:
@@ -66,7 +65,7 @@ class EvaluatorCount:
         self.token_equivalents += token_equivalents(self.run.space, windows * length, draws)
         part_tokens = min(PART_TOKENS, self.settings.batch_tokens)
         for part in parts_of(windows, max(1, part_tokens // length)):
-            self.work[Operation("table", part, length, draws)] += self.run.model.num_blocks
+            self.work.add_to_blocks(Operation("table", part, length, draws), self.run.model)
             self.work[Operation("table_head", part, length, draws)] += 1
         self._read(self.decoded.use([profile]) + self.decoded.use_all(profile))
         num_blocks, state_bytes = self.run.model.num_blocks, windows * length * self.run.state_bytes
@@ -79,7 +78,7 @@ class EvaluatorCount:
         """Count any other table: one pass of the dense model, window by window."""
         windows, length = shape
         self.token_equivalents += windows * length
-        self.work[Operation("block", 1, length)] += windows * self.run.model.num_blocks
+        self.work.add_to_blocks(Operation("block", 1, length), self.run.model, times=windows)
 
     def num_block_runs(self, profiles: Sequence[Profile]) -> int:
         """How many times blocks run for these profiles: once for each common prefix, and never if they are dropped."""

@@ -7,7 +7,7 @@ from evopress.evaluation.switch_gradients import HEAD_TOKENS
 from evopress.models.source import ModelSource
 from evopress.planning.counting import EvaluatorCount
 from evopress.planning.estimate import MemoryItem
-from evopress.planning.model_size import group_shapes, resident_weights
+from evopress.planning.model_size import group_shapes, kinds_of_blocks, resident_weights
 from evopress.planning.planned_run import PlannedRun
 from evopress.runtime import distributed
 from evopress.runtime.memory import free_memory_bytes
@@ -21,7 +21,7 @@ def memory_of_every_stage(run: PlannedRun) -> tuple[MemoryItem, ...]:
     source = run.job.model
     offload = isinstance(source, ModelSource) and source.offload
     weights = resident_weights(run.model, offload=offload) * run.dtype.itemsize
-    widest = max(max(sum(rows), cols) for rows, cols in group_shapes(run.model))
+    widest = max(max(sum(rows), cols) for shapes in _shapes_by_kind(run) for rows, cols in shapes)
     window, batch_tokens = run.job.data.window, run.job.evaluator.batch_tokens
     activations = 4 * max(window, batch_tokens) * widest * run.dtype.itemsize
     smaller_batch = "lower evaluator.batch_tokens" if batch_tokens > window else "lower data.window"
@@ -45,16 +45,18 @@ def memory_of_database(run: PlannedRun) -> tuple[MemoryItem, ...]:
     """What the database stage holds in addition."""
     if not run.num_levels:
         return ()
-    shapes = [(sum(rows), cols) for rows, cols in group_shapes(run.model)]
-    hessians = 8 * sum(cols**2 for _, cols in shapes)  # one of the current tokens, and the running mean
+    by_kind = [[(sum(rows), cols) for rows, cols in shapes] for shapes in _shapes_by_kind(run)]
+    shapes = [shape for shapes_of_kind in by_kind for shape in shapes_of_kind]
+    squares = max(sum(cols**2 for _, cols in shapes_of_kind) for shapes_of_kind in by_kind)
+    hessians = 8 * squares  # one of the current tokens, and the running mean
     factors = 12 * max(cols**2 for _, cols in shapes)
     solved = max(rows * cols * max(1, min(run.num_levels, MAX_ELEMENTS // (rows * cols))) for rows, cols in shapes)
     states = min(run.calibration_state_bytes, run.limit_of_states)
     weighed_tokens = run.weighs_tokens * max(run.job.data.window, run.job.evaluator.batch_tokens)
     weighed = run.model.num_blocks * weighed_tokens * run.state_bytes
-    roles = {role(group[0]) for group in run.model.layer_groups}
+    roles = [{role(group[0]) for group in run.model.layer_groups(block)} for block in range(run.model.num_blocks)]
     tokens = run.calibration_tokens // distributed.world_size()
-    token_weights = 4 * run.weighs_tokens * tokens * run.model.num_blocks * len(roles)
+    token_weights = 4 * run.weighs_tokens * tokens * sum(map(len, roles))
     remedy = fewer_levels(run)
     for_calibration = (
         MemoryItem("hidden states of the calibration tokens", states, "lower evaluator.states_gb"),
@@ -86,7 +88,7 @@ def memory_of_tuning(run: PlannedRun) -> tuple[MemoryItem, ...]:
     tune = run.job.tune
     if not (tune.weights_lr and tune.tokens):
         return _memory_of_rounding(run)
-    weights = sum(sum(rows) * cols for rows, cols in group_shapes(run.model)) * run.model.num_blocks
+    weights = sum(_weights_of_block(run, block) for block in run.model.alike)
     trained = int((1 - float(run.job.budget.target)) * weights)
     name = "changes of the trained weights, the best ones, and two moments"
     return (MemoryItem(name, 4 * 4 * trained, "set tune.weights_lr=0"), *_memory_of_rounding(run))
@@ -99,11 +101,20 @@ def _memory_of_rounding(run: PlannedRun) -> tuple[MemoryItem, ...]:
     tune, data = run.job.tune, run.job.data
     num_tokens = tune.num_resolve_windows(data.num_windows("calibration")) * tune.window(data.window)
     states = min(2 * num_tokens * run.state_bytes, run.limit_of_states)
-    weights = sum(sum(rows) * cols for rows, cols in group_shapes(run.model))
+    weights = max(_weights_of_block(run, block) for block in kinds_of_blocks(run.model))
     return (
         MemoryItem("hidden states of both models on the calibration tokens", states, "lower evaluator.states_gb"),
         MemoryItem("the rounding of a block, and its gradients", (6 * 4 + run.dtype.itemsize) * weights),
     )
+
+
+def _shapes_by_kind(run: PlannedRun) -> list[list[tuple[tuple[int, ...], int]]]:
+    """The shapes of the groups of each kind of block."""
+    return [group_shapes(run.model, block) for block in kinds_of_blocks(run.model)]
+
+
+def _weights_of_block(run: PlannedRun, block: int) -> int:
+    return sum(sum(rows) * cols for rows, cols in group_shapes(run.model, block))
 
 
 def memory_of_evaluator(count: EvaluatorCount) -> tuple[MemoryItem, ...]:

@@ -16,21 +16,20 @@ HEADS = 5
 
 def block(sample: Sample, operation: Operation) -> Timeable:
     """Runs the block with replaced weights, as the evaluator does."""
-    lm, states, kwargs = sample.lm, sample.states(operation), sample.kwargs(operation.length)
-    weights = {local: lm.linear(0, local).weight for group in lm.layer_groups for local in group}
-    return Timeable(lambda: lm.run_block(0, states, kwargs, weights=weights))
+    lm, index, states, kwargs = sample.lm, operation.block, sample.states(operation), sample.kwargs(operation)
+    weights = {local: lm.linear(index, local).weight for local in lm.layers(index)}
+    return Timeable(lambda: lm.run_block(index, states, kwargs[index], weights=weights))
 
 
 def calibrate(sample: Sample, operation: Operation) -> Timeable:
     """Runs the block and adds up its Hessians, then runs it again to advance to the next block."""
-    lm = sample.lm
-    kwargs = [sample.kwargs(operation.length)]
+    lm, index, kwargs = sample.lm, operation.block, sample.kwargs(operation)
     states = CalibrationStates(lm=lm, batches={0: [sample.states(operation)]}, kwargs=kwargs, num_chunks=1)
-    groups = groups_of_block(lm, 0)
+    groups = groups_of_block(lm, index)
 
     def call() -> None:
-        states.add_inputs(states.zero_hessians(groups), 0, 0, states.batches[0])
-        states.advance(0, {})
+        states.add_inputs(states.zero_hessians(groups), index, 0, states.batches[0])
+        states.advance(index, {})
 
     return Timeable(call)
 
@@ -46,16 +45,16 @@ def head(sample: Sample, operation: Operation) -> Timeable:
 def table(sample: Sample, operation: Operation) -> Timeable:
     """The block's part of a table: two forward passes, the gradients, and the products with all levels."""
     lm, model, profile = sample.lm, sample.compressible, sample.compressible.space.uniform(0)
-    states, kwargs = sample.states(operation), sample.kwargs(operation.length)
+    index, states, kwargs = operation.block, sample.states(operation), sample.kwargs(operation)
     choices = model.choices(profile)
-    forward = ForwardPass(choices, model.embedding_and_head(profile), [states], [kwargs])
+    forward = ForwardPass(choices, model.embedding_and_head(profile), [states] * lm.num_blocks, kwargs)
     gradients = [sample.states(operation) for _ in range(1 + operation.draws)]
     products = SwitchProducts(model, profile, num_gradients=len(gradients), num_tokens=operation.tokens)
 
     def call() -> None:
-        lm.run_block(0, states, kwargs)
-        lm.run_block(0, states, kwargs, weights=model.block_weights(0, choices[0]))
-        products.add_block(0, block_gradients(model, forward, 0, gradients)[1])
+        lm.run_block(index, states, kwargs[index])
+        lm.run_block(index, states, kwargs[index], weights=model.block_weights(index, choices[index]))
+        products.add_block(index, block_gradients(model, forward, index, gradients)[1])
 
     return Timeable(call)
 

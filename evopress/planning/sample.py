@@ -1,4 +1,4 @@
-"""One block of a model with random weights, on which the speed of a machine is measured before the model is loaded."""
+"""A model whose blocks of one kind are one random block, to measure the speed of a machine without the weights."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,7 +18,7 @@ from evopress.compressors.base import Compressor
 from evopress.evaluation.compressible_model import CompressibleModel
 from evopress.models.language_model import BlockKwargs, LanguageModel
 from evopress.models.structure import ModelStructure
-from evopress.planning.model_size import group_shapes, resident_weights
+from evopress.planning.model_size import group_shapes, kinds_of_blocks, weights_with_blocks
 from evopress.planning.planned_run import PlannedRun
 from evopress.planning.work import Operation
 from evopress.space.build import layer_space
@@ -38,7 +38,7 @@ class Timeable(NamedTuple):
 
 @dataclass(frozen=True)
 class Sample:
-    """The first block, the head and the embeddings of a model."""
+    """A model in memory, or one with random weights whose blocks of each kind are the same block."""
 
     run: PlannedRun
     lm: LanguageModel
@@ -50,10 +50,10 @@ class Sample:
         space = layer_space(self.lm, compress.for_hidden_size(self.lm.hidden_size), self.run.job.space)
         return CompressibleModel(self.lm, space, DenseAtEveryLevel(self.lm))
 
-    def kwargs(self, length: int) -> BlockKwargs:
-        """The arguments that the model passes to its first block for windows of this length."""
-        tokens = torch.zeros(1, length, dtype=torch.long, device=self.lm.device)
-        return self.lm.embed(tokens)[1][0]
+    def kwargs(self, operation: Operation) -> list[BlockKwargs]:
+        """The arguments that the model passes to each block for the windows of an operation."""
+        tokens = torch.zeros(1, operation.length, dtype=torch.long, device=self.lm.device)
+        return self.lm.embed(tokens)[1]
 
     def states(self, operation: Operation) -> Tensor:
         """Random hidden states (windows, length, hidden) for the tokens of an operation."""
@@ -76,34 +76,37 @@ def sample_of(run: PlannedRun) -> Sample:
     if isinstance(run.job.model, LanguageModel):
         return Sample(run, run.job.model)
     attention = run.job.model.attention if run.job.model.attention in ATTENTIONS else ATTENTIONS[0]
-    return Sample(run, random_block(run.model, dtype=run.dtype, device=run.device, attention=attention))
+    return Sample(run, random_model(run.model, dtype=run.dtype, device=run.device, attention=attention))
 
 
 def sample_bytes(run: PlannedRun) -> int:
-    """Bytes of memory for the sample of a planned run and the Hessians of its block."""
-    hessians = 4 * sum(cols**2 for _, cols in group_shapes(run.model)) * run.needs_hessians
+    """Bytes of memory for the sample of a planned run and the Hessians of one of its blocks."""
+    kinds = kinds_of_blocks(run.model)
+    squares = [sum(cols**2 for _, cols in group_shapes(run.model, block)) for block in kinds]
+    hessians = 4 * max(squares) * run.needs_hessians
     if isinstance(run.job.model, LanguageModel):
         return hessians
-    return hessians + resident_weights(run.model, offload=True) * run.dtype.itemsize
+    return hessians + weights_with_blocks(run.model, kinds) * run.dtype.itemsize
 
 
-def random_block(
+def random_model(
     structure: ModelStructure, *, dtype: torch.dtype, device: torch.device, attention: str = ATTENTIONS[0]
 ) -> LanguageModel:
-    """The model with only its first block, in the given type and on the given device.
+    """The model in the given type and on the given device, with one block for all blocks of the same kind.
 
-    The block, the last norm and the head have random weights. The embeddings are uninitialised and buffers are zero,
+    The blocks, the last norm and the head have random weights. The embeddings are uninitialised and buffers are zero,
     which changes the results of a block but not its speed.
     """
     model = deepcopy(structure.model).to(dtype)  # type: ignore[arg-type]
-    first_block = next(model.get_submodule(structure.family.blocks).children())
-    model.set_submodule(structure.family.blocks, ModuleList([first_block]))
+    blocks = list(model.get_submodule(structure.family.blocks).children())
+    blocks = [blocks[first] for first in structure.alike]
+    model.set_submodule(structure.family.blocks, ModuleList(blocks))
     with suppress(ValueError):  # some models support only the implementation that they already have
         model.set_attn_implementation(attention)
     model.to_empty(device=device)
     head, norm = (model.get_submodule(path) for path in (structure.family.head, structure.family.norm))
     with torch.no_grad():
-        for parameter in chain(first_block.parameters(), head.parameters(), norm.parameters()):
+        for parameter in chain(*(part.parameters() for part in {*blocks, head, norm})):
             parameter.uniform_(-LARGEST_WEIGHT, LARGEST_WEIGHT)
         for buffer in model.buffers():
             buffer.zero_()

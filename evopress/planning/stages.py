@@ -50,8 +50,9 @@ def _database_stage(run: PlannedRun) -> StageEstimate:
     work = Work()
     compress = run.job.compress
     if not isinstance(compress, Drop):
-        for rows, cols in group_shapes(run.model):
-            work[Operation("solve", rows=rows, cols=cols)] += run.model.num_blocks
+        for block in run.model.alike:
+            for rows, cols in group_shapes(run.model, block):
+                work[Operation("solve", rows=rows, cols=cols)] += 1
         if compress.compresses_embeddings:
             matrix = Operation("solve", rows=(run.model.vocab_size,), cols=run.model.hidden_size)
             work[matrix] += len(run.model.embedding_and_head)
@@ -59,9 +60,9 @@ def _database_stage(run: PlannedRun) -> StageEstimate:
         window = run.job.data.window
         windows_per_part = max(1, run.job.evaluator.batch_tokens // window)
         for part in parts_of(run.calibration_tokens // window, windows_per_part):
-            work[Operation("calibrate", part, window)] += run.model.num_blocks
+            work.add_to_blocks(Operation("calibrate", part, window), run.model)
             if run.weighs_tokens:  # a forward pass, then each block again with its graph, and backwards
-                work[Operation("block", part, window)] += 3 * run.model.num_blocks
+                work.add_to_blocks(Operation("block", part, window), run.model, times=3)
                 work[Operation("head", part, window)] += 2
     if run.file_state_bytes:  # for each block, they are read once and written once
         work[Operation("states")] += 2 * run.model.num_blocks * run.file_state_bytes * distributed.world_size()
@@ -111,7 +112,7 @@ def _count_rounding(count: EvaluatorCount, profile: Profile | None, settings: Tu
     calibration, validation = ((data.num_windows(split), window) for split in ("calibration", "validation"))
     cost = resolving_equivalents(settings, calibration=calibration, validation=validation)
     passes = (cost - 3 * windows * window) / window
-    count.work[Operation("block", 1, window)] += passes * count.run.model.num_blocks
+    count.work.add_to_blocks(Operation("block", 1, window), count.run.model, times=passes)
     count.token_equivalents = before + cost
 
 
@@ -130,7 +131,7 @@ def _count_steps(count: EvaluatorCount, profile: Profile | None, settings: Tunin
     steps, checks = settings.num_steps(window), 1 + len(settings.check_steps(window))
     passes = STEP_COST * steps * settings.windows
     head_tokens = run.job.evaluator.head_tokens
-    count.work[Operation("block", 1, window)] += passes * run.model.num_blocks
+    count.work.add_to_blocks(Operation("block", 1, window), run.model, times=passes)
     count.work[Operation("head", 1, head_tokens)] += passes * window / head_tokens
     windows = min(data.num_windows("validation"), max(1, settings.validation_tokens // window))
     before = count.token_equivalents

@@ -1,7 +1,8 @@
 """The work of a run, counted in operations that can be timed one by one, and the cost of each operation.
 
-Let P be the number of weights in a block, V the size of the vocabulary, d the hidden size, D the draws of a table, and
-rows × cols the weights in a group of layers that share an input. Then the floating-point operations of each kind are::
+Let P be the number of weights of a block that multiply a token, V the size of the vocabulary, d the hidden size, D the
+draws of a table, and rows × cols the weights in a group of layers that share an input. Then the floating-point
+operations of each kind are::
 
     block        2 P per token: a block runs
     calibrate    4 P per token, and cols² for each group: the dense block with its Hessians, and the compressed block
@@ -18,6 +19,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from evopress.models.structure import ModelStructure
 from evopress.planning.model_size import active_weights, group_shapes, share_of_tokens
 from evopress.planning.planned_run import PlannedRun
 
@@ -27,7 +29,8 @@ Kind = Literal["block", "calibrate", "solve", "head", "table", "table_head", "de
 class Operation(NamedTuple):
     """One operation on `windows` windows of `length` tokens, run together.
 
-    `rows` and `cols` are the shape of a group of layers. `draws` is a setting of a table.
+    `rows` and `cols` are the shape of a group of layers. `draws` is a setting of a table. `block` is the first block of
+    the same kind as the one that runs.
     """
 
     kind: Kind
@@ -36,6 +39,7 @@ class Operation(NamedTuple):
     draws: int = 0
     rows: tuple[int, ...] = ()
     cols: int = 0
+    block: int = 0
 
     @property
     def tokens(self) -> int:
@@ -47,6 +51,11 @@ class Work(defaultdict[Operation, float]):
 
     def __init__(self) -> None:
         super().__init__(float)
+
+    def add_to_blocks(self, operation: Operation, model: ModelStructure, times: float = 1.0) -> None:
+        """Add an operation on every block, so many times each."""
+        for block in model.alike:
+            self[operation._replace(block=block)] += times
 
 
 @dataclass(frozen=True)
@@ -61,14 +70,14 @@ class Cost:
 def cost_of(operation: Operation, run: PlannedRun) -> Cost:
     """The cost of one operation. See the head of this module."""
     model = run.model
-    block = 2.0 * active_weights(model)
+    block = 2.0 * active_weights(model, operation.block)
     head = 2.0 * model.vocab_size * model.hidden_size
     backward = 2.0 * (1 + operation.draws)
     match operation.kind:
         case "block":
             cost = Cost(in_model=block * operation.tokens)
         case "calibrate":
-            cost = Cost(2 * block * operation.tokens, _hessian_operations(run) * operation.tokens)
+            cost = Cost(2 * block * operation.tokens, _hessian_operations(run, operation.block) * operation.tokens)
         case "solve":
             cost = Cost(in_float32=_solve_operations(operation, run))
         case "head":
@@ -82,10 +91,10 @@ def cost_of(operation: Operation, run: PlannedRun) -> Cost:
     return cost
 
 
-def _hessian_operations(run: PlannedRun) -> float:
+def _hessian_operations(run: PlannedRun, block: int) -> float:
     """Floating-point operations per token for the Hessians of a block."""
-    groups = zip(group_shapes(run.model), run.model.layer_groups, strict=True)
-    return sum(share_of_tokens(run.model, first_layer) * cols**2 for (_, cols), (first_layer, *_) in groups)
+    groups = zip(group_shapes(run.model, block), run.model.layer_groups(block), strict=True)
+    return sum(share_of_tokens(run.model, block, first) * cols**2 for (_, cols), (first, *_) in groups)
 
 
 def _solve_operations(group: Operation, run: PlannedRun) -> float:

@@ -42,11 +42,10 @@ def layer_space(lm: ModelStructure, compressor: LevelSource, settings: SpaceSett
     compresses the embeddings and the head, these are the first and the last unit, and belong to no block. If the two
     share a weight, they are one unit, the first.
     """
-    tied_layers = _tied_layers(lm.layer_groups, settings.tie)
     units = [
         _block_unit(lm, compressor, block, local_name=local_name, layers=layers)
         for block in range(lm.num_blocks)
-        for local_name, layers in tied_layers.items()
+        for local_name, layers in _tied_layers(lm.layer_groups(block), settings.tie).items()
     ]
     if settings.drops != "none":
         units = _with_parents(lm, units, settings.drops, settings.tie)
@@ -158,7 +157,7 @@ def _with_parents(
             lm.layer_name(block, local): parent.name
             for parent in parents_of_block
             for subblock in subblocks_of(parent)
-            for local in lm.subblock_layers(subblock)
+            for local in lm.subblock_layers(block, subblock)
         }
         units_and_parents += parents_of_block
         units_and_parents += [replace(unit, parent=parent_of[unit.layers[0]]) for unit in units if block in unit.blocks]

@@ -37,7 +37,7 @@ def block_shapes(lm: ModelStructure) -> list[BlockShape]:
     """The shape of every block of a model."""
 
     def num_weights(block: int, subblock: str) -> int:
-        return sum(lm.linear(block, local).weight.numel() for local in lm.subblock_layers(subblock))
+        return sum(lm.linear(block, local).weight.numel() for local in lm.subblock_layers(block, subblock))
 
     return [
         BlockShape(name, attention=num_weights(block, "attention"), mlp=num_weights(block, "mlp"))

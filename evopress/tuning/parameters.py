@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from evopress.models.language_model import LanguageModel
+from evopress.models.subblocks import SUBBLOCKS
 from evopress.space.apply import BlockChoice
 from evopress.tuning.settings import Kind
 from evopress.weights.base import CompressedWeight, FloatPart
@@ -60,8 +61,7 @@ def is_norm(module: Module) -> bool:
 
 def norms_of_block(lm: LanguageModel, block: int, choice: BlockChoice) -> Iterator[tuple[str, Tensor]]:
     """Local names and weights of the norms of a block, without those inside dropped sub-blocks."""
-    paths = {"attention": lm.family.attention, "mlp": lm.family.mlp}
-    dropped = tuple(f"{paths[subblock]}." for subblock in choice.dropped)
+    dropped = tuple(f"{lm.subblock_path(block, subblock)}." for subblock in choice.dropped)
     for local, module in lm.blocks[block].named_modules():
         if is_norm(module) and not local.startswith(dropped):
             yield local, module.get_parameter("weight")
@@ -72,14 +72,13 @@ def layers_beside_drops(lm: LanguageModel, choices: Sequence[BlockChoice], block
 
     Sub-blocks run in the order attention, MLP, block after block.
     """
-    paths = {"attention": lm.family.attention, "mlp": lm.family.mlp}
-    is_dropped = [subblock in choice.dropped for choice in choices for subblock in paths]
+    is_dropped = [subblock in choice.dropped for choice in choices for subblock in SUBBLOCKS]
     quantized = {local for local, _ in choices[block].levels}
-    for place, path in enumerate(paths.values(), start=len(paths) * block):
+    for place, subblock in enumerate(SUBBLOCKS, start=len(SUBBLOCKS) * block):
         if is_dropped[place] or not any(is_dropped[max(0, place - 1) : place + 2]):
             continue
-        for local in (local for group in lm.layer_groups for local in group):
-            if local.startswith(f"{path}.") and local not in quantized:
+        for local in lm.subblock_layers(block, subblock):
+            if local not in quantized:
                 yield local, lm.linear(block, local).weight
 
 

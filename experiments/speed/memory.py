@@ -42,9 +42,7 @@ def main() -> None:
     evaluator.evaluate(profiles[:1], tokens)
     memory.start_peak()
     evaluator.evaluate(profiles, tokens)
-    weights_of = [
-        lm.linear(block, local).weight for block in range(lm.num_blocks) for g in lm.layer_groups for local in g
-    ]
+    weights_of = [lm.linear(block, local).weight for block in range(lm.num_blocks) for local in lm.layers(block)]
     dense = len(widths) * sum(weight.nbytes for weight in weights_of)
     print(json.dumps({"levels": len(widths), "peak_bytes": memory.peak_bytes(), "all_levels_bytes": dense}))
 

@@ -42,8 +42,8 @@ SEARCH = Evolution(
 
 def group_of(lm: LanguageModel, index: int) -> LayerGroup:
     """A layer group of the first block with a random Hessian."""
-    names = tuple(lm.layer_name(0, local) for local in lm.layer_groups[index])
-    weights = tuple(lm.linear(0, local).weight.float() for local in lm.layer_groups[index])
+    names = tuple(lm.layer_name(0, local) for local in lm.layer_groups(0)[index])
+    weights = tuple(lm.linear(0, local).weight.float() for local in lm.layer_groups(0)[index])
     cols, generator = weights[0].shape[1], torch.Generator().manual_seed(0)
     X = torch.randn(4096, cols, generator=generator) @ torch.randn(cols, cols, generator=generator)
     return LayerGroup(names, weights, 2 / len(X) * X.t() @ X)

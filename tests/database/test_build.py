@@ -79,8 +79,5 @@ def test_a_database_holds_every_layer_at_every_level(tmp_path):
     for index in range(lm.num_blocks):
         with safe_open(database.folder / f"block-{index:03d}.safetensors", "pt") as file:
             assert json.loads(file.metadata()["specs"]).keys() == {
-                f"{lm.layer_name(index, local)}@{level}"
-                for group in lm.layer_groups
-                for local in group
-                for level in range(3)
+                f"{lm.layer_name(index, local)}@{level}" for local in lm.layers(index) for level in range(3)
             }

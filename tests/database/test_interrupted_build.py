@@ -142,4 +142,4 @@ def test_a_second_build_waits_and_then_finds_the_database_complete(tmp_path):
     for thread in threads:
         thread.join(timeout=60)
     assert done == [first, second] and first.blocks == second.blocks
-    assert len(compressed) == len(set(compressed)) == NUM_BLOCKS * len(lm.layer_groups)
+    assert len(compressed) == len(set(compressed)) == NUM_BLOCKS * len(lm.layer_groups(0))

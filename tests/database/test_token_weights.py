@@ -27,7 +27,9 @@ def squared_gradients(lm: LanguageModel, labels: torch.Tensor) -> dict[str, torc
         return outputs[name]
 
     groups = [
-        [lm.layer_name(block, local) for local in group] for block in range(lm.num_blocks) for group in lm.layer_groups
+        [lm.layer_name(block, local) for local in group]
+        for block in range(lm.num_blocks)
+        for group in lm.layer_groups(block)
     ]
     handles = [
         lm.model.get_submodule(name).register_forward_hook(lambda module, args, output, name=name: watch(name, output))
@@ -71,7 +73,7 @@ def test_experts_share_the_mean_of_the_weights_that_a_token_has_in_each(family):
     lm = tiny(family)
     expected, weights = squared_gradients(lm, labels_of(lm)), weights_by_name(lm)
     for block, by_role in enumerate(weights):
-        experts = [group[0] for group in lm.layer_groups if role(group[0]) != group[0]]
+        experts = [group[0] for group in lm.layer_groups(0) if role(group[0]) != group[0]]
         assert experts
         for name in {role(local) for local in experts}:
             parts = [

@@ -16,7 +16,7 @@ def test_errors_of_tied_layers_add_up(tie, tmp_path):
     lm = tiny("llama")
     compressor = RTN(bits=(4, 3, 2), group_size=32)
     database = Database.open(tmp_path, "test", {})
-    names = [[f"{prefix}.{local}" for group in lm.layer_groups for local in group] for prefix in lm.block_names]
+    names = [[lm.layer_name(block, local) for local in lm.layers(block)] for block in range(lm.num_blocks)]
     errors = {name: [float(i), i + 0.25, i + 0.5] for i, name in enumerate(name for block in names for name in block)}
     levels = plain.layer_levels(lm, compressor)
     for block, inside in enumerate(names):

@@ -14,9 +14,9 @@ TOKENS = token_windows(3, 20)
 def test_outliers_are_the_share_of_scores_far_above_their_mean(family):
     lm, multiples = tiny(family), (0.5, 1.0, 2.0, 5.0)
     shares_of_blocks = outlier_shares(lm, TOKENS, multiples)
-    for prefix, row in zip(lm.block_names, shares_of_blocks, strict=True):
+    for block, (prefix, row) in enumerate(zip(lm.block_names, shares_of_blocks, strict=True)):
         scores = []
-        for local in (local for group in lm.family.layers for local in group):
+        for local in lm.layers(block):
             X, _ = inputs_and_outputs(lm.model, f"{prefix}.{local}", TOKENS)
             weight = lm.model.get_submodule(f"{prefix}.{local}").weight.double()
             scores.append((weight.abs() * X.flatten(0, -2).norm(dim=0)).flatten())

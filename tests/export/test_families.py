@@ -11,12 +11,15 @@ from evopress.export import Export, write_checkpoints
 from tests import plain
 from tests.exports import TOKENS, compressed
 from tests.marks import slow_except
-from tests.tiny_models import NUM_BLOCKS, SCALED, WITH_SHARED_EXPERTS, WITH_VISION, tiny
+from tests.tiny_models import MIXED, NUM_BLOCKS, SCALED, WITH_SHARED_EXPERTS, WITH_VISION, tiny
 
 SETTINGS = Export(formats=["hf"], dtype="float32")
 
 
-@pytest.mark.parametrize("family", slow_except((*WITH_SHARED_EXPERTS, *SCALED, *WITH_VISION), ("qwen2_moe", "cohere")))
+ALWAYS = ("qwen2_moe", "cohere", "qwen3_moe-mixed", "deepseek_v3-mixed", "qwen3_next")
+
+
+@pytest.mark.parametrize("family", slow_except((*WITH_SHARED_EXPERTS, *SCALED, *WITH_VISION, *MIXED), ALWAYS))
 def test_a_model_with_levels_and_a_dropped_block_is_read_back_by_transformers(family, tmp_path):
     lm = tiny(family)
     searched = compressed(lm, RTN(bits=(2, 4), group_size=16), tmp_path / "levels", drops="block")

@@ -53,9 +53,7 @@ def test_blocks_after_a_dropped_one_are_stored_under_their_new_numbers(tmp_path)
     assert torch.equal(state["model.layers.1.mlp.down_proj.weight_packed"], packed.packed)
     groups = json.loads((tmp_path / "compressed_tensors" / "config.json").read_text())["quantization_config"]
     targets = [name for group in groups["config_groups"].values() for name in group["targets"]]
-    assert sorted(targets) == sorted(
-        f"model.layers.{b}.{n}" for b in (0, 1) for g in searched.lm.layer_groups for n in g
-    )
+    assert sorted(targets) == sorted(f"model.layers.{b}.{n}" for b in (0, 1) for n in searched.lm.layers(b))
 
 
 def test_dropped_subblocks_are_left_out_or_zeroed_in_dense_weights(tmp_path):

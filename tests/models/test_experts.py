@@ -28,8 +28,10 @@ from evopress.space.settings import SpaceSettings
 from tests import plain
 from tests.evaluation.test_evaluator import CLOSE, Case, profiles_of
 from tests.evaluation.test_switch_effects import Noisy, Random, some_profile
+from tests.marks import slow_except
 from tests.planning.test_estimate import job
 from tests.tiny_models import (
+    MIXED,
     NUM_BLOCKS,
     NUM_EXPERTS,
     WITH_EXPERTS,
@@ -74,10 +76,10 @@ def test_unpacked_experts_compute_what_transformers_computes(family):
 @pytest.mark.parametrize("family", WITH_EXPERTS)
 def test_every_matrix_of_an_expert_is_a_layer_and_the_router_is_not(family):
     lm = tiny(family)
-    locals_ = [local for group in lm.layer_groups for local in group]
+    locals_ = lm.layers(0)
     assert len(locals_) == 4 + 3 * NUM_EXPERTS
     assert not any("gate.weight" in f"{local}.weight" or local == "mlp.gate" for local in locals_)
-    assert len(lm.subblock_outputs("mlp")) == NUM_EXPERTS and len(lm.subblock_outputs("attention")) == 1
+    assert len(lm.subblock_outputs(0, "mlp")) == NUM_EXPERTS and len(lm.subblock_outputs(0, "attention")) == 1
     sizes = {tie: len(layer_space(lm, RTN(bits=(2, 4), group_size=32), SpaceSettings(tie=tie))) for tie in TIES}
     assert sizes == {tie: NUM_BLOCKS * number for tie, number in TIES.items()}
 
@@ -90,7 +92,7 @@ def test_a_tied_unit_has_all_its_layers_and_one_kind_in_all_blocks(tie):
     lm = tiny("qwen3_moe")
     space = layer_space(lm, RTN(bits=(2, 4), group_size=32), SpaceSettings(tie=tie))
     assert sorted(layer for unit in space.units for layer in unit.layers) == sorted(
-        lm.layer_name(block, local) for block in range(NUM_BLOCKS) for group in lm.layer_groups for local in group
+        lm.layer_name(block, local) for block in range(NUM_BLOCKS) for local in lm.layers(block)
     )
     last = space.units[-1]
     experts = f"{lm.block_names[-1]}.mlp.experts"
@@ -101,7 +103,7 @@ def test_a_tied_unit_has_all_its_layers_and_one_kind_in_all_blocks(tie):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", WITH_EXPERTS)
+@pytest.mark.parametrize("family", (*WITH_EXPERTS, *MIXED))
 def test_the_evaluator_gives_a_model_with_experts_the_kl_of_the_whole_model(family, tmp_path):
     case = Case(tiny(family), RTN(bits=(2, 3, 4), group_size=32), tmp_path)
     profiles, tokens = profiles_of(case.space, 4), token_windows(2, 20)
@@ -166,7 +168,7 @@ def test_an_expert_without_tokens_is_rounded_to_nearest_and_reported(tmp_path):
 
 
 @pytest.mark.parametrize("tie", ["none", "engine"])
-@pytest.mark.parametrize("family", WITH_EXPERTS)
+@pytest.mark.parametrize("family", slow_except((*WITH_EXPERTS, *MIXED), (*WITH_EXPERTS, "qwen3_next")))
 def test_the_first_order_of_a_switch_is_the_slope_of_the_divergence(family, tie):
     """By the central difference of the whole model between a small step towards the level and one away from it."""
     lm, step = tiny(family), 1e-2

@@ -4,19 +4,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoConfig
 
 from evopress.compressors.rtn import RTN
 from evopress.models.families import FAMILIES as KNOWN
 from evopress.models.families import Family
 from evopress.models.family_match import detect_family, missing_parts
-from evopress.models.loading import load_model, wrap_model
-from evopress.models.source import ModelSource
+from evopress.models.loading import wrap_model
 from evopress.space.build import FILE_WEIGHT_BYTES, layer_space
 from evopress.space.settings import SpaceSettings
 from tests import plain
 from tests.models.blockwise import CLOSE, TOKENS, blockwise_logits
-from tests.tiny_models import ALL_FAMILIES, NUM_BLOCKS, config, random_model, tiny, tokenizer
+from tests.tiny_models import ALL_FAMILIES, MIXED, NUM_BLOCKS, NUM_EXPERTS, random_model, tiny, tokenizer
 
 
 def renamed_llama() -> torch.nn.Module:
@@ -50,7 +48,12 @@ def test_the_error_for_an_unknown_family_lists_the_known_ones_and_names_the_key(
 def test_a_family_from_the_settings_works():
     lm = wrap_model(renamed_llama(), tokenizer(), "camel", CAMEL)
     torch.testing.assert_close(blockwise_logits(lm, TOKENS), plain.logits(lm.model, TOKENS), **CLOSE)
-    assert lm.num_blocks == NUM_BLOCKS and lm.subblock_layers("mlp") == ("mlp.opened", "mlp.up_proj", "mlp.down_proj")
+    assert lm.num_blocks == NUM_BLOCKS
+    assert lm.subblock_layers(0, "mlp") == (
+        "mlp.opened",
+        "mlp.up_proj",
+        "mlp.down_proj",
+    )
     torch.testing.assert_close(blockwise_logits(lm, TOKENS), blockwise_logits(tiny("llama"), TOKENS), **CLOSE)
 
 
@@ -101,7 +104,7 @@ def test_a_family_that_leaves_out_a_layer_is_refused_with_its_share_of_the_block
     with pytest.raises(ValueError, match=rf"mlp\.down_proj \({share:.1%} of .*model\.family\.layers.*family\.kept"):
         wrap_model(renamed_llama(), tokenizer(), "camel", short)
     lm = wrap_model(renamed_llama(), tokenizer(), "camel", replace(short, kept={"mlp.down_proj": "sensitive"}))
-    assert "mlp.down_proj" not in lm.subblock_layers("mlp")
+    assert "mlp.down_proj" not in lm.subblock_layers(0, "mlp")
 
 
 def test_a_layer_that_is_also_kept_is_refused():
@@ -126,9 +129,43 @@ def test_the_error_for_one_missing_part_names_it():
         wrap_model(model, tokenizer(), "no-norm")
 
 
-def test_a_model_whose_blocks_differ_is_refused_before_its_weights_are_read(tmp_path):
-    """The first block of these models is usually dense."""
-    settings = {**config("deepseek_v3").to_dict(), "first_k_dense_replace": 1}
-    AutoConfig.for_model(**settings).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"blocks 0 and 1 .*'deepseek_v3'.* different layers.*mlp\.gate_proj"):
-        load_model(ModelSource(name="mixed", path=str(tmp_path), device="cpu"), tmp_path)
+@pytest.mark.parametrize("family", MIXED)
+def test_every_block_has_its_own_layers_and_all_of_its_matrices_are_layers_or_kept(family):
+    lm = tiny(family)
+    layers = [lm.layers(block) for block in range(NUM_BLOCKS)]
+    assert len({tuple(names) for names in layers}) > 1
+    for block, names in zip(lm.blocks, layers, strict=True):
+        matrices = {name.removesuffix(".weight") for name, weight in block.named_parameters() if weight.ndim > 1}
+        assert matrices - lm.family.kept.keys() == set(names)
+
+
+def test_a_layer_that_only_some_blocks_have_must_be_named():
+    model = random_model("llama")
+    model.model.layers[1].adapter = torch.nn.Linear(64, 16)
+    with pytest.raises(ValueError, match=r"leaves out adapter \(\d\.\d% of the weights of a block\)"):
+        wrap_model(model, tokenizer(), "adapted")
+    family = replace(KNOWN["llama"], layers=(*KNOWN["llama"].layers, ("adapter",)))
+    lm = wrap_model(model, tokenizer(), "adapted", family)
+    assert ["adapter" in lm.layers(block) for block in range(NUM_BLOCKS)] == [False, True, False]
+
+
+def test_a_layer_that_is_a_linear_layer_in_some_blocks_only_must_not_be_left_out_in_the_others():
+    model = random_model("llama")
+    old = model.model.layers[1].mlp.down_proj
+    model.model.layers[1].mlp.down_proj = torch.nn.Bilinear(8, 16, old.out_features)
+    with pytest.raises(ValueError, match=r"leaves out mlp\.down_proj"):
+        detect_family(model, "llama")
+
+
+def test_every_block_needs_an_attention_and_an_mlp():
+    model = random_model("llama")
+    del model.model.layers[2].self_attn
+    assert missing_parts(model, KNOWN["llama"]) == ["self_attn"]
+    assert missing_parts(model, replace(KNOWN["llama"], attention=("self_attn", "mixer"))) == ["self_attn or mixer"]
+
+
+def test_families_whose_blocks_are_alike_have_the_same_identity_as_when_all_blocks_shared_one_list():
+    """Otherwise their databases would have to be built again. Parts of a family that no block has are left out."""
+    layers = [len(tiny(family).family.layers) for family in ("qwen3_moe", "deepseek_v3")]
+    assert layers == [2 + 2 * NUM_EXPERTS, 4 + 2 * NUM_EXPERTS + 2]
+    assert tiny("llama").family == KNOWN["llama"]

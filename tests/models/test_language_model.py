@@ -73,7 +73,7 @@ def test_identity_depends_on_configuration_and_weights_alone(family):
     assert first.identity == again.identity
     changed = random_model(family)
     with torch.no_grad():
-        changed.get_submodule(first.layer_name(2, first.layer_groups[-1][-1])).weight[3, 5] += 1e-3
+        changed.get_submodule(first.layer_name(2, first.layers(2)[-1])).weight[3, 5] += 1e-3
     assert wrap_model(changed, tokenizer(), "one").identity != first.identity
     configured = random_model(family)
     configured.config.max_position_embeddings += 1

@@ -215,7 +215,7 @@ def test_a_family_in_the_settings_is_used(folder, tmp_path):
         f"mlp.{name}_proj": reason for name in ("gate", "up")
     }
     lm = load_model(source(folder, family=family), tmp_path)
-    assert lm.layer_groups == (("self_attn.o_proj",), ("mlp.down_proj",))
+    assert lm.layer_groups(0) == (("self_attn.o_proj",), ("mlp.down_proj",))
     with pytest.raises(ValueError, match=r"model\.family names 'mlp\.absent'"):
         load_model(source(folder, family={"layers": [["mlp.absent"]]}), tmp_path)
 
@@ -236,6 +236,6 @@ def test_the_paths_of_a_model_with_vision_may_be_given_as_well(tmp_path):
         ],
     }
     given, detected = (load_model(source(tmp_path, **changes), tmp_path) for changes in ({"family": family}, {}))
-    assert given.block_names == detected.block_names and given.layer_groups == detected.layer_groups
+    assert given.block_names == detected.block_names and given.layer_groups(0) == detected.layer_groups(0)
     tokens = token_windows(2, 20)
     assert torch.equal(plain.logits(given.model, tokens), plain.logits(detected.model, tokens))

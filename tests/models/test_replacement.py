@@ -65,7 +65,7 @@ def test_no_profile_is_the_dense_model():
 def test_an_error_while_parts_are_replaced_does_not_change_the_model(family):
     lm = tiny(family)
     before, modules = state(lm), list(lm.model.named_modules())
-    name = lm.layer_name(0, lm.layer_groups[0][0])
+    name = lm.layer_name(0, lm.layers(0)[0])
     dropped = {0: frozenset({"attention", "mlp"}), 2: frozenset({"mlp"})}
     with pytest.raises(RuntimeError, match="in between"), lm.replaced({name: torch.zeros(64, 64)}, dropped):
         raise RuntimeError("in between")

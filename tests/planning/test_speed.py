@@ -1,5 +1,6 @@
 """Operations are timed in the shapes of the model on a sample of it, and their seconds add up to those of a stage."""
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -12,24 +13,25 @@ from evopress.compressors.sparsegpt import SparseGPT
 from evopress.evaluation.evaluator import EvaluatorSettings
 from evopress.models.source import ModelSource
 from evopress.planning import speed
+from evopress.planning.counting import EvaluatorCount
 from evopress.planning.estimate import StageEstimate
 from evopress.planning.machine import load_per_processor
 from evopress.planning.planned_run import PlannedRun, plan_run
 from evopress.planning.render import busy_line, seconds_of, total_line
-from evopress.planning.sample import Timeable, random_block, sample_of
+from evopress.planning.sample import Timeable, random_model, sample_of
 from evopress.planning.speed import measure_seconds, smaller
 from evopress.planning.stages import estimate_resources
 from evopress.planning.work import Operation, Work, cost_of
 from evopress.runtime import distributed
 from evopress.space.budget import Budget
 from tests.planning.test_estimate import GUIDED, job
-from tests.tiny_models import ALL_FAMILIES, config, save_tiny, tiny
+from tests.tiny_models import ALL_FAMILIES, NUM_BLOCKS, NUM_EXPERTS, config, save_tiny, tiny
 
 LARGE = ModelSource(name="large", path="", dtype="float32", device="cpu")
 
 
-def planned(folder, **changes) -> PlannedRun:
-    config("llama").save_pretrained(folder)
+def planned(folder, family: str = "llama", **changes) -> PlannedRun:
+    config(family).save_pretrained(folder)
     return plan_run(job(folder, folder, **changes))
 
 
@@ -46,17 +48,20 @@ def fast(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("family", ALL_FAMILIES)
-def test_a_block_of_every_family_runs_with_random_weights_and_the_structure_stays_without(family, tmp_path):
+def test_blocks_of_every_family_run_with_random_weights_and_the_structure_stays_without(family, tmp_path):
     save_tiny(family, tmp_path)
     run = plan_run(job(tmp_path, tmp_path))
-    lm = random_block(run.model, dtype=torch.bfloat16, device=torch.device("cpu"))
-    assert lm.num_blocks == 1 and lm.dtype == torch.bfloat16
-    assert [tuple(p.shape) for p in lm.blocks[0].parameters()] == [
-        tuple(p.shape) for p in run.model.blocks[0].parameters()
-    ]
+    lm = random_model(run.model, dtype=torch.bfloat16, device=torch.device("cpu"))
+    assert lm.num_blocks == NUM_BLOCKS and lm.dtype == torch.bfloat16
+    assert len(set(lm.blocks)) == len(set(run.model.alike))
+    for block, planned_block in zip(lm.blocks, run.model.blocks, strict=True):
+        assert [(n, p.shape) for n, p in block.named_parameters()] == [
+            (n, p.shape) for n, p in planned_block.named_parameters()
+        ]
     assert all(parameter.is_meta for parameter in run.model.model.parameters())
-    hidden = torch.randn(2, 20, lm.hidden_size).bfloat16()
-    output = lm.run_block(0, hidden, lm.embed(torch.zeros(1, 20, dtype=torch.long))[1][0])
+    output = hidden = torch.randn(2, 20, lm.hidden_size).bfloat16()
+    for block, kwargs in enumerate(lm.embed(torch.zeros(1, 20, dtype=torch.long))[1]):
+        output = lm.run_block(block, output, kwargs)
     assert output.shape == hidden.shape and bool(output.isfinite().all())
     assert lm.logits(lm.final_norm(output)).shape[-1] == run.model.vocab_size
 
@@ -89,6 +94,31 @@ def test_every_operation_of_a_run_can_be_timed_and_nothing_is_left_behind(change
     assert ("states" in kinds) == (run.job.evaluator.states_gb < 1e-3)
     assert ("decode" in kinds) == ("solve" in kinds) == (not isinstance(run.job.compress, Drop))
     assert ("calibrate" in kinds) == run.needs_hessians
+
+
+def test_blocks_that_differ_are_counted_and_timed_one_by_one(tmp_path, fast):
+    run = planned(tmp_path / "model", "qwen3_next", search=GUIDED)
+    count = EvaluatorCount(run)
+    count.measure([None], (2, 20))
+    model = run.model
+    costs = {op.block: cost_of(op, run).in_model for op in count.work if op.kind == "block"}
+    for block in range(NUM_BLOCKS):
+        sizes = {local: model.linear(block, local).weight.numel() for local in model.layers(block)}
+        active = sum(size * (2 / NUM_EXPERTS if ".experts." in local else 1) for local, size in sizes.items())
+        assert costs[block] == pytest.approx(2 * 40 * active)
+    assert costs[1] != costs[2]
+    operations = operations_of(run)
+    assert {op.block for op in operations if op.kind == "calibrate"} == {0, 1, 2}
+    solved = sum(w["solve"] for w in [by_kind(stage) for stage in estimate_resources(run).stages])
+    assert solved == sum(len(model.layer_groups(block)) for block in range(NUM_BLOCKS))
+    assert measure_seconds(run, operations).keys() == operations
+
+
+def by_kind(stage: StageEstimate) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for operation, times in stage.work.items():
+        counts[operation.kind] += int(times)
+    return counts
 
 
 def test_what_would_take_long_is_timed_in_a_smaller_shape_and_scaled_by_its_cost(tmp_path, fast, monkeypatch):

@@ -53,7 +53,7 @@ class FreshWeights:
     """Weights that are made at every call, and counted while anyone holds them."""
 
     def __init__(self, lm):
-        names = [lm.layer_name(b, local) for b in range(lm.num_blocks) for group in lm.layer_groups for local in group]
+        names = [lm.layer_name(b, local) for b in range(lm.num_blocks) for local in lm.layers(b)]
         self.dense = {name: lm.model.get_submodule(name).weight.detach() for name in names}
         self.references = []
         self.most_at_once = 0
@@ -81,4 +81,4 @@ def test_a_model_that_decodes_as_it_runs_computes_the_same_and_holds_one_block(f
         generated = model.generate(input_ids=tokens, max_new_tokens=3, do_sample=False)
     assert torch.equal(computed, expected)
     assert generated.shape == (2, 15)
-    assert 0 < weights.most_at_once <= sum(map(len, lm.layer_groups)) + 1
+    assert 0 < weights.most_at_once <= len(lm.layers(0)) + 1

@@ -32,7 +32,11 @@ def layers_in(space: Space) -> list[str]:
 def test_every_layer_is_in_one_unit_in_the_order_of_blocks(family, tie):
     lm = tiny(family)
     space = layer_space(lm, BITS, SpaceSettings(tie=tie))
-    groups = [[f"{prefix}.{local}" for local in group] for prefix in lm.block_names for group in lm.family.layers]
+    groups = [
+        [lm.layer_name(block, local) for local in group]
+        for block in range(lm.num_blocks)
+        for group in lm.layer_groups(block)
+    ]
     assert layers_in(space) == [name for group in groups for name in group]
     expected = groups if tie == "engine" else [[name] for group in groups for name in group]
     assert [list(unit.layers) for unit in space.units] == expected

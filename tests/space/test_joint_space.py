@@ -72,7 +72,9 @@ def test_every_layer_of_a_block_is_inside_a_droppable_unit(family, drops):
     for index, children in space.children.items():
         parent = space.units[index]
         parts = ("attention", "mlp") if drops == "block" else (parent.kind,)
-        names = {lm.layer_name(*parent.blocks, local) for part in parts for local in lm.subblock_layers(part)}
+        names = {
+            lm.layer_name(*parent.blocks, local) for part in parts for local in lm.subblock_layers(*parent.blocks, part)
+        }
         assert {layer for child in children for layer in space.units[child].layers} == names
 
 
@@ -81,7 +83,7 @@ def test_a_block_runs_with_the_levels_of_its_kept_sub_blocks():
     space = layer_space(lm, RTN(bits=(4, 3, 2), group_size=32), JOINT)
     profile = dropped(space, space.uniform(1), 0)
     first, second, _ = choices_by_block(space, lm, profile)
-    assert first == BlockChoice(tuple((local, 1) for local in lm.subblock_layers("mlp")), frozenset({"attention"}))
+    assert first == BlockChoice(tuple((local, 1) for local in lm.subblock_layers(0, "mlp")), frozenset({"attention"}))
     assert choices_by_block(space, lm, (*profile[:2], 2, *profile[3:]))[0] == first
     assert not second.dropped and len(second.levels) == 7
 

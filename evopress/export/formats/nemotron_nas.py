@@ -112,7 +112,8 @@ class NemotronNAS(Format):
             for subblock in missing_subblocks(block_config):
                 path = f"model.layers.{index}"
                 absent += [f"{path}.{module}." for module in MODULES[subblock]]
-                model.set_submodule(f"{path}.{MODULES[subblock][0]}", no_op(subblock, layer_idx=index))
+                module = f"{path}.{MODULES[subblock][0]}"
+                model.set_submodule(module, no_op(subblock, model.get_submodule(module), layer_idx=index))
         load_state(model, read_safetensors(folder), absent=tuple(absent))
         return model
 

@@ -13,7 +13,7 @@ FUSED_LAYERS = "self_attn.q_proj, k_proj and v_proj run as one layer in vLLM, an
 def check_fused_layers(searched: SearchedModel, layers: Mapping[str, PackedLayer]) -> None:
     """Raise UnsupportedExportError if layers that vLLM runs as one have different formats or global scales."""
     for block in searched.kept_blocks:
-        for group in searched.lm.layer_groups:
+        for group in searched.lm.layer_groups(block):
             names = [searched.lm.layer_name(block, local) for local in group]
             fused = [layers[name] for name in names if name in layers]
             if any(_shared(layer) != _shared(fused[0]) for layer in fused):

@@ -53,7 +53,7 @@ def _zeroed_state(searched: SearchedModel, dtype: torch.dtype) -> State:
     state = searched.dense_state(dtype)
     for block, choice in enumerate(searched.choices):
         for subblock in (subblock for subblock in SUBBLOCKS if subblock in choice.dropped):
-            last_layers = [lm.layer_name(block, local) for local in lm.subblock_outputs(subblock)]
+            last_layers = [lm.layer_name(block, local) for local in lm.subblock_outputs(block, subblock)]
             for name in (f"{layer}.{kind}" for layer in last_layers for kind in ("weight", "bias")):
                 if name in state:
                     state[name] = torch.zeros_like(state[name])
