@@ -57,7 +57,7 @@ def checkpoints(tmp_path_factory) -> Path:
     save_tiny("gemma3", folder / "vision")
     float32 = {"dtype": "float32"}
     symmetric = RTN(bits=(2, 4), group_size=32, symmetric=True, scale_dtype="float32")
-    zero_points = RTN(bits=(2, 4), group_size=32, scale_dtype="float32")
+    zero_points = RTN(bits=(4, 8), group_size=32, scale_dtype="float32")
     lm = tiny("llama")
     for settings, searched in (
         (Export(formats=["compressed_tensors"], **float32), compressed(lm, symmetric, folder / "symmetric")),

@@ -116,6 +116,11 @@ class Compressor(ABC):
         return None
 
     @property
+    def code_bits(self) -> tuple[int, ...]:
+        """The widths of integer codes among its levels. Empty if it has none."""
+        return ()
+
+    @property
     def zero_point_bits(self) -> tuple[int, ...]:
         """The widths of the zero points. Empty if its levels have none."""
         return ()

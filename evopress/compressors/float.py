@@ -80,6 +80,11 @@ class Float(Compressor):
         return self._torch_scale_dtype
 
     @property
+    def code_bits(self) -> tuple[int, ...]:
+        widths = (number_formats()[name].code_bits for name in self.formats)
+        return tuple(bits for bits in widths if bits is not None)
+
+    @property
     def span(self) -> tuple[float, float]:
         bits = [number_formats()[name].bits for name in self.formats]
         return min(bits), max(bits)

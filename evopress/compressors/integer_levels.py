@@ -91,6 +91,10 @@ class IntegerLevels(Compressor):
         return self._torch_scale_dtype
 
     @property
+    def code_bits(self) -> tuple[int, ...]:
+        return self.bits
+
+    @property
     def zero_point_bits(self) -> tuple[int, ...]:
         return () if self.symmetric else self.bits
 

@@ -62,6 +62,9 @@ class Format(ABC):
     tags: ClassVar[tuple[str, ...]] = ()
     """Tags under which the hub finds the format."""
 
+    remark: str = ""
+    """What to know when the checkpoint is loaded, for the model card."""
+
     engines: tuple[str, ...] = ()
     """The values of `eval.engine` that can measure a checkpoint of the format."""
 

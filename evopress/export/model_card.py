@@ -50,6 +50,7 @@ def model_card(
         f"Format: {checkpoint_format.title}. {_what_was_done(facts)}",
         f"{size} {_sparsity_note(searched)}".strip(),
         "## Load it\n\n" + _commands(checkpoint_format, folder, repository),
+        checkpoint_format.remark,
         _releases(checkpoint_format),
         "## Levels\n\n" + _levels_table(searched),
         _measurements(facts),

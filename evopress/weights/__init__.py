@@ -5,6 +5,7 @@ from evopress.weights.dense import Dropped, Kept
 from evopress.weights.fp8 import FP8Weight
 from evopress.weights.fp8_block import FP8BlockWeight
 from evopress.weights.ggml import GgmlWeight
+from evopress.weights.int4 import INT4
 from evopress.weights.int8 import INT8
 from evopress.weights.integer import QuantizedWeight
 from evopress.weights.kquants import KWeight
@@ -14,6 +15,7 @@ from evopress.weights.sparse import SparseWeight
 
 __all__ = [
     "BF16",
+    "INT4",
     "INT8",
     "Dropped",
     "FP8BlockWeight",

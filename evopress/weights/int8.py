@@ -15,6 +15,7 @@ LARGEST = 127
 class _INT8(NumberFormat):
     kind = QuantizedWeight
     bits = 8
+    code_bits = 8
 
     def size_bytes(self, rows: int, cols: int, *, scale_bytes: int) -> int:
         return quantized_bytes(rows, cols, bits=8, group_size=cols, symmetric=True, scale_bytes=scale_bytes)

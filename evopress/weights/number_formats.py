@@ -52,6 +52,9 @@ class NumberFormat(ABC):
     group_size: int = 0
     """Neighbouring columns with one scale; 0 if a row has one scale. The last group may have fewer."""
 
+    code_bits: int | None = None
+    """The width of its elements if they are integer codes, a `QuantizedWeight`."""
+
     is_lossy: bool = True
     """Whether rounding to it loses so much that errors are worth compensating in other columns."""
 

@@ -72,8 +72,8 @@ def test_weights_without_inputs_are_rounded_too():
 @pytest.mark.parametrize("name", [name for name in ALL if name != "bf16"])
 def test_gptq_rounds_to_the_nearest_numbers_if_inputs_are_independent_and_to_better_ones_if_not(name, act_order):
     settings = {"levels": (name,), "act_order": act_order}
-    layers = group((24, 8), 160)
-    independent = with_hessian(layers, torch.diag(torch.linspace(0.5, 2, 160)))
+    layers = group((24, 8), 192)
+    independent = with_hessian(layers, torch.diag(torch.linspace(0.5, 2, 192)))
     for weights in zip(
         *(Float(**settings, rounding=rounding).compress(independent).levels for rounding in ("gptq", "nearest")),
         strict=True,

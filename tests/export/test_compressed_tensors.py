@@ -36,7 +36,8 @@ pytest.importorskip("compressed_tensors", reason="needs the package compressed-t
 PACKED = Export(formats=["compressed_tensors"])
 PACKED_FOR_VLLM = Export(formats=["compressed_tensors"], engine="vllm")
 SYMMETRIC = GPTQ(bits=(8, 5, 3, 2), group_size=32, symmetric=True)
-ASYMMETRIC = GPTQ(bits=(8, 5, 3, 2), group_size=32)
+ASYMMETRIC = GPTQ(bits=(8, 4), group_size=32)
+SYMMETRIC_FOR_VLLM = GPTQ(bits=(8, 4), group_size=32, symmetric=True)
 
 
 def written(settings: Export, searched, folder) -> dict:
@@ -113,13 +114,14 @@ FORMATS = {
     "bf16": None,
     "fp8": ("float-quantized", "float", 8, "channel"),
     "fp8_block": ("float-quantized", "float", 8, "block"),
+    "int4": ("pack-quantized", "int", 4, "group"),
     "int8": ("pack-quantized", "int", 8, "group"),  # all 64 columns are one group, which vLLM's kernels know
     "mxfp4": ("mxfp4-pack-quantized", "float", 4, "group"),
     "nvfp4": ("nvfp4-pack-quantized", "float", 4, "tensor_group"),
 }
 """Format, type, bits and strategy of every level."""
 
-NOT_FP4 = ("bf16", "fp8", "fp8_block", "int8")
+NOT_FP4 = ("bf16", "fp8", "fp8_block", "int8", "int4")
 
 
 def tiny_in(dtype: torch.dtype):
@@ -127,7 +129,14 @@ def tiny_in(dtype: torch.dtype):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "levels"), [(torch.bfloat16, tuple(FORMATS)), (torch.float32, NOT_FP4), (torch.float16, NOT_FP4)], ids=str
+    ("dtype", "levels"),
+    [
+        (torch.bfloat16, tuple(name for name in FORMATS if name != "int4")),
+        (torch.bfloat16, ("bf16", "fp8", "int4")),
+        (torch.float32, NOT_FP4),
+        (torch.float16, NOT_FP4),
+    ],
+    ids=str,
 )
 def test_transformers_decodes_mixed_number_formats_to_the_numbers_of_the_database(dtype, levels, tmp_path):
     compressor = Float(levels=levels, scale_dtype="float16" if dtype == torch.float16 else "bfloat16")
@@ -187,7 +196,7 @@ def test_a_checkpoint_of_one_number_format_has_this_format_and_the_bytes_of_the_
     verified = written(PACKED, searched, tmp_path)
     config = json.loads((tmp_path / "compressed_tensors" / "config.json").read_text())["quantization_config"]
     assert {group["format"] for group in config["config_groups"].values()} <= {config["format"]}
-    shapes = 16 * len(searched.levels) if name == "int8" else 0
+    shapes = 16 * len(searched.levels) if name in ("int4", "int8") else 0
     assert verified["written_bytes"] - verified["header_bytes"] == searched.space.size_bytes(searched.profile) + shapes
 
 
@@ -227,6 +236,7 @@ def test_a_damaged_code_fails_the_verification(tmp_path, monkeypatch):
         (PACKED, Drop(), "none", "compress=drop does not make"),
         (PACKED, ASYMMETRIC, "none", "set compress.symmetric=true, or export.engine=vllm"),
         (PACKED_FOR_VLLM, ASYMMETRIC, "none", "set space.tie=engine"),
+        (PACKED_FOR_VLLM, SYMMETRIC, "engine", r"compress.bits contains \[2, 3, 5\]: set compress.bits=\[4,8\]"),
     ],
 )
 def test_settings_whose_profiles_no_engine_could_load_are_refused_at_start_up(settings, compressor, tie, message):
@@ -234,9 +244,24 @@ def test_settings_whose_profiles_no_engine_could_load_are_refused_at_start_up(se
         check_export(settings, compressor, space=SpaceSettings(tie=tie))
 
 
-@pytest.mark.parametrize("settings", [PACKED, PACKED_FOR_VLLM])
-def test_fitting_settings_are_accepted_at_start_up(settings):
-    check_export(settings, SYMMETRIC, space=SpaceSettings(tie="engine"))
+@pytest.mark.parametrize(
+    ("settings", "compressor"),
+    [
+        (PACKED, SYMMETRIC),
+        (PACKED_FOR_VLLM, SYMMETRIC_FOR_VLLM),
+        (PACKED_FOR_VLLM, ASYMMETRIC),
+        (PACKED_FOR_VLLM, Float(levels=("bf16", "fp8", "int8", "int4", "nvfp4"))),
+    ],
+)
+def test_fitting_settings_are_accepted_at_start_up(settings, compressor):
+    check_export(settings, compressor, space=SpaceSettings(tie="engine"))
+
+
+def test_a_profile_with_widths_that_vllm_does_not_run_is_refused(tmp_path):
+    """Levels of another package may have widths that their compressor does not tell."""
+    searched = compressed(tiny("llama"), SYMMETRIC, tmp_path, tie="engine")
+    with pytest.raises(UnsupportedExportError, match=r"the profile has \[2, 3, 5\]"):
+        written(PACKED_FOR_VLLM, searched, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -270,7 +295,7 @@ def test_a_model_in_bfloat16_is_read_back_in_bfloat16(tmp_path):
 def test_a_profile_that_an_engine_cannot_run_is_refused_before_anything_is_written(tmp_path):
     folder = tmp_path / "checkpoint"
     with pytest.raises(UnsupportedExportError, match="are one layer in vLLM but have different widths"):
-        written(PACKED_FOR_VLLM, compressed(tiny("llama"), SYMMETRIC, tmp_path / "untied"), folder)
+        written(PACKED_FOR_VLLM, compressed(tiny("llama"), SYMMETRIC_FOR_VLLM, tmp_path / "untied"), folder)
     with pytest.raises(UnsupportedExportError, match="cannot read packed zero points"):
         written(PACKED, compressed(tiny("llama"), ASYMMETRIC, tmp_path / "zeros"), folder)
     with pytest.raises(UnsupportedExportError, match="integer codes"):

@@ -17,6 +17,7 @@ import torch
 import evopress
 from evopress.api import compress
 from evopress.compressors.drop import Drop
+from evopress.compressors.float import Float
 from evopress.compressors.gguf import GGUF
 from evopress.compressors.rtn import RTN
 from evopress.data.settings import Data
@@ -255,7 +256,10 @@ def test_llama_cpp_finds_the_tokens_of_a_sentencepiece_tokenizer(llama, tmp_path
     assert tokenized == [lm.tokenizer(text)["input_ids"] for text in TEXTS]
 
 
-@pytest.mark.parametrize(("name", "changes"), [("llama", GGUF_FILE), ("vllm", FOR_VLLM)])
+MIXED = {**FOR_VLLM, "compress": Float(levels=("bf16", "int4")), "budget": Budget(metric="bits", target=8)}
+
+
+@pytest.mark.parametrize(("name", "changes"), [("llama", GGUF_FILE), ("vllm", FOR_VLLM), ("vllm", MIXED)])
 def test_a_run_finds_its_own_perplexities_in_the_engine(name, changes, tmp_path):
     """The model is the one that comes with the package. Engines round activations in other ways."""
     engine_name = {"llama": "llama_cpp", "vllm": "vllm"}[name]

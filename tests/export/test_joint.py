@@ -18,10 +18,11 @@ from tests.exports import TOKENS, compressed, logits
 from tests.tiny_models import NUM_BLOCKS, tiny
 
 CODES = RTN(bits=(2, 3, 4), group_size=32, symmetric=True, scale_dtype="float32")
+CODES_OF_VLLM = RTN(bits=(4, 8), group_size=32, symmetric=True, scale_dtype="float32")
 FORMATS: dict[str, tuple[Export, Compressor, str]] = {
     "hf": (Export(formats=["hf"], dtype="float32"), CODES, "none"),
     "compressed_tensors": (Export(formats=["compressed_tensors"], dtype="float32"), CODES, "none"),
-    "vllm": (Export(formats=["compressed_tensors"], dtype="float32", engine="vllm"), CODES, "engine"),
+    "vllm": (Export(formats=["compressed_tensors"], dtype="float32", engine="vllm"), CODES_OF_VLLM, "engine"),
     "gguf": (Export(formats=["gguf"], dtype="float32"), GGUF(types=("Q8_0", "Q4_0")), "none"),
 }
 

@@ -134,3 +134,11 @@ def test_a_card_that_is_uploaded_names_the_repository_and_no_folder_of_this_mach
 def test_a_card_says_in_which_releases_of_transformers_it_was_read(tmp_path):
     card = card_of(Export(formats=["hf"]), compressed(tiny("llama"), ROUNDED, tmp_path), tmp_path)
     assert transformers.__version__ in card and TESTED_VERSION in card
+
+
+def test_a_card_for_vllm_says_that_the_kv_cache_is_left_to_the_user(tmp_path):
+    pytest.importorskip("compressed_tensors")
+    for engine, is_said in (("vllm", True), ("transformers", False)):
+        searched = compressed(tiny("llama"), ROUNDED, tmp_path / engine, tie="engine")
+        card = card_of(Export(formats=["compressed_tensors"], engine=engine), searched, tmp_path / engine)
+        assert ("--kv-cache-dtype" in card) is is_said

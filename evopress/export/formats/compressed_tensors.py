@@ -26,7 +26,13 @@ from evopress.export.formats.packed_layers import (
     parts_of,
     quantization_config,
 )
-from evopress.export.formats.vllm_limits import FUSED_LAYERS, check_blocks, check_fused_layers, check_zero_points
+from evopress.export.formats.vllm_limits import (
+    FUSED_LAYERS,
+    check_blocks,
+    check_fused_layers,
+    check_widths,
+    check_zero_points,
+)
 from evopress.export.planned import PlannedModel
 from evopress.export.registry import register_format
 from evopress.export.searched import SearchedModel
@@ -38,6 +44,11 @@ from evopress.weights.base import CompressedWeight, PackedLayer
 
 SHAPE_BYTES = 16
 """Bytes of `weight_shape`, which are two 64-bit integers."""
+
+KV_CACHE = (
+    "The checkpoint says nothing about the key-value cache, so vLLM keeps it in 16 bits. `vllm serve` has the option "
+    "`--kv-cache-dtype fp8` for a smaller one; its loss is not part of the numbers below."
+)
 
 NO_ZERO_POINTS = (
     "transformers cannot read packed zero points (compressed-tensors 0.20 expects another shape for them): "
@@ -62,6 +73,7 @@ class CompressedTensors(Format):
 
     def __init__(self, engine: str = "transformers"):
         self.engine = engine
+        self.remark = KV_CACHE if engine == "vllm" else ""
         self.engines = ("vllm",) if engine == "vllm" else ()
         self.library = "vllm" if engine == "vllm" else "transformers"
         self.commands = (
@@ -95,6 +107,8 @@ class CompressedTensors(Format):
             raise UnsupportedExportError(
                 f"export.engine=vllm needs layers that share a level ({FUSED_LAYERS}): set space.tie=engine"
             )
+        if self.engine == "vllm":
+            check_widths(compressor.code_bits, where="compress.bits contains")
 
     def check_model(self, planned: PlannedModel) -> None:
         compressor = planned.compressor
@@ -129,6 +143,8 @@ class CompressedTensors(Format):
             if "weight_zero_point" in layer.tensors
         }
         if self.engine == "vllm":
+            packed = [layer for layer in layers.values() if layer.format == "pack-quantized"]
+            check_widths((int(str(layer.weights["num_bits"])) for layer in packed), where="the profile has")
             check_fused_layers(searched, layers)
             for name, bits in zero_point_bits.items():
                 check_zero_points(name, searched.packed(name).shape[0], all_bits=[bits])

@@ -10,6 +10,24 @@ from evopress.weights.base import CompressedWeight, PackedLayer
 FUSED_LAYERS = "self_attn.q_proj, k_proj and v_proj run as one layer in vLLM, and so do mlp.gate_proj and up_proj"
 
 
+KERNEL_BITS = (4, 8)
+"""Widths of integer codes that vLLM's own kernels run. Others need CUDA and the optional package of Humming kernels.
+
+Source: `_POSSIBLE_KERNELS` in vLLM 0.32.
+"""
+
+
+def check_widths(all_bits: Iterable[int], *, where: str) -> None:
+    """Raise UnsupportedExportError for widths of integer codes that need more than vLLM. `where` says what has them."""
+    others = sorted(set(all_bits) - set(KERNEL_BITS))
+    if others:
+        raise UnsupportedExportError(
+            f"export.engine=vllm: vLLM's own kernels run integer codes of 4 and 8 bits, but {where} {others}: set "
+            "compress.bits=[4,8]. Other widths run only on CUDA with vLLM's optional Humming kernels; a checkpoint for "
+            "these is written by export.engine=transformers compress.symmetric=true space.tie=engine"
+        )
+
+
 def check_fused_layers(searched: SearchedModel, layers: Mapping[str, PackedLayer]) -> None:
     """Raise UnsupportedExportError if layers that vLLM runs as one have different formats or global scales."""
     for block in searched.kept_blocks:
