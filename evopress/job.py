@@ -12,13 +12,14 @@ from evopress.engines import check_engine
 from evopress.evaluation.eval_checks import check_eval
 from evopress.evaluation.eval_settings import Eval
 from evopress.evaluation.evaluator import EvaluatorSettings
-from evopress.export import Export, check_export
+from evopress.export import Export, check_cache_type, check_export
 from evopress.models.language_model import LanguageModel
 from evopress.models.source import ModelSource
 from evopress.runtime.effort import Effort, parse_effort
 from evopress.runtime.tracking import Tracker
 from evopress.search.base import Search
 from evopress.space.budget import Budget
+from evopress.space.memory import MemoryBudget
 from evopress.space.settings import SpaceSettings
 from evopress.tuning.learnt_rounding import can_learn
 from evopress.tuning.settings import Tuning
@@ -140,6 +141,8 @@ class Job:
                 "differ only in bytes: use budget=size, or a single compress.group_size"
             )
         check_export(self.export, self.compress, space=self.space)
+        if isinstance(self.budget, MemoryBudget):
+            check_cache_type(self.export, self.budget.kv)
         self._check_tuning()
         check_text_column(self.data, [test_set.source for test_set in self.test_sets])
         check_eval(self.eval)

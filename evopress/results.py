@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from evopress.data.windows import Windows
-from evopress.evaluation.candidates import Candidate
+from evopress.evaluation.candidates import Candidate, compared_profiles
 from evopress.evaluation.context import EvaluationContext
 from evopress.evaluation.task_identity import task_identities
 from evopress.identity import evaluation_identity, scores_identity
@@ -15,6 +15,9 @@ from evopress.job import Job, name_of
 from evopress.runtime import distributed
 from evopress.runtime.checksums import read_json_if_intact, with_checksum
 from evopress.runtime.json_files import read_json, write_json
+from evopress.space.budget import Budget
+from evopress.space.build import dense_bytes
+from evopress.space.memory import MemoryBudget
 from evopress.space.units import Profile
 
 CANDIDATES = ("dense", "uniform", "searched", "tuned", "uniform_tuned")
@@ -82,11 +85,7 @@ def describe_run(job: Job, context: EvaluationContext, profile: Profile) -> dict
     return {
         "model": job.model.name,
         "compress": name_of(job.compress),
-        "budget": {
-            "metric": job.budget.metric,
-            "target": job.budget.target,
-            "achieved": job.budget.achieved(context.space, profile),
-        },
+        "budget": job.budget.facts(context.space, profile),
         "search": name_of(job.search),
         "seed": job.seed,
         "data": {**asdict(job.data), "hashes": context.splits.hashes},
@@ -105,4 +104,15 @@ def describe_run(job: Job, context: EvaluationContext, profile: Profile) -> dict
             "test": context.splits.test.numel(),
         },
         "notes": context.database.notes if context.database else [],
+        **memory_of_candidates(job.budget, context, profile),
     }
+
+
+def memory_of_candidates(budget: Budget, context: EvaluationContext, profile: Profile) -> dict[str, object]:
+    """The entry `memory`: bytes of the weights, the cache and the reserve of every candidate. Only for such budgets."""
+    if not isinstance(budget, MemoryBudget):
+        return {}
+    space = context.space
+    dense = budget.parts(space, space.uniform(0)) | {"weights": dense_bytes(context.lm)}
+    profiles = {name: one for name, one in compared_profiles(space, profile, budget).items() if one is not None}
+    return {"memory": {"dense": dense, **{name: budget.parts(space, one) for name, one in profiles.items()}}}

@@ -34,7 +34,9 @@ def search_profile(job: Job, context: EvaluationContext, clock: Clock) -> Profil
     )
     achieved, token_equivalents = job.budget.achieved(context.space, profile), watcher.token_equivalents
     if distributed.is_first():
-        log.info("searched profile: %g %s after %d token equivalents", achieved, job.budget.metric, token_equivalents)
+        amount = job.budget.amount(context.space, profile)
+        unit = "" if job.budget.counts_bytes else f" {job.budget.metric}"
+        log.info("searched profile: %s%s after %d token equivalents", amount, unit, token_equivalents)
         save_profile(
             job.folder,
             context.space,

@@ -21,7 +21,6 @@ from evopress.evaluation.candidates import compared_profiles
 from evopress.evaluation.context import EvaluationContext
 from evopress.evaluation.evaluator import Evaluator, EvaluatorSettings
 from evopress.evaluation.teacher_cache import TeacherCache
-from evopress.export import fixed_bytes
 from evopress.identity import (
     database_identity,
     evaluation_identity,
@@ -33,6 +32,7 @@ from evopress.identity import (
 from evopress.models.language_model import LanguageModel
 from evopress.models.loading import load_model
 from evopress.models.source import ModelSource
+from evopress.planning.planned_run import space_of
 from evopress.runtime.versions import code_hash
 from evopress.space.build import layer_space
 from evopress.space.settings import SpaceSettings
@@ -220,9 +220,7 @@ def identities(files: dict[str, str], folder: Path, *overrides: str) -> dict[str
     lm = loaded(job.model, folder)
     splits = load_splits(job.data, lm.tokenizer, folder)
     compressor = job.compress.for_hidden_size(lm.hidden_size)
-    space = layer_space(lm, compressor, job.space)
-    if job.budget.metric == "size":
-        space = replace(space.with_costs_in_bytes(), fixed_bytes=fixed_bytes(job.export, lm, space))
+    space = space_of(job, lm)
     database = database_identity(lm, compressor, splits, job.evaluator.batch_tokens)
     identity = model_identity(lm, compressor, database)
     context = EvaluationContext(lm, splits, space, Evaluator(lm, space, None, job.evaluator), None, identity)
@@ -305,6 +303,14 @@ def test_formats_matter_to_the_search_where_the_budget_is_a_file_size(files, bef
     first = identities(files, tmp_path, size)
     other = identities(files, tmp_path, size, "export.formats=[compressed_tensors]")
     assert first["search"] != other["search"]
+
+
+@pytest.mark.parametrize("change", ["context=2048", "batch=2", "kv=fp8", "reserve=10KB", "target=2MB"])
+def test_every_setting_of_a_budget_of_memory_matters_to_the_search(change, files, tmp_path):
+    memory = "budget=memory; budget.target=3MB; budget.reserve=1KB; budget.context=1024"
+    first, other = (identities(files, tmp_path, f"{memory}{more}") for more in ("", f"; budget.{change}"))
+    assert first["search"] != other["search"] and first["evaluation"] != other["evaluation"]
+    assert first["database"] == other["database"]
 
 
 def test_a_change_of_the_code_of_a_compressor_from_outside_changes_its_hash(tmp_path, monkeypatch):

@@ -109,6 +109,28 @@ MISTAKES = [
     ("compress=drop budget=3bit", "use budget=drop25"),
     ("budget.target=1", "budget.target is 1 bits but the smallest level is 2: raise budget.target to at least 2"),
     ("budget=size budget.target=100KB", "the most compressed profile has"),
+    (
+        "budget=memory budget.target=1MB budget.context=512 budget.reserve=1MB",
+        "most compressed profile has 2.7 MB (weights 687.4 KB, cache 1.0 MB, reserve 1.0 MB): raise budget.target, "
+        "lower budget.context",
+    ),
+    ("budget=memory budget.target=1GB budget.kv=int3", "budget.kv is 'int3': it must be a type of the cache: f16, bf"),
+    ("budget=memory budget.target=1GB budget.reserve=none", "budget.reserve is 'none': 'none' is not a size"),
+    ("budget=memory budget.target=1GB budget.context=0", "budget.context is 0: input should be greater than 0"),
+    ("budget.metric=memory budget.target=1GB", "use budget=memory budget.target=24GB"),
+    ("budget=memory budget.target=1GB compress=sparsegpt compress.base=0.5", "use budget=sparsity50"),
+    (
+        "budget=memory budget.target=1GB budget.kv=fp8 compress=gguf export.formats=[gguf]",
+        "set budget.kv to one of f16, bf16, q8_0, q4_0",
+    ),
+    (
+        "compress=drop budget=memory budget.target=7MB budget.reserve=0 search=brute_force",
+        "search=brute_force counts dropped units: use it with budget=drop25",
+    ),
+    (
+        "compress=drop budget=memory budget.target=7MB budget.reserve=0 search=cosine_window",
+        "this search drops a given number of blocks: use it with budget=drop25",
+    ),
     ("compress=drop search=owl", "search=owl assigns sparsities: use it with budget=sparsity50"),
     ("search=shortgpt", "this search scores drops: use it with compress=drop"),
     ("compress=drop search=dp", "use search.errors=measured"),

@@ -5,7 +5,13 @@ May import `runtime`, `weights`, `models`, `space`, `compressors` and `database`
 
 from evopress.export import formats
 from evopress.export.base import Format, UnsupportedExportError
-from evopress.export.checks import check_export, check_export_of_model, fixed_bytes
+from evopress.export.checks import (
+    check_cache_type,
+    check_export,
+    check_export_of_model,
+    fixed_bytes,
+    fixed_tensor_bytes,
+)
 from evopress.export.planned import PlannedModel
 from evopress.export.registry import register_format
 from evopress.export.reload import load
@@ -20,10 +26,12 @@ __all__ = [
     "PlannedModel",
     "SearchedModel",
     "UnsupportedExportError",
+    "check_cache_type",
     "check_export",
     "check_export_of_model",
     "check_login",
     "fixed_bytes",
+    "fixed_tensor_bytes",
     "formats",
     "load",
     "register_format",

@@ -53,6 +53,9 @@ class Format(ABC):
     packs_levels: ClassVar[bool] = False
     """Whether levels are stored in packed form, with the sizes that the space gives. Dense formats decode them."""
 
+    cache_types: tuple[str, ...] = ("f16", "bf16", "fp8")
+    """The types of the cache of keys and values that its engine has, of `CACHE_TYPES`. The default is what vLLM has."""
+
     commands: tuple[str, ...]
     """Shell commands that load the checkpoint, with a placeholder `{folder}`."""
 

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import transformers
 
@@ -89,7 +90,7 @@ def _releases(checkpoint_format: Format) -> str:
 
 def _what_was_done(facts: Facts) -> str:
     budget = facts.get("budget")
-    target = f" to {_amount(budget['metric'], budget['achieved'])}" if isinstance(budget, Mapping) else ""
+    target = f" to {_amount(budget)}" if isinstance(budget, Mapping) else ""
     method = f" with {facts['compress']}" if "compress" in facts else ""
     search = f"; levels chosen by {facts['search']}" if "search" in facts else ""
     tuned = f"; {_what_was_tuned(facts)}" if "tuned" in facts else ""
@@ -104,14 +105,25 @@ def _what_was_tuned(facts: Facts) -> str:
     return " and ".join(f"{part} tuned" for part in changed) if changed else "scales and norms tuned"
 
 
-def _amount(metric: str, achieved: float) -> str:
+def _amount(budget: Mapping[str, Any]) -> str:
+    metric, achieved = budget["metric"], budget["achieved"]
     amounts = {
         "bits": f"{achieved:g} bits per weight",
         "sparsity": f"{achieved:.1%} of the weights zero",
         "drop": f"{achieved:.1%} of the depth dropped",
         "size": f"{achieved / 1e6:.2f} MB",
+        "memory": f"{achieved / 1e6:.2f} MB of memory{_parts_of_memory(budget)}",
     }
     return amounts.get(metric, f"{achieved:g} {metric}")
+
+
+def _parts_of_memory(budget: Mapping[str, Any]) -> str:
+    """The parts of the memory, and what the cache holds."""
+    if "parts" not in budget:
+        return ""
+    listed = ", ".join(f"{name} {size / 1e6:.2f} MB" for name, size in budget["parts"].items())
+    cache = f"{budget['context']} tokens in {budget['kv']}"
+    return f" ({listed}; the cache holds {budget['batch']} x {cache})"
 
 
 def _sparsity_note(searched: SearchedModel) -> str:

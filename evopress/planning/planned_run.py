@@ -6,14 +6,16 @@ from functools import cached_property
 import torch
 
 from evopress.compressors.drop import Drop
-from evopress.export import fixed_bytes
+from evopress.export import fixed_bytes, fixed_tensor_bytes
 from evopress.job import Job
+from evopress.models.attention_cache import attention_caches
 from evopress.models.language_model import LanguageModel
 from evopress.models.loading import load_structure, load_tokenizer
 from evopress.models.source import ModelSource, device_of, dtype_of
 from evopress.models.structure import ModelStructure
 from evopress.runtime import distributed
 from evopress.space.build import drop_space, layer_space
+from evopress.space.memory import MemoryBudget, with_cache
 from evopress.space.units import Space
 
 
@@ -89,7 +91,7 @@ class PlannedRun:
 def plan_run(job: Job) -> PlannedRun:
     """Read the model's configuration and build its space. Raises ValueError if the model cannot be found."""
     model = load_structure(job.model, job.outputs / "cache") if isinstance(job.model, ModelSource) else job.model
-    needs_tokenizer = job.budget.metric == "size"
+    needs_tokenizer = job.budget.metric == "size"  # some files contain it
     return PlannedRun(job, model, space_of(job, _with_tokenizer(job, model) if needs_tokenizer else model), model.dtype)
 
 
@@ -110,17 +112,21 @@ def device_and_dtype(job: Job) -> tuple[torch.device, torch.dtype]:
 
 
 def space_of(job: Job, model: ModelStructure) -> Space:
-    """The space that the job searches on a model.
+    """The space that the job searches on a model, with the costs that its budget counts.
 
-    If the budget is in bytes and the model has its tokenizer, the fixed bytes are those of the files to write, some of
-    which contain the tokenizer.
+    If the budget is a file size and the model has its tokenizer, the fixed bytes are those of the files to write, some
+    of which contain the tokenizer.
     """
     if isinstance(job.compress, Drop):
-        return drop_space(model, job.compress, job.space)
-    space = layer_space(model, job.compress.for_hidden_size(model.hidden_size), job.space)
-    if job.budget.metric != "size":
+        space = drop_space(model, job.compress, job.space)
+    else:
+        space = layer_space(model, job.compress.for_hidden_size(model.hidden_size), job.space)
+    if not job.budget.counts_bytes:
         return space
     space = space.with_costs_in_bytes()
-    if not isinstance(model, LanguageModel):
-        return space
-    return replace(space, fixed_bytes=fixed_bytes(job.export, model, space))
+    if isinstance(job.budget, MemoryBudget):
+        space = replace(space, fixed_bytes=fixed_tensor_bytes(job.export, model, space))
+        return with_cache(space, job.budget.cache_bytes(attention_caches(model)))
+    if isinstance(model, LanguageModel):
+        return replace(space, fixed_bytes=fixed_bytes(job.export, model, space))
+    return space

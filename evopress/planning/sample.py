@@ -9,15 +9,14 @@ from itertools import chain
 from typing import NamedTuple
 
 import torch
-from tokenizers import Tokenizer, models
 from torch import Tensor
 from torch.nn import ModuleList
-from transformers import PreTrainedTokenizerFast
 
 from evopress.compressors.base import Compressor
 from evopress.evaluation.compressible_model import CompressibleModel
 from evopress.models.language_model import BlockKwargs, LanguageModel
 from evopress.models.structure import ModelStructure
+from evopress.models.untokenized import untokenized
 from evopress.planning.model_size import group_shapes, kinds_of_blocks, weights_with_blocks
 from evopress.planning.planned_run import PlannedRun
 from evopress.planning.work import Operation
@@ -111,5 +110,4 @@ def random_model(
         for buffer in model.buffers():
             buffer.zero_()
     model.eval().requires_grad_(False)
-    empty_tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
-    return LanguageModel(model=model, tokenizer=empty_tokenizer, family=structure.family, name=structure.name)
+    return untokenized(ModelStructure(model=model, family=structure.family, name=structure.name))

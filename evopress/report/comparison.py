@@ -15,10 +15,13 @@ from evopress.report.record import Run
 from evopress.report.style import Style
 from evopress.report.wording import shortened
 
+MEMORY, FILE, BITS = "MB in memory", "MB", "bits per weight, scales included"
+"""The units of the size axis, as its label says them."""
+
 
 @dataclass(frozen=True)
 class Point:
-    """The size (in MB, or bits per weight) and the KL of one model."""
+    """The size (in the unit of `size_axis`) and the KL of one model."""
 
     method: str
     candidate: str
@@ -27,17 +30,28 @@ class Point:
 
 
 def pareto_points(runs: Sequence[Run], data_set: str) -> list[Point]:
-    """The uniform and the searched profile of every run. Sizes are in MB if all runs have the same model."""
-    in_bytes = _have_same_model(runs)
+    """The uniform and the searched profile of every run, with sizes as `size_axis` says."""
+    in_bytes, axis = _have_same_model(runs), size_axis(runs)
     points = []
     for run in runs:
         for name in ("uniform", "searched"):
             scores = run.candidates.get(name)
             kl = scores.kl.get(data_set, nan) if scores else nan
             if scores and isfinite(kl):
-                size = scores.size_bytes / 1e6 if in_bytes else scores.bits_per_weight_with_scales
-                points.append(Point(run.method if in_bytes else f"{run.model} {run.method}", name, size, kl))
+                sizes = {
+                    MEMORY: sum(run.memory.get(name, {}).values()) / 1e6,
+                    FILE: scores.size_bytes / 1e6,
+                    BITS: scores.bits_per_weight_with_scales,
+                }
+                points.append(Point(run.method if in_bytes else f"{run.model} {run.method}", name, sizes[axis], kl))
     return points
+
+
+def size_axis(runs: Sequence[Run]) -> str:
+    """What the sizes of models are: memory, if that is known of all runs; the file; or bits, if the models differ."""
+    if not _have_same_model(runs):
+        return BITS
+    return MEMORY if all({"uniform", "searched"} <= run.memory.keys() for run in runs) else FILE
 
 
 def pareto_front(points: Iterable[Point]) -> list[Point]:
@@ -50,7 +64,7 @@ def pareto_front(points: Iterable[Point]) -> list[Point]:
 
 
 def pareto_plot(runs: Sequence[Run], data_set: str, style: Style) -> Figure | None:
-    """KL against MB, or against bits per weight if the models differ, with a line along the Pareto front."""
+    """KL against the sizes of `size_axis`, with a line along the Pareto front."""
     points = pareto_points(runs, data_set)
     if not points:
         return None
@@ -60,7 +74,7 @@ def pareto_plot(runs: Sequence[Run], data_set: str, style: Style) -> Figure | No
     axes.plot([p.size for p in front], [p.kl for p in front], color=style.other, lw=1.3, zorder=2, label="Pareto front")
     if min(point.kl for point in points) > 0:
         log_scale(axes)
-    axes.set_xlabel("MB" if _have_same_model(runs) else "bits per weight, scales included")
+    axes.set_xlabel(size_axis(runs))
     axes.set_ylabel(f"KL on {shortened(data_set)}, nats per token")
     axes.grid(lw=0.5)
     figure.legend(loc="outside lower center", ncols=2, fontsize=8)

@@ -14,6 +14,7 @@ AXIS_LABELS = {
     "sparsity": "share of weights removed",
     "drop": "share of sub-blocks dropped",
     "size": "bytes",
+    "memory": "bytes in memory",
 }
 """What the x axis shows, by the metric of the budget."""
 

@@ -116,6 +116,7 @@ def _run_of(files: _Files, reader: _Reader) -> Run:
         choices=reader.read("profile.json", lambda: choices_of(profile)) or (),
         checkpoints=reader.read("results.json", lambda: tuple(_checkpoints(exports, folder))) or (),
         batches=reader.read("search.jsonl", lambda: tuple(evaluated_batches(files.search_lines, fitness))) or (),
+        memory=reader.read("results.json", lambda: dict(_memory(results))) or {},
         answers=reader.read("results.json", lambda: tuple(_answers(results))) or (),
         engine=reader.read("results.json", lambda: engine_of(results)) or "",
         in_engine=reader.read("results.json", lambda: dict(measured_in_engine(results))) or {},
@@ -151,6 +152,12 @@ def _scores(entry: Mapping) -> CandidateScores:
         tasks={str(task): floats(scores) for task, scores in entry.get("tasks", {}).items()},
         kl_by_position={str(name): tuple(map(float, values)) for name, values in by_position.items()},
     )
+
+
+def _memory(results: Mapping) -> Iterator[tuple[str, Mapping[str, float]]]:
+    for name, parts in dict_or_empty(results.get("memory")).items():
+        if name in CANDIDATES:
+            yield name, floats(parts)
 
 
 def _tuning(results: Mapping) -> Iterator[tuple[str, tuple[tuple[int, float], ...]]]:

@@ -69,6 +69,8 @@ class Run:
     candidates: Mapping[str, CandidateScores] = field(default_factory=dict)
     choices: tuple[Choice, ...] = ()
     checkpoints: tuple[Checkpoint, ...] = ()
+    memory: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Bytes of the weights, the cache and the reserve of each candidate. Only runs with a budget of memory have it."""
     stopped: str = ""
     """Why the search was stopped before its end: "effort" or "finish"."""
     answers: tuple[Answers, ...] = ()
@@ -99,7 +101,7 @@ class Run:
     @property
     def budget(self) -> str:
         """The budget in words, such as "3 bits" or "25 % dropped"."""
-        words = {"bits": "bits", "sparsity": "sparse", "drop": "dropped", "size": ""}
+        words = {"bits": "bits", "sparsity": "sparse", "drop": "dropped", "size": "", "memory": "of memory"}
         is_share = self.metric in ("sparsity", "drop") and isinstance(self.target, float)
         number = f"{self.target:g}" if isinstance(self.target, float) else self.target
         target = f"{100 * float(self.target):g} %" if is_share else number

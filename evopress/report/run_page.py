@@ -50,6 +50,9 @@ def headline(run: Run) -> list[tuple[str, str, str]]:
         facts.append(("Size", f"{megabytes(searched.size_bytes)} MB", f"dense {megabytes(dense.size_bytes)} MB"))
     if run.achieved is not None:
         facts.append(("Budget", _amount(run, run.achieved), f"target {run.budget}"))
+    if "searched" in run.memory:
+        parts = run.memory["searched"]
+        facts += [(f"Memory: {name}", f"{megabytes(size)} MB", _remark(run, name)) for name, size in parts.items()]
     for name, kl in list(final.kl.items())[:1] if final else []:
         uniform_kl = uniform.kl.get(name) if uniform else None
         remark = f"uniform {uniform_kl:.4g} ({kl / uniform_kl - 1:+.0%})" if uniform_kl else ""
@@ -67,9 +70,15 @@ def headline(run: Run) -> list[tuple[str, str, str]]:
 
 def _amount(run: Run, value: float) -> str:
     """A value of the budget's metric, with its unit."""
-    if run.metric == "size":
+    if run.metric in ("size", "memory"):
         return f"{megabytes(value)} MB"
     return f"{value:.4g} bits" if run.metric == "bits" else f"{100 * value:.4g} %"
+
+
+def _remark(run: Run, part: str) -> str:
+    """The same part of the memory of the dense model."""
+    dense = run.memory.get("dense", {})
+    return f"dense {megabytes(dense[part])} MB" if part in dense and part != "reserve" else ""
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,12 @@ def caps_on_random_units(space: Space, caps: Sequence[Cap], profile: Profile, *,
 
 def caps_on_levels(space: Space, caps: Sequence[Cap], profile: Profile) -> Caps:
     """The caps on the units whose levels can change while all drops stay as in `profile`."""
-    return tuple(Cap(tuple(space.tradable_units(profile, cap.members)), cap.max_cost) for cap in caps)
+
+    def on_levels(cap: Cap) -> Cap:
+        members = tuple(space.tradable_units(profile, cap.members))
+        return Cap(members, cap.max_cost - space.cost(profile, set(cap.members) - set(members)))
+
+    return tuple(map(on_levels, caps))
 
 
 def caps_with_and_without_drops(space: Space, caps: Caps, profile: Profile) -> list[Caps]:

@@ -8,7 +8,7 @@ from evopress.search.base import Search, SearchRun
 from evopress.search.start_profiles import uniform_profile
 from evopress.space.budget import Budget
 from evopress.space.profile_files import from_json, from_text
-from evopress.space.units import Space
+from evopress.space.units import Profile, Space
 
 
 @config_class
@@ -35,18 +35,19 @@ class FixedProfile(Search):
         except ValueError as error:
             raise ValueError(f"search.path {self.path}: {error}") from error
         if not budget.holds_in_sum(space, profile):
-            raise ValueError(f"search.path {self.path} {_excess(budget, budget.achieved(space, profile))}")
+            raise ValueError(f"search.path {self.path} {_excess(space, budget, profile)}")
         return profile
         yield  # makes this a generator
 
 
-def _excess(budget: Budget, achieved: float) -> str:
+def _excess(space: Space, budget: Budget, profile: Profile) -> str:
     """The end of an error message: what a profile achieves, and which targets it would meet."""
+    amount = budget.amount(space, profile)
     if budget.metric in ("drop", "sparsity"):
         removed = "drops" if budget.metric == "drop" else "removes"
         return (
-            f"{removed} {achieved:g} of the model, less than budget.target={budget.target}: set budget.target to at "
-            f"most {achieved:g}, or give a profile that {removed} more"
+            f"{removed} {amount} of the model, less than budget.target={budget.target}: set budget.target to at "
+            f"most {amount}, or give a profile that {removed} more"
         )
-    measured = f"takes {achieved:.0f} bytes" if budget.metric == "size" else f"has {achieved:g} bits per weight"
+    measured = f"takes {amount}" if budget.counts_bytes else f"has {amount} bits per weight"
     return f"{measured}, above budget.target={budget.target}: set budget.target to at least that"

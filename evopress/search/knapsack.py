@@ -58,8 +58,8 @@ class _Knapsack:
 
     `tops` are the members that are not inside another member. `inside` has the members inside each member that is a
     parent. `extra` has the cost of each level of each unit, minus that of its cheapest level. The cost of keeping a
-    parent includes the cheapest levels of the units inside it. `spare` is what the cheapest profile leaves of the cap.
-    Dynamic programming counts costs in units of `step`, rounded up.
+    parent includes that of the cheapest levels of the units inside it. `spare` is what the cheapest profile leaves of
+    the cap. Dynamic programming counts costs in units of `step`, rounded up.
     """
 
     tops: tuple[int, ...]
@@ -75,7 +75,7 @@ class _Knapsack:
         tops = tuple(i for i in cap.members if space.parents[i] not in members)
         costs = {i: [level.cost for level in space.units[i].levels] for i in cap.members}
         for parent, children in inside.items():
-            kept = sum(min(costs[child]) for child in children)
+            kept = costs[parent][0] + sum(min(costs[child]) for child in children)
             costs[parent] = [kept, 0][: len(costs[parent])]
         spare = cap.max_cost - sum(min(costs[top]) for top in tops)
         if spare < 0:

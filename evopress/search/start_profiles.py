@@ -93,11 +93,8 @@ def check_profiles(space: Space, key: str, profiles: Iterable[Profile]) -> None:
 
 def out_of_reach_message(space: Space, budget: Budget) -> str:
     """The error message for a budget that no profile meets."""
-    achieved = budget.achieved(space, _most_compressed(space))
-    smallest = f"{achieved:.0f} bytes" if budget.metric == "size" else f"{achieved:g}"
-    remedy = "raise" if budget.metric in ("bits", "size") else "lower"
-    keep = ", or keep fewer sub-blocks with compress.keep_*" if budget.metric == "drop" else ""
-    return f"budget.target is {budget} but the most compressed profile has {smallest}: {remedy} budget.target{keep}"
+    smallest = budget.amount(space, _most_compressed(space))
+    return f"budget.target is {budget} but the most compressed profile has {smallest}: {budget.remedy}"
 
 
 def _lower_evenly(space: Space, cap: Cap, levels: list[int]) -> None:

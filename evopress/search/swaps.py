@@ -10,8 +10,9 @@ blocks before it. So each effect can be measured at the current profile::
         effects ← for every unit: the change of the fitness when only this unit is dropped, or restored if it is
             dropped; all on one minibatch, averaged with earlier rounds in which the unit was in the same state
         swaps ← per cap, restore the dropped unit that helps most and drop the kept one that hurts least; then the
-            second of each, and so on
-        path ← the best swap, the best two, three … made at once
+            second of each, and so on. Under a budget in bytes, only units of equal size are swapped
+        path ← the best swap, the best two, three … made at once; under a budget in bytes also the profile of least
+            summed effects, which may trade attentions for MLPs
         profile ← the fittest of profile and path, all on one fresh minibatch
 """
 
@@ -26,6 +27,7 @@ from pydantic import Field
 from evopress.runtime.config_class import config_class
 from evopress.search.base import Batch, Search, SearchRun, SearchStep, fitness_of
 from evopress.search.baselines.scores import Scores
+from evopress.search.knapsack import solve_knapsack
 from evopress.search.selection import best_first, check_any_finite
 from evopress.search.start_profiles import check_profiles
 from evopress.space.budget import Budget, Cap
@@ -67,7 +69,9 @@ class Swaps(Search):
             for unit, effect in effects.items():
                 effects_by_state.setdefault((unit, profile[unit]), []).append(effect)
             mean_effects = {unit: fmean(effects_by_state[unit, profile[unit]]) for unit in effects}
-            candidates = [profile, *path_of_swaps(caps, profile, mean_effects)[: self.max_swaps]]
+            path = path_of_swaps(space, caps, profile, effects=mean_effects)[: self.max_swaps]
+            trades = trades_of_unequal_units(space, caps, profile, effects=mean_effects)
+            candidates = list(dict.fromkeys([profile, *path, *trades]))
             label = f"{label}, swaps at once"
             fitness = yield from fitness_of(Batch(tuple(candidates), self.line_tokens, label, excerpt=self.excerpt))
             check_any_finite(fitness)
@@ -110,11 +114,16 @@ def fit_drops_to_caps(space: Space, caps: Sequence[Cap], profile: Profile, *, ef
     return profile
 
 
-def path_of_swaps(caps: Sequence[Cap], profile: Profile, effects: Mapping[int, float]) -> list[Profile]:
-    """The profiles after the best swap, after the best two, and so on. `effects` are as in `fit_drops_to_caps`."""
+def path_of_swaps(
+    space: Space, caps: Sequence[Cap], profile: Profile, *, effects: Mapping[int, float]
+) -> list[Profile]:
+    """The profiles after the best swap, after the best two, and so on. Only units of equal cost are swapped.
+
+    `effects` are as in `fit_drops_to_caps`.
+    """
     swaps = []
-    for cap in caps:
-        order = sorted((i for i in cap.members if isfinite(effects.get(i, nan))), key=lambda i: (effects[i], i))
+    for members in _units_of_equal_cost(space, caps):
+        order = sorted((i for i in members if isfinite(effects.get(i, nan))), key=lambda i: (effects[i], i))
         kept, dropped = ([i for i in order if profile[i] == state] for state in (0, 1))
         swaps += [(effects[down] + effects[up], (down, up)) for down, up in zip(kept, dropped, strict=False)]
     path = []
@@ -122,6 +131,31 @@ def path_of_swaps(caps: Sequence[Cap], profile: Profile, effects: Mapping[int, f
         profile = flipped(profile, swap)
         path.append(profile)
     return path
+
+
+def trades_of_unequal_units(
+    space: Space, caps: Sequence[Cap], profile: Profile, *, effects: Mapping[int, float]
+) -> list[Profile]:
+    """The profile of least summed effects under the caps, if units of different cost are under one cap; else none.
+
+    `effects` are as in `fit_drops_to_caps`.
+    """
+    if len(_units_of_equal_cost(space, caps)) == len(caps):
+        return []
+    scores = [[0.0] * len(unit.levels) for unit in space.units]
+    for index, effect in effects.items():
+        scores[index][1 - profile[index]] = effect
+    return [solve_knapsack(space, caps, scores)]
+
+
+def _units_of_equal_cost(space: Space, caps: Sequence[Cap]) -> list[tuple[int, ...]]:
+    """The units under each cap, apart by what it costs to keep them."""
+    members: dict[tuple[Cap, int], tuple[int, ...]] = {}
+    for cap in caps:
+        for index in cap.members:
+            key = (cap, space.units[index].levels[0].cost)
+            members[key] = (*members.get(key, ()), index)
+    return list(members.values())
 
 
 def flipped(profile: Profile, units: Sequence[int]) -> Profile:

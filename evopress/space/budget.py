@@ -16,8 +16,15 @@ from evopress.space.units import Profile, Space
 
 log = logging.getLogger(__name__)
 
-Metric = Literal["bits", "sparsity", "drop", "size"]
-"""Mean bits per weight, share of weights removed, share of sub-blocks dropped, or bytes of the file."""
+Metric = Literal["bits", "sparsity", "drop", "size", "memory"]
+"""Mean bits per weight, share of weights removed or of sub-blocks dropped, bytes of the file, or bytes in memory."""
+
+FITTING: dict[Metric, tuple[Metric, ...]] = {
+    "bits": ("bits", "size", "memory"),
+    "sparsity": ("sparsity",),
+    "drop": ("drop", "size", "memory"),
+}
+"""The metrics of budgets that fit a compressor, by what its levels count."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,9 @@ class Budget:
             raise ValueError("it must be a number, or a size such as 80MB") from None
 
     def __post_init__(self) -> None:
-        if self.metric == "size":
+        if self.metric == "memory" and type(self) is Budget:
+            raise ValueError("metric=memory needs a context and more: use budget=memory budget.target=24GB")
+        if self.counts_bytes:
             parse_bytes(self.target)
             return
         if isinstance(self.target, str):
@@ -64,17 +73,28 @@ class Budget:
         if not low <= self.target <= high:
             raise ValueError(f"{self.target:g} is outside {low} to {high} for budget.metric={self.metric}")
 
+    @property
+    def counts_bytes(self) -> bool:
+        """Whether the cost of a level is a number of bytes."""
+        return self.metric in ("size", "memory")
+
+    @property
+    def remedy(self) -> str:
+        """What to change if no profile is within the budget."""
+        keep = ", or keep fewer sub-blocks with compress.keep_*" if self.metric == "drop" else ""
+        return f"{'lower' if self.metric in ('sparsity', 'drop') else 'raise'} budget.target{keep}"
+
     def check(self, counted: Metric, span: tuple[float, float], *, key: str = "compress") -> None:
         """Raises ValueError if no profile of a compressor can meet the budget. Warns if none can use all of it.
 
         `counted` is the metric of the compressor's costs. `span` is the smallest and the largest value that it reaches.
         `key` is the configuration key of its levels. The check needs no model, so mistakes are reported at start-up.
         """
-        fitting = ("bits", "size") if counted == "bits" else (counted,)
+        fitting = FITTING[counted]
         if self.metric not in fitting:
             examples = " or ".join(_EXAMPLES[metric] for metric in fitting)
             raise ValueError(f"budget.metric is {self.metric} but this compressor counts {counted}: use {examples}")
-        if self.metric == "size":
+        if self.counts_bytes:
             return
         target, (low, high) = float(self.target), span
         if self.metric == "bits" and target < low:
@@ -128,6 +148,15 @@ class Budget:
         dense_cost = space.num_weights if self.metric == "sparsity" else _highest_cost(space, range(len(space)))
         return 1 - cost / dense_cost
 
+    def amount(self, space: Space, profile: Profile) -> str:
+        """What `profile` achieves, for people."""
+        achieved = self.achieved(space, profile)
+        return f"{achieved:.0f} bytes" if self.counts_bytes else f"{achieved:g}"
+
+    def facts(self, space: Space, profile: Profile) -> dict[str, object]:
+        """The budget and what `profile` achieves, for the results of a run."""
+        return {"metric": self.metric, "target": self.target, "achieved": self.achieved(space, profile)}
+
     def __str__(self) -> str:
         return f"{self.target} {self.metric}" if self.metric != "size" else str(self.target)
 
@@ -137,6 +166,7 @@ _EXAMPLES = {
     "sparsity": "budget=sparsity50",
     "drop": "budget=drop25",
     "size": "budget=size budget.target=80MB",
+    "memory": "budget=memory budget.target=24GB",
 }
 
 

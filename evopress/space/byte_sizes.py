@@ -14,3 +14,9 @@ def parse_bytes(size: float | str) -> int:
     if not match or suffix not in _SUFFIXES:
         raise ValueError(f"{size!r} is not a size: write for example 80MB, 3.5GB or 75MiB")
     return floor(Fraction(match[1]) * _SUFFIXES[suffix])
+
+
+def in_bytes(size: int) -> str:
+    """A size for people: 24000000000 → 24.0 GB, 1500000 → 1.5 MB."""
+    unit, divisor = next(((unit, _SUFFIXES[unit]) for unit in ("GB", "MB", "KB") if size >= _SUFFIXES[unit]), ("B", 1))
+    return f"{size / divisor:.{min(1, divisor - 1)}f} {unit}"

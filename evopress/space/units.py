@@ -27,7 +27,7 @@ class Level:
 
 
 KEPT = Level(label="kept", value=0, cost=0, size_bytes=0)
-"""The level of a kept parent. It costs nothing, because its weights belong to the units inside it."""
+"""The level of a kept parent. Its weights belong to the units inside it, so it costs nothing but a cache, if any."""
 
 DROPPED = Level(label="dropped", value=1, cost=0, size_bytes=0)
 """The level of a dropped parent, and of every unit inside one."""
@@ -58,10 +58,15 @@ class Unit:
 
 @dataclass(frozen=True)
 class Space:
-    """All units of a model, in block order. `fixed_bytes` is the size of the rest of the model in a file."""
+    """All units of a model, in block order. `fixed_bytes` is the size of the rest of the model in a file.
+
+    `fixed_cache_bytes` is the size of the caches of all attentions that no unit may drop. It is 0 unless the costs are
+    those of memory.
+    """
 
     units: tuple[Unit, ...]
     fixed_bytes: int = 0
+    fixed_cache_bytes: int = 0
 
     def __len__(self) -> int:
         return len(self.units)

@@ -69,7 +69,7 @@ def test_units_with_a_nan_effect_are_dropped_last_and_not_swapped():
     caps = Budget(metric="drop", target=0.75).caps(space)
     profile = fit_drops_to_caps(space, caps, space.uniform(0), effects=effects)
     assert profile == (0, 1, 1, 1, 1, 0, 1, 1)
-    assert path_of_swaps(caps, profile, effects) == []
+    assert path_of_swaps(space, caps, profile, effects=effects) == []
 
 
 @pytest.mark.parametrize("target", [0.125, 0.5])

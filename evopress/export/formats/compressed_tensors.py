@@ -75,6 +75,7 @@ class CompressedTensors(Format):
         self.engine = engine
         self.remark = KV_CACHE if engine == "vllm" else ""
         self.engines = ("vllm",) if engine == "vllm" else ()
+        self.cache_types = Format.cache_types if engine == "vllm" else ("f16", "bf16")
         self.library = "vllm" if engine == "vllm" else "transformers"
         self.commands = (
             ("vllm serve {folder}",)

@@ -62,6 +62,7 @@ class GGUFFile(Format):
     library = "gguf"
     engines = ("llama_cpp",)
     dense_format: ClassVar[str] = "gguf"
+    cache_types = ("f16", "bf16", "q8_0", "q4_0")
     tags: ClassVar[tuple[str, ...]] = ("gguf",)
     commands = (
         "llama-cli -m {folder}/model.gguf",

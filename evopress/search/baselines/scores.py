@@ -69,6 +69,8 @@ class Scores(Search):
         return [sign * table[units[0]][0] for units in groups]
 
     def _best_window(self, space: Space, budget: Budget) -> SearchRun:
+        if budget.metric != "drop":
+            raise ValueError("this search drops a given number of blocks: use it with budget=drop25")
         length = -min(cap.slack(space, space.uniform(0)) for cap in budget.caps(space))
         if not length:
             return space.uniform(0)

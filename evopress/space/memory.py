@@ -1,0 +1,143 @@
+"""The budget `memory`: bytes that a model takes in the memory of an engine while it runs.
+
+::
+
+    weights    the compressed layers and everything else, as in the file of the engine
+    cache      per kept attention: numbers per token · tokens it keeps · sequences · bytes per number
+    reserve    what the engine itself takes, a number that the user states
+
+A unit that drops an attention is credited with its cache, so the search weighs it against widths of layers. An
+attention that looks back over a window keeps the window, and the tokens of a prompt that engines process at once.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from evopress.models.attention_cache import AttentionCache
+from evopress.runtime.config_class import config_class
+from evopress.space.budget import Budget, Cap
+from evopress.space.byte_sizes import in_bytes, parse_bytes
+from evopress.space.units import Profile, Space, Unit
+
+PROMPT_TOKENS = 512
+"""Tokens of a prompt that engines process at once, which caches with a window keep in addition (llama.cpp's ubatch)."""
+
+
+@dataclass(frozen=True)
+class CacheType:
+    """A type of numbers in a cache: `block` numbers take `num_bytes` together."""
+
+    block: int
+    num_bytes: int
+
+    def bytes_of(self, num_values: int) -> int:
+        """Bytes of `num_values` numbers, in whole blocks."""
+        return -(-num_values // self.block) * self.num_bytes
+
+
+CACHE_TYPES: Mapping[str, CacheType] = {
+    "f16": CacheType(1, 2),
+    "bf16": CacheType(1, 2),
+    "fp8": CacheType(1, 1),
+    "q8_0": CacheType(32, 34),
+    "q4_0": CacheType(32, 18),
+}
+"""The types of a cache by their names in engines. q8_0 and q4_0 exist in llama.cpp, and fp8 in vLLM."""
+
+
+@config_class
+class MemoryBudget(Budget):
+    """Bytes in memory while `batch` sequences of `context` tokens each are processed.
+
+    Attributes:
+        target: the memory that there is, such as 24GB.
+        context: tokens of a sequence, prompt and answer together.
+        batch: number of sequences at once.
+        kv: type of the numbers in the cache of keys and values, one of `CACHE_TYPES`.
+        reserve: what the engine itself takes, such as 1GB: its libraries and buffers.
+    """
+
+    metric: Literal["memory"] = "memory"
+    context: int = Field(default=8192, gt=0)
+    batch: int = Field(default=1, gt=0)
+    kv: str = "f16"
+    reserve: float | str = "1GB"
+
+    @field_validator("kv")
+    @classmethod
+    def _check_kv(cls, kv: str) -> str:
+        if kv not in CACHE_TYPES:
+            raise ValueError(f"it must be a type of the cache: {', '.join(CACHE_TYPES)}")
+        return kv
+
+    @field_validator("reserve")
+    @classmethod
+    def _check_reserve(cls, reserve: float | str) -> float | str:
+        parse_bytes(reserve)
+        return reserve
+
+    @property
+    def remedy(self) -> str:
+        return "raise budget.target, lower budget.context, budget.batch or budget.reserve, or take a smaller budget.kv"
+
+    def __str__(self) -> str:
+        return f"{self.target} of memory"
+
+    def caps(self, space: Space) -> tuple[Cap, ...]:
+        """One cap on all units: what the target leaves them after the reserve and all that cannot be compressed."""
+        fixed = space.fixed_bytes + space.fixed_cache_bytes + parse_bytes(self.reserve)
+        return (Cap(tuple(range(len(space))), parse_bytes(self.target) - fixed),)
+
+    def parts(self, space: Space, profile: Profile) -> dict[str, int]:
+        """Bytes of the weights, the cache and the reserve. The costs of `space` are those of `with_cache`."""
+        weights = space.size_bytes(profile)
+        cache = space.fixed_bytes + space.fixed_cache_bytes + space.cost(profile) - weights
+        return {"weights": weights, "cache": cache, "reserve": parse_bytes(self.reserve)}
+
+    def achieved(self, space: Space, profile: Profile) -> float:
+        return sum(self.parts(space, profile).values())
+
+    def amount(self, space: Space, profile: Profile) -> str:
+        parts = self.parts(space, profile)
+        listed = ", ".join(f"{name} {in_bytes(size)}" for name, size in parts.items())
+        return f"{in_bytes(sum(parts.values()))} ({listed})"
+
+    def facts(self, space: Space, profile: Profile) -> dict[str, object]:
+        settings = {"context": self.context, "batch": self.batch, "kv": self.kv}
+        return {**super().facts(space, profile), **settings, "parts": self.parts(space, profile)}
+
+    def cache_bytes(self, caches: Sequence[AttentionCache]) -> list[int]:
+        """Bytes of the cache of every block."""
+
+        def bytes_of(cache: AttentionCache) -> int:
+            kept = self.context if cache.window is None else min(cache.window + PROMPT_TOKENS, self.context)
+            return CACHE_TYPES[self.kv].bytes_of(cache.num_values) * kept * self.batch
+
+        return [bytes_of(cache) for cache in caches]
+
+
+def with_cache(space: Space, cache_bytes: Sequence[int]) -> Space:
+    """The space with the cache of each block added to the cost of keeping its attention.
+
+    The costs of `space` are bytes. `cache_bytes` has the bytes of every block. The cache of an attention that no unit
+    may drop is a fixed part of the space.
+    """
+    droppable = {block for unit in space.units if _has_attention(unit) for block in unit.blocks}
+
+    def priced(unit: Unit) -> Unit:
+        if not _has_attention(unit):
+            return unit
+        kept, *dropped = unit.levels
+        cost = kept.cost + sum(cache_bytes[block] for block in unit.blocks)
+        return replace(unit, levels=(replace(kept, cost=cost), *dropped))
+
+    fixed = sum(size for block, size in enumerate(cache_bytes) if block not in droppable)
+    return replace(space, units=tuple(map(priced, space.units)), fixed_cache_bytes=fixed)
+
+
+def _has_attention(unit: Unit) -> bool:
+    """Whether the unit is kept or dropped as a whole, and contains attentions."""
+    return not unit.layers and unit.kind in ("attention", "block")
