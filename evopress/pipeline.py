@@ -12,6 +12,7 @@ from evopress.job import Job, name_of
 from evopress.pareto.front import trace_front
 from evopress.planning.planned_run import plan_run
 from evopress.planning.render import plan_text
+from evopress.planning.what_fits import what_fits_text
 from evopress.preparation import load_inputs, prepare_context
 from evopress.runtime import distributed
 from evopress.runtime.clock import Clock
@@ -19,6 +20,7 @@ from evopress.runtime.files import lock_folder
 from evopress.runtime.metrics_file import JsonLines
 from evopress.runtime.tracking import Tracker, Trackers
 from evopress.search_stage import search_profile
+from evopress.space.memory import MemoryBudget
 from evopress.space.units import Profile
 from evopress.start_checks import check_start
 from evopress.tune_limit import limit_tuning
@@ -35,6 +37,8 @@ def run_job(job: Job) -> Profile | None:
     """
     job.check()
     run = distributed.first_then_others(partial(plan_run, job))
+    if "plan" in job.stages and isinstance(job.budget, MemoryBudget):  # first, because the budget may be out of reach
+        log.info("what fits\n\n%s\n", what_fits_text(run, job.budget))
     check_start(job, run.lm, run.space)
     if "plan" in job.stages:
         log.info("the plan\n\n%s\n", plan_text(run))

@@ -6,6 +6,7 @@ May import `runtime`, `weights`, `models`, `space`, `compressors` and `database`
 from evopress.export import formats
 from evopress.export.base import Format, UnsupportedExportError
 from evopress.export.checks import (
+    cache_types_of,
     check_cache_type,
     check_export,
     check_export_of_model,
@@ -26,6 +27,7 @@ __all__ = [
     "PlannedModel",
     "SearchedModel",
     "UnsupportedExportError",
+    "cache_types_of",
     "check_cache_type",
     "check_export",
     "check_export_of_model",

@@ -15,6 +15,7 @@ from evopress.export.upload import check_upload
 from evopress.models.language_model import LanguageModel
 from evopress.models.structure import ModelStructure
 from evopress.models.untokenized import untokenized
+from evopress.space.memory import CACHE_TYPES
 from evopress.space.settings import SpaceSettings
 from evopress.space.units import Space
 
@@ -54,6 +55,12 @@ def check_cache_type(settings: Export, kv: str) -> None:
                 f"budget.kv is {kv}, but the engine of export.formats=[{checkpoint_format.name}] has no such cache: "
                 f"set budget.kv to one of {', '.join(known)}"
             )
+
+
+def cache_types_of(settings: Export) -> tuple[str, ...]:
+    """The types of the key-value cache that the engines of all formats have. Without formats, the engine may be any."""
+    formats = chosen_formats(settings)
+    return tuple(kv for kv in CACHE_TYPES if all(kv in chosen.cache_types for chosen in formats))
 
 
 def fixed_bytes(settings: Export, lm: LanguageModel, space: Space) -> int:

@@ -70,6 +70,11 @@ class ModelStructure:
         return None if is_rotary else getattr(self.text_config, "max_position_embeddings", None)
 
     @property
+    def max_context(self) -> int | None:
+        """The longest context that the model was made for; None if its configuration does not say."""
+        return getattr(self.text_config, "max_position_embeddings", None)
+
+    @property
     def device(self) -> torch.device:
         """The device that computes. Blocks may be offloaded to another one."""
         return self._embeddings.device
