@@ -12,11 +12,13 @@ from evopress.evaluation.context import EvaluationContext
 from evopress.evaluation.task_identity import task_identities
 from evopress.identity import evaluation_identity, scores_identity
 from evopress.job import Job, name_of
+from evopress.models.active_experts import active_parameters, has_experts
 from evopress.runtime import distributed
 from evopress.runtime.checksums import read_json_if_intact, with_checksum
 from evopress.runtime.json_files import read_json, write_json
+from evopress.space.active import active_bytes
 from evopress.space.budget import Budget
-from evopress.space.build import dense_bytes
+from evopress.space.build import FILE_WEIGHT_BYTES, dense_bytes
 from evopress.space.memory import MemoryBudget
 from evopress.space.units import Profile
 
@@ -105,6 +107,7 @@ def describe_run(job: Job, context: EvaluationContext, profile: Profile) -> dict
         },
         "notes": context.database.notes if context.database else [],
         **memory_of_candidates(job.budget, context, profile),
+        **active_bytes_of_candidates(job.budget, context, profile),
     }
 
 
@@ -116,3 +119,13 @@ def memory_of_candidates(budget: Budget, context: EvaluationContext, profile: Pr
     dense = budget.parts(space, space.uniform(0)) | {"weights": dense_bytes(context.lm)}
     profiles = {name: one for name, one in compared_profiles(space, profile, budget).items() if one is not None}
     return {"memory": {"dense": dense, **{name: budget.parts(space, one) for name, one in profiles.items()}}}
+
+
+def active_bytes_of_candidates(budget: Budget, context: EvaluationContext, profile: Profile) -> dict[str, object]:
+    """The entry `active_bytes`: the bytes that a token uses, for every candidate. Only for mixtures of experts."""
+    space, lm = context.space, context.lm
+    if not has_experts(lm):
+        return {}
+    profiles = {name: one for name, one in compared_profiles(space, profile, budget).items() if one is not None}
+    dense = FILE_WEIGHT_BYTES * active_parameters(lm)
+    return {"active_bytes": {"dense": dense, **{name: active_bytes(space, lm, one) for name, one in profiles.items()}}}

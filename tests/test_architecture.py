@@ -30,7 +30,7 @@ ALLOWED: dict[str, str] = {
     "start_checks": "runtime data models space search evaluation export job targets",
     "preparation": "runtime data models space compressors database evaluation identity job planning",
     "saved_profile": "runtime space",
-    "results": "runtime data space evaluation identity job",
+    "results": "runtime models data space evaluation identity job",
     "tune_limit": "runtime space evaluation job tuning",
     "tune_stage": "runtime space tune_limit evaluation identity job tuning",
     "planning": "runtime weights data models space compressors database search evaluation export tuning job targets",

@@ -1,4 +1,4 @@
-"""A whole run with a budget of memory, from the configuration to the report and the model card."""
+"""Whole runs with a budget of memory, and with a mixture of experts: results, report and card say what they take."""
 
 from dataclasses import replace
 
@@ -9,12 +9,15 @@ from evopress.compressors.float import Float
 from evopress.compressors.gguf import GGUF
 from evopress.compressors.gptq import GPTQ
 from evopress.export import Export
+from evopress.models.active_experts import active_parameters
 from evopress.pipeline import run_job
 from evopress.planning.planned_run import plan_run
+from evopress.planning.render import experts_line
 from evopress.report.comparison import MEMORY, pareto_points, size_axis
 from evopress.report.read_run import read_run
 from evopress.report.run_page import headline
 from evopress.runtime.json_files import read_json
+from evopress.space.active import active_bytes
 from evopress.space.memory import MemoryBudget
 from evopress.space.settings import SpaceSettings
 from tests.jobs import small_job
@@ -85,3 +88,15 @@ def test_weights_in_memory_are_the_tensors_of_the_file(model_folders, tmp_path):
 
     reader = GGUFReader(tmp_path / "run/checkpoints/gguf/model.gguf")
     assert results["budget"]["parts"]["weights"] == sum(int(tensor.n_bytes) for tensor in reader.tensors)
+
+
+def test_a_mixture_of_experts_has_active_bytes_in_its_results_and_report(model_folders, tmp_path):
+    job = small_job(tmp_path / "run", tmp_path, model_folders("mixtral"))
+    profile = run_job(job)
+    run, results = plan_run(job), read_json(job.folder / "results.json")
+    active = results["active_bytes"]
+    assert active["searched"] == active_bytes(run.space, run.model, profile) < results["searched"]["size_bytes"]
+    assert active["dense"] == 2 * active_parameters(run.model) < results["dense"]["size_bytes"]
+    (value,) = (value for name, value, _ in headline(read_run(job.folder)) if name == "Active per token")
+    assert value == f"{active['searched'] / 1e6:.2f} MB"
+    assert f"a token uses {active_parameters(run.model):,} (" in "".join(experts_line(run))

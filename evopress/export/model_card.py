@@ -49,7 +49,7 @@ def model_card(
         card_header(checkpoint_format, searched, compressor=compressor),
         f"# {model}, compressed with evopress",
         f"Format: {checkpoint_format.title}. {_what_was_done(facts)}",
-        f"{size} {_sparsity_note(searched)}".strip(),
+        " ".join(filter(None, (size, _active_note(facts), _sparsity_note(searched)))),
         "## Load it\n\n" + _commands(checkpoint_format, folder, repository),
         checkpoint_format.remark,
         _releases(checkpoint_format),
@@ -124,6 +124,14 @@ def _parts_of_memory(budget: Mapping[str, Any]) -> str:
     listed = ", ".join(f"{name} {size / 1e6:.2f} MB" for name, size in budget["parts"].items())
     cache = f"{budget['context']} tokens in {budget['kv']}"
     return f" ({listed}; the cache holds {budget['batch']} x {cache})"
+
+
+def _active_note(facts: Facts) -> str:
+    """The bytes that a token uses, if the model is a mixture of experts."""
+    active = facts.get("active_bytes")
+    if not isinstance(active, Mapping):
+        return ""
+    return f"A token uses {active['searched'] / 1e6:.2f} MB of the weights (dense: {active['dense'] / 1e6:.2f} MB)."
 
 
 def _sparsity_note(searched: SearchedModel) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from torch.nn import Module
 
-from evopress.models.family_match import expert_of
+from evopress.models.active_experts import share_of_tokens
 from evopress.models.offload import BLOCKS_ON_DEVICE
 from evopress.models.structure import ModelStructure
 
@@ -24,15 +24,6 @@ def active_weights(model: ModelStructure, block: int) -> float:
     """How many weights of a block multiply each token, on average."""
     weights = {local: model.linear(block, local).weight.numel() for local in model.layers(block)}
     return sum(share_of_tokens(model, block, local) * number for local, number in weights.items())
-
-
-def share_of_tokens(model: ModelStructure, block: int, local: str) -> float:
-    """The share of tokens that go through a layer: 1, or less for a layer of an expert."""
-    expert = expert_of(local)
-    if expert is None:
-        return 1.0
-    num_experts = len(list(model.blocks[block].get_submodule(expert[0]).children()))
-    return getattr(model.text_config, "num_experts_per_tok", num_experts) / num_experts
 
 
 def resident_weights(model: ModelStructure, *, offload: bool) -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from evopress.job import SEARCH_SHARE, Job
+from evopress.models.active_experts import active_parameters, has_experts
 from evopress.planning.estimate import ResourceEstimate, StageEstimate
 from evopress.planning.machine import free_disk_bytes, load_per_processor
 from evopress.planning.planned_run import PlannedRun
@@ -11,6 +12,7 @@ from evopress.planning.speed import Seconds, measure_seconds
 from evopress.planning.stages import estimate_resources
 from evopress.runtime import distributed
 from evopress.runtime.memory import free_memory_bytes
+from evopress.space.build import FILE_WEIGHT_BYTES
 
 LONGEST_IN_MINUTES_S = 2 * 3600
 
@@ -36,6 +38,7 @@ def plan_text(run: PlannedRun) -> str:
     seconds = stage_seconds(run, estimate, free_memory=free_memory)
     lines = [
         f"{job.model.name}: {estimate.num_weights:,} weights, {estimate.num_units} units",
+        *experts_line(run),
         total_line(seconds, job) if seconds else TOO_LARGE_TO_TIME,
         *effort_line(job),
         *busy_line(load),
@@ -65,6 +68,17 @@ def within_time(seconds: StageSeconds, job: Job) -> StageSeconds:
     search = min(seconds["search"], num_targets * job.search_limit.seconds)
     limited = {"search": search, "tune": num_targets * job.limit.seconds - search}
     return {name: min(stage_s, limited.get(name, stage_s)) for name, stage_s in seconds.items()}
+
+
+def experts_line(run: PlannedRun) -> list[str]:
+    """A line about the parameters that a token uses, if the model is a mixture of experts."""
+    if not has_experts(run.model):
+        return []
+    total, active = sum(parameter.numel() for parameter in run.model.model.parameters()), active_parameters(run.model)
+    return [
+        f"mixture of experts: {total:,} parameters ({_size(FILE_WEIGHT_BYTES * total)} at 16 bits), of which a token "
+        f"uses {active:,} ({_size(FILE_WEIGHT_BYTES * active)})"
+    ]
 
 
 def effort_line(job: Job) -> list[str]:

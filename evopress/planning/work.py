@@ -19,8 +19,9 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from evopress.models.active_experts import share_of_tokens
 from evopress.models.structure import ModelStructure
-from evopress.planning.model_size import active_weights, group_shapes, share_of_tokens
+from evopress.planning.model_size import active_weights, group_shapes
 from evopress.planning.planned_run import PlannedRun
 
 Kind = Literal["block", "calibrate", "solve", "head", "table", "table_head", "decode", "states"]

@@ -116,6 +116,7 @@ def _run_of(files: _Files, reader: _Reader) -> Run:
         choices=reader.read("profile.json", lambda: choices_of(profile)) or (),
         checkpoints=reader.read("results.json", lambda: tuple(_checkpoints(exports, folder))) or (),
         batches=reader.read("search.jsonl", lambda: tuple(evaluated_batches(files.search_lines, fitness))) or (),
+        active_bytes=reader.read("results.json", lambda: floats(results.get("active_bytes", {}))) or {},
         memory=reader.read("results.json", lambda: dict(_memory(results))) or {},
         answers=reader.read("results.json", lambda: tuple(_answers(results))) or (),
         engine=reader.read("results.json", lambda: engine_of(results)) or "",

@@ -71,6 +71,8 @@ class Run:
     checkpoints: tuple[Checkpoint, ...] = ()
     memory: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Bytes of the weights, the cache and the reserve of each candidate. Only runs with a budget of memory have it."""
+    active_bytes: Mapping[str, float] = field(default_factory=dict)
+    """The bytes that a token uses, by candidate. Only runs with a mixture of experts have it."""
     stopped: str = ""
     """Why the search was stopped before its end: "effort" or "finish"."""
     answers: tuple[Answers, ...] = ()

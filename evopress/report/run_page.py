@@ -48,6 +48,9 @@ def headline(run: Run) -> list[tuple[str, str, str]]:
     facts = []
     if searched and dense:
         facts.append(("Size", f"{megabytes(searched.size_bytes)} MB", f"dense {megabytes(dense.size_bytes)} MB"))
+    if {"searched", "dense"} <= run.active_bytes.keys():
+        used, dense_used = (megabytes(run.active_bytes[name]) for name in ("searched", "dense"))
+        facts.append(("Active per token", f"{used} MB", f"dense {dense_used} MB"))
     if run.achieved is not None:
         facts.append(("Budget", _amount(run, run.achieved), f"target {run.budget}"))
     if "searched" in run.memory:
