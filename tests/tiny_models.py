@@ -1,5 +1,6 @@
 """Tiny random models of every family with a byte-level tokenizer, made without a network."""
 
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 
@@ -21,9 +22,19 @@ WITH_EXPERTS = ("mixtral", "qwen3_moe")
 WITH_SHARED_EXPERTS = ("qwen2_moe", "dots1", "deepseek_v2", "deepseek_v3")
 SCALED = ("granite", "cohere")
 WITH_VISION = ("gemma3",)
-MIXED = ("qwen2_moe-mixed", "qwen3_moe-mixed", "deepseek_v2-mixed", "deepseek_v3-mixed", "glm4_moe", "qwen3_next")
+MIXED = (
+    "qwen2_moe-mixed",
+    "qwen3_moe-mixed",
+    "deepseek_v2-mixed",
+    "deepseek_v3-mixed",
+    "glm4_moe",
+    "qwen3_next",
+    "llama4_text",
+)
 """Families whose blocks differ. What follows the type of a model names a variant of it."""
-ALL_FAMILIES = (*FAMILIES, *WITH_EXPERTS, *WITH_SHARED_EXPERTS, *SCALED, *WITH_VISION, *MIXED)
+PACKED_IN_FILES = ("llama4_text", "gpt_oss")
+"""Families whose checkpoints have the matrices of all experts of a block in one tensor."""
+ALL_FAMILIES = (*FAMILIES, *WITH_EXPERTS, *WITH_SHARED_EXPERTS, *SCALED, *WITH_VISION, *MIXED, "gpt_oss")
 NUM_EXPERTS = 5
 
 NUM_BLOCKS = 3
@@ -52,6 +63,7 @@ _SHARED_EXPERTS: dict[str, object] = {
     "moe_intermediate_size": 32,
     "first_k_dense_replace": 0,
 }
+_ORIGINAL = {"original_max_position_embeddings": 32, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False}
 _LATENT_ATTENTION: dict[str, object] = {
     "num_key_value_heads": 4,
     "q_lora_rank": 32,
@@ -88,6 +100,23 @@ _CHANGES: dict[str, dict[str, object]] = {
     "gemma2": _SLIDING,
     "gemma3_text": _SLIDING,
     "glm4_moe": {**_SHARED_EXPERTS, "first_k_dense_replace": 1, "use_qk_norm": True},
+    "gpt_oss": {
+        "num_local_experts": NUM_EXPERTS,
+        "num_experts_per_tok": 2,
+        "intermediate_size": 32,
+        "rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 8.0, **_ORIGINAL},
+        "sliding_window": SLIDING_WINDOW,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
+    "llama4_text": {
+        "num_local_experts": NUM_EXPERTS,
+        "num_experts_per_tok": 2,
+        "intermediate_size": 32,
+        "intermediate_size_mlp": 128,
+        "interleave_moe_layer_step": 2,
+        "no_rope_layers": [1, 1, 0],
+        "attention_chunk_size": SLIDING_WINDOW,
+    },
     "qwen3_next": {
         **_SHARED_EXPERT,
         "layer_types": ["linear_attention", "linear_attention", "full_attention"],
@@ -114,13 +143,15 @@ def config(family: str) -> PretrainedConfig:
     shape = {**_SHAPE, "ffn_dim": 128, "word_embed_proj_dim": 64} if family == "opt" else _LLAMA
     ids = {"bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258}
     model_type = family.partition("-")[0]
-    changes = {**_CHANGES.get(model_type, {}), **_VARIANTS.get(family, {})}
+    changes = deepcopy({**_CHANGES.get(model_type, {}), **_VARIANTS.get(family, {})})
     return AutoConfig.for_model(model_type, **{**shape, **ids, "max_position_embeddings": 256, **changes})
 
 
 def random_model(family: str) -> PreTrainedModel:
     """float32; every parameter is random, biases and norms too, and large enough that every part matters."""
-    model = AutoModelForCausalLM.from_config(config(family), dtype=torch.float32).eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # some vectors do not start with one value (Qwen3-Next, gpt-oss)
+        model = AutoModelForCausalLM.from_config(config(family), dtype=torch.float32).eval()
     generator = torch.Generator().manual_seed(ALL_FAMILIES.index(family))
     with torch.no_grad():
         for parameter in model.parameters():

@@ -83,6 +83,20 @@ QWEN3_NEXT = replace(
     },
     attention=("self_attn", "linear_attn"),
 )
+LLAMA4 = Family(
+    layers=(
+        *_ATTENTION,
+        ("feed_forward.gate_proj", "feed_forward.up_proj"),
+        ("feed_forward.down_proj",),
+        ("feed_forward.experts.*.gate_proj", "feed_forward.experts.*.up_proj"),
+        ("feed_forward.experts.*.down_proj",),
+        ("feed_forward.shared_expert.gate_proj", "feed_forward.shared_expert.up_proj"),
+        ("feed_forward.shared_expert.down_proj",),
+    ),
+    kept={"feed_forward.router": _ROUTER["mlp.gate"]},
+    mlp="feed_forward",
+)
+GPT_OSS = Family(layers=(*_ATTENTION, *_EXPERTS), kept={"mlp.router": _ROUTER["mlp.gate"]})
 DOTS1 = Family(layers=(*_ATTENTION, *_MLP, *_EXPERTS, *_SHARED_EXPERTS), kept=_ROUTER)
 DEEPSEEK = Family(
     layers=(
@@ -118,8 +132,10 @@ FAMILIES: Mapping[str, Family] = {
     "gemma3": GEMMA3,
     "gemma3_text": LLAMA,
     "glm4_moe": DOTS1,
+    "gpt_oss": GPT_OSS,
     "granite": LLAMA,
     "llama": LLAMA,
+    "llama4_text": LLAMA4,
     "mistral": LLAMA,
     "mixtral": MIXTRAL,
     "opt": OPT,

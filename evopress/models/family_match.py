@@ -45,6 +45,7 @@ def detect_family(model: Module, model_type: str) -> Family:
         if not missing_parts(model, family) and not unnamed_weights(model, family):
             return family
     closest = candidates[0] if known else min(candidates, key=lambda family: _distance(model, family))
+    _check_experts_are_unpacked(model, closest, model_type)
     missing = missing_parts(model, closest)
     difference = (
         f"the closest one expects {_listed(missing)}, which the model does not have"
@@ -149,6 +150,21 @@ def _is_within(name: str, paths: Container[str]) -> bool:
     """Whether a name is one of `paths` or below one of them."""
     parts = name.split(".")
     return any(".".join(parts[:length]) in paths for length in range(1, len(parts) + 1))
+
+
+def _check_experts_are_unpacked(model: Module, family: Family, model_type: str) -> None:
+    """Raise ValueError if the closest family leaves out matrices of experts that are still one tensor."""
+    packed = [
+        name
+        for block in _blocks(model, family)
+        for name, weight in block.named_parameters()
+        if weight.ndim > 2 and ("expert" in name or "moe" in name)
+    ]
+    if packed:
+        raise ValueError(
+            f"the model's type is {model_type!r}, and {packed[0]} holds the matrices of all experts of a block, in a "
+            f"way that evopress cannot split into one matrix per expert: choose another model with model.path"
+        )
 
 
 def _share(model: Module, family: Family, unnamed: dict[str, int]) -> str:

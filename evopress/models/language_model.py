@@ -74,8 +74,14 @@ class LanguageModel(ModelStructure):
             return hidden
 
         with self._replaced_blocks([StandIn(block, record) for block in self.blocks]), torch.no_grad():
-            self.model.base_model(input_ids=tokens, use_cache=False)  # without the head, because logits are large
+            self._without_head(input_ids=tokens, use_cache=False)
         return calls[0][0], [kwargs for _, kwargs in calls]
+
+    @property
+    def _without_head(self) -> Module:
+        """The part of the model that ends before the head, whose logits are large."""
+        base = self.model.base_model  # some classes know none (Llama 4)
+        return base if base is not self.model else self.model.get_submodule(self.family.blocks.rpartition(".")[0])
 
     def run_block(
         self,

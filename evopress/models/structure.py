@@ -1,5 +1,6 @@
 """The structure of a causal language model: its blocks, their layers, its embeddings and its head, by name."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,6 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from evopress.models.block_layers import first_path, groups_of
 from evopress.models.families import Family, Groups
+from evopress.models.packed_experts import PackedLayout, layout_of, packed_names, packed_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +109,21 @@ class ModelStructure:
         """The full module name of a layer."""
         return f"{self.block_names[block]}.{local}"
 
-    def stored_name(self, name: str) -> str:
-        """The name of a tensor in the files of a checkpoint."""
+    def stored_names(self, names: Iterable[str]) -> list[str]:
+        """The names in the files of a checkpoint of tensors with these names."""
+        stored = [self._stored_name(name) for name in names]
+        return packed_names(stored) if self._layout.in_files else stored
+
+    def stored_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of the model as the files of a checkpoint have them."""
+        stored = {self._stored_name(name): tensor for name, tensor in state.items()}
+        return packed_state(stored, self._layout) if self._layout.in_files else stored
+
+    @property
+    def _layout(self) -> PackedLayout:
+        return layout_of(self.model.config.model_type)
+
+    def _stored_name(self, name: str) -> str:
         renamed = (name.replace(part, stored, 1) for part, stored in self.family.stored.items() if part in name)
         return next(renamed, name)
 

@@ -4,17 +4,20 @@ from inspect import signature
 
 import torch
 from torch import Tensor
-from torch.nn import Module
+from torch.nn import Linear, Module
 from transformers import Cache
 
 SUBBLOCKS = ("attention", "mlp")
 """In the order in which they run."""
 
+PAIRS = ("Llama4TextMoe", "GptOssMLP")
+"""Classes of MLPs that return their output and what their router says."""
+
 
 def no_op(subblock: str, module: Module, *, layer_idx: int) -> Module:
     """A module that replaces `module`, the attention or MLP of block `layer_idx`, and adds nothing to the residual."""
     if subblock == "mlp":
-        return NoOpMLP()
+        return NoOpLayer() if isinstance(module, Linear) else NoOpMLP(returns_pair=type(module).__name__ in PAIRS)
     is_linear = "cache_params" in signature(module.forward).parameters
     return NoOpLinearAttention() if is_linear else NoOpAttention(layer_idx)
 
@@ -46,9 +49,21 @@ class NoOpLinearAttention(Module):
 
 
 class NoOpMLP(Module):
+    """Returns zeros, and no outputs of a router if `returns_pair`."""
+
+    def __init__(self, *, returns_pair: bool):
+        super().__init__()
+        self.returns_pair = returns_pair
+
+    def forward(self, hidden_states: Tensor) -> Tensor | tuple[Tensor, None]:
+        zeros = torch.zeros_like(hidden_states)
+        return (zeros, None) if self.returns_pair else zeros
+
+
+class NoOpLayer(Module):
     """Returns a single zero, which the residual addition broadcasts.
 
-    The shape cannot be that of the input: if the MLP consists only of its last layer (OPT), the input is wider.
+    This replaces an MLP that consists only of its last layer (OPT), whose input is wider than its output.
     """
 
     def forward(self, hidden_states: Tensor) -> Tensor:

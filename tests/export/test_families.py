@@ -11,15 +11,16 @@ from evopress.export import Export, write_checkpoints
 from tests import plain
 from tests.exports import TOKENS, compressed
 from tests.marks import slow_except
-from tests.tiny_models import MIXED, NUM_BLOCKS, SCALED, WITH_SHARED_EXPERTS, WITH_VISION, tiny
+from tests.tiny_models import MIXED, NUM_BLOCKS, PACKED_IN_FILES, SCALED, WITH_SHARED_EXPERTS, WITH_VISION, tiny
 
 SETTINGS = Export(formats=["hf"], dtype="float32")
 
 
-ALWAYS = ("qwen2_moe", "cohere", "qwen3_moe-mixed", "deepseek_v3-mixed", "qwen3_next")
+CASES = (*WITH_SHARED_EXPERTS, *SCALED, *WITH_VISION, *MIXED, "gpt_oss")
+ALWAYS = ("qwen2_moe", "cohere", "qwen3_moe-mixed", "deepseek_v3-mixed", "qwen3_next", *PACKED_IN_FILES)
 
 
-@pytest.mark.parametrize("family", slow_except((*WITH_SHARED_EXPERTS, *SCALED, *WITH_VISION, *MIXED), ALWAYS))
+@pytest.mark.parametrize("family", slow_except(CASES, ALWAYS))
 def test_a_model_with_levels_and_a_dropped_block_is_read_back_by_transformers(family, tmp_path):
     lm = tiny(family)
     searched = compressed(lm, RTN(bits=(2, 4), group_size=16), tmp_path / "levels", drops="block")

@@ -59,8 +59,14 @@ LONG = {
 }
 """What phi3 has in place of any other scaling."""
 
+ONLY = {"phi3": LONG, "llama4_text": SCALED["llama3"]}
+"""The only scaling that transformers 4 knows for a family."""
+
 NEW_NAMES = ("rope_parameters", "dtype", "num_local_experts")
-"""Keys that transformers 4 does not read in a model of one of the families, apart from Mixtral's experts."""
+"""Keys that transformers 4 does not read in a model of one of the families, apart from the experts of those below."""
+
+SAME_NUMBER_OF_EXPERTS = ("mixtral", "llama4_text", "gpt_oss")
+"""Families for which both releases call it `num_local_experts`."""
 
 
 def config_with_rope(family: str, kind: str) -> PretrainedConfig:
@@ -72,7 +78,7 @@ def config_with_rope(family: str, kind: str) -> PretrainedConfig:
         rope["full_attention"] |= {"rope_theta": 3210.0, **SCALED[kind]}
         rope["sliding_attention"]["rope_theta"] = 4321.0
     elif rope:
-        scaled = LONG if family == "phi3" and kind != "default" else SCALED[kind]
+        scaled = ONLY.get(family, SCALED[kind]) if kind != "default" else SCALED[kind]
         rope |= {"rope_theta": 3210.0, **scaled}
         if "original_max_position_embeddings" in scaled and family == "phi3":
             text.original_max_position_embeddings = scaled["original_max_position_embeddings"]
@@ -96,7 +102,7 @@ def written_config(changed: PretrainedConfig, family: str, folder: Path) -> dict
 
 
 def without_new_names(values: dict) -> dict:
-    keys = {*NEW_NAMES} - ({"num_local_experts"} if values.get("model_type") == "mixtral" else set())
+    keys = {*NEW_NAMES} - ({"num_local_experts"} if values.get("model_type") in SAME_NUMBER_OF_EXPERTS else set())
     return {
         key: without_new_names(value) if isinstance(value, dict) else value
         for key, value in values.items()

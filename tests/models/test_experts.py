@@ -16,7 +16,7 @@ from evopress.database.store import Database
 from evopress.evaluation.compressible_model import CompressibleModel
 from evopress.evaluation.switch_effects import switch_effects
 from evopress.export import Export
-from evopress.models.experts import Experts
+from evopress.models.experts import Experts, ExpertsOfScaledTokens, _gate_of, clamped_gated
 from evopress.models.language_model import LanguageModel
 from evopress.models.loading import wrap_model
 from evopress.pipeline import run_job
@@ -31,10 +31,12 @@ from tests.evaluation.test_switch_effects import Noisy, Random, some_profile
 from tests.marks import slow_except
 from tests.planning.test_estimate import job
 from tests.tiny_models import (
+    ALL_FAMILIES,
     MIXED,
     NUM_BLOCKS,
     NUM_EXPERTS,
     WITH_EXPERTS,
+    config,
     random_model,
     save_tiny,
     tiny,
@@ -43,6 +45,7 @@ from tests.tiny_models import (
 )
 
 TOKENS = token_windows(10, 20)
+CASES = (*WITH_EXPERTS, *MIXED, "gpt_oss")
 SEARCH = Guided(
     rounds=1,
     table_tokens=64,
@@ -64,13 +67,51 @@ def starved(family: str) -> LanguageModel:
     return wrap_model(model, tokenizer(), f"starved-{family}")
 
 
-@pytest.mark.parametrize("family", WITH_EXPERTS)
+@pytest.mark.parametrize("family", [name for name in ALL_FAMILIES if hasattr(config(name), "num_experts_per_tok")])
 def test_unpacked_experts_compute_what_transformers_computes(family):
     tokens = token_windows(2, 20)
     expected = plain.logits(random_model(family), tokens)
     lm = tiny(family)
-    assert isinstance(lm.blocks[0].get_submodule("mlp.experts"), Experts)
+    experts = [module for module in lm.model.modules() if isinstance(module, Experts | ExpertsOfScaledTokens)]
+    assert experts and all(len(module) == NUM_EXPERTS for module in experts)
+    assert not any("gate_up_proj" in name for name, _ in lm.model.named_parameters())
     torch.testing.assert_close(plain.logits(lm.model, tokens), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_experts_with_another_gate_are_refused():
+    """They would be computed by the wrong function."""
+    model = random_model("qwen3_moe")
+    experts = type(model.model.layers[0].mlp.experts)
+    plain_gate = experts._apply_gate
+
+    def clamped(module: torch.nn.Module, gate_up: torch.Tensor) -> torch.Tensor:
+        return plain_gate(module, gate_up.clamp(max=7))
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match=r"experts.*one matrix per expert"):
+        patch.setattr(experts, "_apply_gate", clamped)
+        wrap_model(model, tokenizer(), "clamped")
+
+
+def test_large_inputs_of_experts_are_clamped_as_in_transformers():
+    experts = random_model("gpt_oss").model.layers[0].mlp.experts
+    gate, up = 20 * torch.randn(2, 100, generator=torch.Generator().manual_seed(0))
+    expected = experts._apply_gate(torch.stack([gate, up], -1).flatten())
+    assert experts.limit < 20
+    combined = clamped_gated(gate, up, alpha=experts.alpha, limit=experts.limit)
+    torch.testing.assert_close(combined, expected)
+    experts.limit += 1
+    torch.testing.assert_close(_gate_of(experts)(gate, up), experts._apply_gate(torch.stack([gate, up], -1).flatten()))
+
+
+def test_experts_in_another_layout_are_refused():
+    """The first two have shapes of the known layout."""
+    for attribute, value in (("is_transposed", True), ("is_concatenated", False), ("down_proj", None)):
+        model = random_model("qwen3_moe")
+        for block in model.model.layers:
+            transposed = torch.nn.Parameter(block.mlp.experts.down_proj.transpose(1, 2).contiguous())
+            setattr(block.mlp.experts, attribute, transposed if value is None else value)
+        with pytest.raises(ValueError, match=r"mlp\.experts\.gate_up_proj.*one matrix per expert"):
+            wrap_model(model, tokenizer(), attribute)
 
 
 @pytest.mark.parametrize("family", WITH_EXPERTS)
@@ -103,7 +144,7 @@ def test_a_tied_unit_has_all_its_layers_and_one_kind_in_all_blocks(tie):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", (*WITH_EXPERTS, *MIXED))
+@pytest.mark.parametrize("family", CASES)
 def test_the_evaluator_gives_a_model_with_experts_the_kl_of_the_whole_model(family, tmp_path):
     case = Case(tiny(family), RTN(bits=(2, 3, 4), group_size=32), tmp_path)
     profiles, tokens = profiles_of(case.space, 4), token_windows(2, 20)
@@ -168,7 +209,7 @@ def test_an_expert_without_tokens_is_rounded_to_nearest_and_reported(tmp_path):
 
 
 @pytest.mark.parametrize("tie", ["none", "engine"])
-@pytest.mark.parametrize("family", slow_except((*WITH_EXPERTS, *MIXED), (*WITH_EXPERTS, "qwen3_next")))
+@pytest.mark.parametrize("family", slow_except(CASES, (*WITH_EXPERTS, "qwen3_next", "llama4_text")))
 def test_the_first_order_of_a_switch_is_the_slope_of_the_divergence(family, tie):
     """By the central difference of the whole model between a small step towards the level and one away from it."""
     lm, step = tiny(family), 1e-2

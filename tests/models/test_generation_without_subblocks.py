@@ -6,9 +6,9 @@ from torch import Tensor
 
 from evopress.models.language_model import LanguageModel
 from tests.marks import slow_except
-from tests.tiny_models import FAMILIES, NUM_BLOCKS, WITH_EXPERTS, tiny
+from tests.tiny_models import FAMILIES, NUM_BLOCKS, PACKED_IN_FILES, WITH_EXPERTS, tiny
 
-CASES = (*FAMILIES, *WITH_EXPERTS, "deepseek_v2-mixed", "qwen3_next")
+CASES = (*FAMILIES, *WITH_EXPERTS, "deepseek_v2-mixed", "qwen3_next", *PACKED_IN_FILES)
 
 LENGTH = 6
 NEW_TOKENS = 14
@@ -45,7 +45,7 @@ def generate(lm: LanguageModel, tokens: Tensor, mask: Tensor, **settings: object
         )[:, tokens.shape[1] :]
 
 
-@pytest.mark.parametrize("family", slow_except(CASES, ("llama", "gemma2", "opt", "qwen3_moe")))
+@pytest.mark.parametrize("family", slow_except(CASES, ("llama", "gemma2", "opt", "qwen3_moe", "llama4_text")))
 @pytest.mark.parametrize("dropped", DROPS, ids=range(len(DROPS)))
 def test_batches_and_single_prompts_generate_the_same_as_without_a_cache(family, dropped):
     lm, (tokens, mask) = tiny(family), prompts()

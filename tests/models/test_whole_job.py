@@ -16,7 +16,7 @@ from tests.tiny_models import MIXED, SCALED, WITH_SHARED_EXPERTS, WITH_VISION, s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", (*WITH_SHARED_EXPERTS, *SCALED, *WITH_VISION, *MIXED))
+@pytest.mark.parametrize("family", (*WITH_SHARED_EXPERTS, *SCALED, *WITH_VISION, *MIXED, "gpt_oss"))
 def test_the_whole_job_runs(family, tmp_path):
     save_tiny(family, tmp_path / "model")
     settings = job(tmp_path, tmp_path / "model", search=SEARCH, export=Export(formats=["hf"]))

@@ -56,11 +56,11 @@ class DenseSafetensors(Format):
     def predicted_names(self, searched: SearchedModel) -> list[str]:
         dropped = tuple(f"{searched.lm.block_names[block]}." for block in _dropped_blocks(searched))
         names = (name for name in super().predicted_names(searched) if not name.startswith(dropped))
-        return [searched.lm.stored_name(name) for name in names]
+        return searched.lm.stored_names(names)
 
     def write(self, searched: SearchedModel, folder: Path, *, dtype: torch.dtype) -> None:
         state = searched.renumbered(searched.dense_state(dtype))
-        write_safetensors({searched.lm.stored_name(name): tensor for name, tensor in state.items()}, folder)
+        write_safetensors(searched.lm.stored_state(state), folder)
         write_config_files(config_without_dropped_blocks(searched, dtype), searched.lm, folder)
 
     def load(self, folder: Path, dtype: torch.dtype, *, attention: str | None = None) -> PreTrainedModel:

@@ -39,11 +39,11 @@ class ZeroedSafetensors(DenseSafetensors):
         return {name: name for name in untied_tensors(searched.lm.model)}
 
     def predicted_names(self, searched: SearchedModel) -> list[str]:
-        return [searched.lm.stored_name(name) for name in untied_tensors(searched.lm.model)]
+        return searched.lm.stored_names(untied_tensors(searched.lm.model))
 
     def write(self, searched: SearchedModel, folder: Path, *, dtype: torch.dtype) -> None:
         state = _zeroed_state(searched, dtype)
-        write_safetensors({searched.lm.stored_name(name): tensor for name, tensor in state.items()}, folder)
+        write_safetensors(searched.lm.stored_state(state), folder)
         write_config_files(model_config(searched.lm, dtype), searched.lm, folder)
 
 
