@@ -35,6 +35,8 @@ def part_identity(part: object, name: str) -> dict[str, object]:
 def database_identity(lm: LanguageModel, compressor: Compressor, splits: Splits, batch_tokens: int) -> Identity:
     """What the levels of a database depend on. The calibration text matters only to compressors with Hessians."""
     identity = {**_weights(lm), "compressor": part_identity(compressor, name_of(compressor))}
+    if compressor.inputs_identity:
+        identity["inputs"] = dict(compressor.inputs_identity)
     if not compressor.needs_hessian:
         return identity
     windows_per_batch = max(1, batch_tokens // splits.calibration.shape[1])

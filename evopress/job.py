@@ -1,5 +1,6 @@
 """Everything that a run depends on, as plain typed values."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +24,8 @@ from evopress.space.memory import MemoryBudget
 from evopress.space.settings import SpaceSettings
 from evopress.tuning.learnt_rounding import can_learn
 from evopress.tuning.settings import Tuning
+
+log = logging.getLogger(__name__)
 
 STAGES = ("database", "search", "tune", "evaluate")
 """The stages of a run. Another stage, `plan`, may come first or alone: it only estimates the cost of the others."""
@@ -140,6 +143,9 @@ class Job:
                 f"budget.metric is {self.budget.metric}, but compress.group_size lists several sizes, and their levels "
                 "differ only in bytes: use budget=size, or a single compress.group_size"
             )
+        if isinstance(self.compress, Compressor):
+            for advice in self.compress.advice(self.space):
+                log.warning("%s", advice)
         check_export(self.export, self.compress, space=self.space)
         if isinstance(self.budget, MemoryBudget):
             check_cache_type(self.export, self.budget.kv)

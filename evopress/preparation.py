@@ -68,6 +68,7 @@ def prepare_context(job: Job, lm: LanguageModel, splits: Splits) -> EvaluationCo
         evaluator = Evaluator(lm, space, None, job.evaluator, folder=job.outputs / "cache")
         return EvaluationContext(lm, splits, space, evaluator, None, model_identity(lm, job.compress, None))
     compressor = job.compress.for_hidden_size(lm.hidden_size)
+    compressor.check_tensors(dict(lm.model.named_parameters()))
     database = open_database(job, lm, compressor=compressor, splits=splits)
     settings = job.evaluator
     build_database(

@@ -18,6 +18,7 @@ FILLED_IN = {
     "budget=size": ["budget.target=80MB"],
     "search=profile": ["search.path=profile.txt"],
     "model=hf": ["model.path=some/model"],
+    "compress=import": ["compress.sources=[some.gguf]", "tune=none"],
 }
 
 

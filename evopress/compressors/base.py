@@ -1,6 +1,7 @@
 """The contract of a compressor: levels of a layer, and the compressed weights of a group of layers."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from evopress.space.budget import Metric
+from evopress.space.settings import SpaceSettings
 from evopress.space.shapes import LayerShape
 from evopress.space.units import Level
 from evopress.weights.base import CompressedWeight
@@ -126,6 +128,19 @@ class Compressor(ABC):
         return ()
 
     @property
+    def inputs_identity(self) -> Mapping[str, str]:
+        """What its levels depend on besides its settings and the model, such as hashes of files that it reads."""
+        return {}
+
+    def advice(self, space: SpaceSettings) -> list[str]:
+        """Warnings about settings that work but make worse models. Each is a sentence for people."""
+        return []
+
+    def check_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Raise ValueError if the levels are not made for a model with these parameters, given by name."""
+        return None
+
+    @property
     @abstractmethod
     def span(self) -> tuple[float, float]:
         """Smallest and largest value of the metric that a profile can reach, as far as known without a model."""
@@ -154,3 +169,7 @@ class Compressor(ABC):
     @abstractmethod
     def compress(self, group: LayerGroup) -> CompressedGroup:
         """All levels of all layers of the group, solved together, in the order of `levels`."""
+
+    def compress_sample(self, group: LayerGroup) -> CompressedGroup:
+        """Levels of random weights of layers that do not exist, for estimates of time."""
+        return self.compress(group)

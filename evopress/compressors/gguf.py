@@ -16,8 +16,9 @@ from evopress.space.shapes import LayerShape
 from evopress.space.units import Level
 from evopress.weights.base import CompressedWeight
 from evopress.weights.block_grids import BLOCK, TYPES, TypeName
-from evopress.weights.ggml import bits_per_weight, block_of
+from evopress.weights.ggml import GgmlWeight, bits_per_weight, block_of
 from evopress.weights.k_types import K_TYPES, KTypeName
+from evopress.weights.kquants import KWeight
 
 Types = tuple[TypeName | KTypeName, ...]
 
@@ -70,6 +71,10 @@ class GGUF(Compressor):
     @property
     def compresses_embeddings(self) -> bool:
         return self.embeddings
+
+    @property
+    def weight_kinds(self) -> frozenset[type[CompressedWeight]]:
+        return frozenset({GgmlWeight, KWeight})
 
     @property
     def span(self) -> tuple[float, float]:

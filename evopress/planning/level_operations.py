@@ -39,7 +39,7 @@ class LevelOperations:
         names = tuple(f"{operation.rows}.{cols}.{index}" for index in range(len(weights)))
 
         def call() -> None:
-            group = self.compressor.compress(LayerGroup(names, weights, hessian))
+            group = self.compressor.compress_sample(LayerGroup(names, weights, hessian))
             self.levels.update(zip(names, group.levels, strict=True))
 
         return Timeable(call)

@@ -75,6 +75,9 @@ def _fixed_bytes(lm: ModelStructure, units: Iterable[Unit]) -> int:
 
 def _tied_layers(groups: Groups, tie: str) -> dict[str, tuple[str, ...]]:
     """Local names of the layers of each unit in a block, by the local name of the unit."""
+    if tie == "block":
+        layers = tuple(local for group in groups for local in group)
+        return {"+".join(layers): layers}
     layers_of: dict[str, tuple[str, ...]] = {}
     for group in groups:
         expert = expert_of(group[0])
@@ -118,7 +121,7 @@ def _layer_unit(
         kind=kind,
         layers=layers,
         num_weights=sum(shape.num_weights for shape in shapes),
-        levels=tuple(_summed(levels) for levels in zip(*levels_of_layers, strict=True)),
+        levels=tuple(_summed(levels, shapes) for levels in zip(*levels_of_layers, strict=True)),
     )
 
 
@@ -126,6 +129,11 @@ def _check_same_levels(layers: Sequence[str], levels_of_layers: Sequence[Sequenc
     """Raise ValueError if layers of one unit have different numbers of levels, as layers of different widths may."""
     names = [", ".join(level.label for level in levels) for levels in levels_of_layers]
     for other, levels in enumerate(levels_of_layers):
+        if sorted(names[other].split(", ")) == sorted(names[0].split(", ")) and names[other] != names[0]:
+            raise ValueError(
+                f"{layers[0]} and {layers[other]} are one unit, but their levels are in different orders, {names[0]} "
+                f"and {names[other]}: set space.tie=none, or change the levels of compress"
+            )
         if len(levels) != len(levels_of_layers[0]):
             raise ValueError(
                 f"{layers[0]} and {layers[other]} are one unit, but the levels of the first are {names[0]}, and those "
@@ -133,10 +141,15 @@ def _check_same_levels(layers: Sequence[str], levels_of_layers: Sequence[Sequenc
             )
 
 
-def _summed(levels: tuple[Level, ...]) -> Level:
-    """The level of a unit whose layers have these levels: their costs and sizes add up."""
+def _summed(levels: tuple[Level, ...], shapes: Sequence[LayerShape]) -> Level:
+    """The level of a unit whose layers have these levels: costs and sizes add up, and different values are averaged."""
+    value = levels[0].value
+    if any(level.value != value for level in levels):
+        total = sum(level.value * shape.num_weights for level, shape in zip(levels, shapes, strict=True))
+        value = total / sum(shape.num_weights for shape in shapes)
     return replace(
         levels[0],
+        value=value,
         cost=sum(level.cost for level in levels),
         size_bytes=sum(level.size_bytes for level in levels),
     )

@@ -16,14 +16,15 @@ class SpaceSettings:
 
     `tie`: which layers form one unit. `none`: every layer is a unit. `expert`: the layers of an expert are one unit.
     `engine`: layers that inference engines fuse are one unit (q, k, v; gate, up; all experts of a block). With
-    `engine`, the attention of the first block is never dropped alone, because engines expect one there.
+    `engine`, the attention of the first block is never dropped alone, because engines expect one there. `block`: all
+    layers of a block are one unit.
 
     `drops`: what may be dropped in addition to choosing levels of layers. `none`: nothing. `subblock`: single
     attentions and MLPs. `block`: whole blocks.
     """
 
     trade: Literal["size", "kind", "any"] = "size"
-    tie: Literal["none", "expert", "engine"] = "none"
+    tie: Literal["none", "expert", "engine", "block"] = "none"
     drops: Literal["none", "subblock", "block"] = "none"
 
     @model_validator(mode="after")
@@ -32,5 +33,10 @@ class SpaceSettings:
             raise ValueError(
                 f"space.drops={self.drops} frees bytes for layers of all sizes, but space.trade={self.trade} does not "
                 f"let them trade: set space.trade=any, or use space=joint"
+            )
+        if self.tie == "block" and self.drops == "subblock":
+            raise ValueError(
+                "space.tie=block makes a block one unit, but space.drops=subblock drops parts of it: set "
+                "space.drops=block, or another space.tie"
             )
         return self

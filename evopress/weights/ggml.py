@@ -13,6 +13,7 @@ Source: ggml-common.h and ggml-quants.c of llama.cpp.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ from evopress.weights.kquants import KWeight
 @dataclass(frozen=True)
 class GgmlWeight(CompressedWeight):
     """Rows of the type `type_name` in the bytes of a GGUF file: `data` uint8 (rows, blocks · bytes per block)."""
+
+    is_ggml_type: ClassVar[bool] = True
 
     data: Tensor
     type_name: str

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from evopress.weights.k_types import K_TYPES, SUPERBLOCK, KType
 @dataclass(frozen=True)
 class KWeight(CompressedWeight):
     """Rows of the type `type_name` in the bytes of a GGUF file: `data` uint8 (rows, superblocks · bytes of each)."""
+
+    is_ggml_type: ClassVar[bool] = True
 
     data: Tensor
     type_name: str

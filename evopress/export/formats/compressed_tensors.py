@@ -104,7 +104,7 @@ class CompressedTensors(Format):
         assert isinstance(compressor, Compressor)  # others have no kinds
         if self.engine == "transformers" and compressor.zero_point_bits:
             raise UnsupportedExportError(NO_ZERO_POINTS)
-        if self.engine == "vllm" and space.tie != "engine":
+        if self.engine == "vllm" and space.tie not in ("engine", "block"):
             raise UnsupportedExportError(
                 f"export.engine=vllm needs layers that share a level ({FUSED_LAYERS}): set space.tie=engine"
             )

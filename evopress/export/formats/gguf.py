@@ -15,7 +15,6 @@ from transformers import AutoConfig, PreTrainedModel
 
 from evopress.compressors.base import Compressor
 from evopress.compressors.drop import Drop
-from evopress.compressors.gguf import GGUF
 from evopress.export.base import Format, UnsupportedExportError, check_halves, check_package
 from evopress.export.config_files import config_without_dropped_blocks, write_config_files
 from evopress.export.formats.gguf_limits import (
@@ -83,9 +82,10 @@ class GGUFFile(Format):
 
     def check_settings(self, compressor: Compressor | Drop, space: SpaceSettings) -> None:
         check_package(self, "gguf", extra="gguf")
-        if not isinstance(compressor, GGUF):
+        kinds = compressor.weight_kinds if isinstance(compressor, Compressor) else frozenset()
+        if not kinds or not all(kind.is_ggml_type for kind in kinds):
             check_grids(compressor)
-        elif self.embeddings and compressor.embeddings:
+        elif self.embeddings and isinstance(compressor, Compressor) and compressor.compresses_embeddings:
             raise UnsupportedExportError(
                 f"export.embeddings={self.embeddings} rounds embeddings after the search, but with "
                 "compress.embeddings=true they are units of the search: set export.embeddings=null or "
