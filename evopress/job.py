@@ -131,18 +131,7 @@ class Job:
         parse_effort(self.effort)
         if self.finish:
             self._check_finish()
-        low, high = self.compress.span
-        levels_key = "compress" if isinstance(self.compress, Drop) else self.compress.levels_key
-        if self.space.drops != "none":  # every part of the model may be dropped
-            low, high = (0.0, high) if self.compress.metric == "bits" else (low, 1.0)
-        for target in self.targets or (self.budget.target,):
-            replace(self.budget, target=target).check(self.compress.metric, (low, high), key=levels_key)
-        needs_size = not isinstance(self.compress, Drop) and self.compress.needs_size_budget
-        if needs_size and self.budget.metric == self.compress.metric:
-            raise ValueError(
-                f"budget.metric is {self.budget.metric}, but compress.group_size lists several sizes, and their levels "
-                "differ only in bytes: use budget=size, or a single compress.group_size"
-            )
+        self._check_budget()
         if isinstance(self.compress, Compressor):
             for advice in self.compress.advice(self.space):
                 log.warning("%s", advice)
@@ -155,6 +144,21 @@ class Job:
         if "evaluate" in self.planned_stages:
             check_engine(self.eval, self.export)
         self.tracker.check()
+
+    def _check_budget(self) -> None:
+        """Raise ValueError for a target that no profile can have, or that does not tell levels apart."""
+        low, high = self.compress.span
+        levels_key = "compress" if isinstance(self.compress, Drop) else self.compress.levels_key
+        if self.space.drops != "none":  # every part of the model may be dropped
+            low, high = (0.0, high) if self.compress.metric == "bits" else (low, 1.0)
+        for target in self.targets or (self.budget.target,):
+            replace(self.budget, target=target).check(self.compress.metric, (low, high), key=levels_key)
+        needs_size = not isinstance(self.compress, Drop) and self.compress.needs_size_budget
+        if needs_size and self.budget.metric == self.compress.metric:
+            raise ValueError(
+                f"budget.metric is {self.budget.metric}, but compress.group_size lists several sizes, and their levels "
+                "differ only in bytes: use budget=size, or a single compress.group_size"
+            )
 
     def _check_tuning(self) -> None:
         """Raise ValueError if the levels do not have what the job learns or trains."""
