@@ -58,6 +58,16 @@ def test_transformers_decodes_mixed_widths_to_the_weights_of_the_search(family, 
     assert verified["written_bytes"] == pytest.approx(verified["predicted_bytes"], rel=0.01)
 
 
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_transformers_decodes_every_width(bits, tmp_path):
+    searched = compressed(tiny("llama"), RTN(bits=(bits,), group_size=32, symmetric=True), tmp_path)
+    written(PACKED, searched, tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "compressed_tensors", dtype=torch.float32)
+    logits(model)
+    for layer in searched.levels:
+        assert torch.equal(model.get_submodule(layer).weight, searched.packed(layer).dense())
+
+
 def test_the_bytes_are_those_of_the_space_and_a_shape_per_layer(tmp_path):
     searched = compressed(tiny("llama"), SYMMETRIC, tmp_path)
     verified = written(PACKED, searched, tmp_path)

@@ -27,7 +27,7 @@ from evopress.database.store import Database
 from evopress.evaluation.eval_settings import Eval
 from evopress.export import Export, SearchedModel, load, write_checkpoints
 from evopress.models.language_model import LanguageModel
-from evopress.models.loading import load_model
+from evopress.models.loading import load_model, wrap_model
 from evopress.models.source import ModelSource
 from evopress.pipeline import run_job
 from evopress.runtime.json_files import read_json
@@ -42,7 +42,7 @@ from tests.engines.test_comparison import FOR_VLLM, GGUF_FILE
 from tests.exports import TOKENS, compressed
 from tests.jobs import small_job
 from tests.sentencepiece_tokenizers import TEXTS, sentencepiece
-from tests.tiny_models import tiny, wide_llama
+from tests.tiny_models import random_model, tiny, tokenizer, wide_llama
 
 pytestmark = [pytest.mark.slow]
 
@@ -123,6 +123,10 @@ def quantized(lm: LanguageModel, compressor: RTN, tie: str, folder: Path) -> Sea
     build_database(lm, compressor, torch.zeros(1, 8, dtype=torch.long), database, limits=BatchLimits(batch_tokens=8))
     weights = DecodedLevels(database, limit_bytes=10**9, dtype=lm.dtype, device=lm.device)
     return SearchedModel(lm, space, tuple(i % len(unit.levels) for i, unit in enumerate(space.units)), weights)
+
+
+def in_bfloat16() -> LanguageModel:
+    return wrap_model(random_model("llama").bfloat16(), tokenizer(), "tiny")
 
 
 def without(lm: LanguageModel, dropped: set[tuple[int, str]]) -> SearchedModel:
@@ -256,10 +260,20 @@ def test_llama_cpp_finds_the_tokens_of_a_sentencepiece_tokenizer(llama, tmp_path
     assert tokenized == [lm.tokenizer(text)["input_ids"] for text in TEXTS]
 
 
+PARSE = """
+import json, sys
+from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors import CompressedTensorsConfig
+settings = json.load(open(sys.argv[1] + "/config.json"))["quantization_config"]
+schemes = CompressedTensorsConfig.from_config(settings).target_scheme_map
+print("RESULT", json.dumps({layer: scheme["weights"].num_bits for layer, scheme in schemes.items()}))
+"""
+ZERO_POINTS = {**FOR_VLLM, "compress": RTN(bits=(4,), group_size=32)}
 MIXED = {**FOR_VLLM, "compress": Float(levels=("bf16", "int4")), "budget": Budget(metric="bits", target=8)}
 
 
-@pytest.mark.parametrize(("name", "changes"), [("llama", GGUF_FILE), ("vllm", FOR_VLLM), ("vllm", MIXED)])
+@pytest.mark.parametrize(
+    ("name", "changes"), [("llama", GGUF_FILE), ("vllm", FOR_VLLM), ("vllm", MIXED), ("vllm", ZERO_POINTS)]
+)
 def test_a_run_finds_its_own_perplexities_in_the_engine(name, changes, tmp_path):
     """The model is the one that comes with the package. Engines round activations in other ways."""
     engine_name = {"llama": "llama_cpp", "vllm": "vllm"}[name]
@@ -271,6 +285,25 @@ def test_a_run_finds_its_own_perplexities_in_the_engine(name, changes, tmp_path)
         assert measured["perplexity"] == pytest.approx(results[candidate]["perplexity"]["pydoc"], rel=0.02)
         assert measured["resident_bytes"] > measured["resident_bytes_without_model"] > 0
         assert measured["generated_tokens_per_s"] > 0
+
+
+@pytest.mark.parametrize(
+    "compressor",
+    [
+        RTN(bits=(2, 3, 4, 5, 6, 7, 8), group_size=32, symmetric=True),
+        Float(levels=("bf16", "fp8", "int4")),
+        Float(levels=("bf16", "fp8", "int8", "int4", "mxfp4", "nvfp4")),
+    ],
+    ids=["widths", "bf16, fp8, int4", "number formats"],
+)
+def test_the_parser_of_vllm_finds_the_width_of_every_layer(compressor, vllm, tmp_path):
+    lm = tiny("llama") if isinstance(compressor, RTN) else in_bfloat16()
+    searched = compressed(lm, compressor, tmp_path, tie="engine")
+    write_checkpoints(Export(formats=["compressed_tensors"]), searched, tokens=TOKENS, facts={}, folder=tmp_path)
+    found = run_engine(vllm, PARSE, str(tmp_path / "compressed_tensors"))
+    layers = {name: searched.packed(name).packed_layer() for name in searched.levels}
+    packed = {name: layer.weights["num_bits"] for name, layer in layers.items() if layer.format != "dense"}
+    assert found == packed
 
 
 def test_names_order_of_rows_and_tokenizer_are_those_of_the_file_that_llama_cpp_converted(smollm2, tmp_path):
