@@ -58,7 +58,7 @@ def search_identity(job: Job, context: EvaluationContext) -> dict:
     settings = job.evaluator
     identity = {
         "search": part_identity(job.search, type(job.search).__name__),
-        "budget": asdict(job.budget),
+        "budget": job.budget.identity,
         "space": asdict(job.space),
         "evaluator": {"fitness": settings.fitness, "top_k": settings.top_k, **_rounding(job)},
         "seed": job.seed,

@@ -10,6 +10,7 @@ from evopress.evaluation.context import EvaluationContext
 from evopress.export import check_login
 from evopress.job import Job, name_of
 from evopress.pareto.front import trace_front
+from evopress.planning.latency_table import ensure_table
 from evopress.planning.planned_run import plan_run
 from evopress.planning.render import plan_text
 from evopress.planning.what_fits import what_fits_text
@@ -20,6 +21,7 @@ from evopress.runtime.files import lock_folder
 from evopress.runtime.metrics_file import JsonLines
 from evopress.runtime.tracking import Tracker, Trackers
 from evopress.search_stage import search_profile
+from evopress.space.latency import LatencyBudget
 from evopress.space.memory import MemoryBudget
 from evopress.space.units import Profile
 from evopress.start_checks import check_start
@@ -36,6 +38,8 @@ def run_job(job: Job) -> Profile | None:
     the run directory do not fit together, and OSError if a file cannot be written.
     """
     job.check()
+    if "plan" in job.stages and isinstance(job.budget, LatencyBudget):
+        distributed.first_then_others(partial(ensure_table, job, job.budget))
     run = distributed.first_then_others(partial(plan_run, job))
     if "plan" in job.stages and isinstance(job.budget, MemoryBudget):  # first, because the budget may be out of reach
         log.info("what fits\n\n%s\n", what_fits_text(run, job.budget))

@@ -35,7 +35,7 @@ def search_profile(job: Job, context: EvaluationContext, clock: Clock) -> Profil
     achieved, token_equivalents = job.budget.achieved(context.space, profile), watcher.token_equivalents
     if distributed.is_first():
         amount = job.budget.amount(context.space, profile)
-        unit = "" if job.budget.counts_bytes else f" {job.budget.metric}"
+        unit = f" {job.budget.metric}" if job.budget.metric in ("bits", "sparsity", "drop") else ""
         log.info("searched profile: %s%s after %d token equivalents", amount, unit, token_equivalents)
         save_profile(
             job.folder,

@@ -14,6 +14,7 @@ OPTIONS = sorted(
 )
 FILLED_IN = {
     "data=text": [f"data.source={CONFIG_FOLDER}/text.txt"],
+    "budget=latency": ["budget.target=20ms", "budget.table=table.json"],
     "budget=memory": ["budget.target=24GB"],
     "budget=size": ["budget.target=80MB"],
     "search=profile": ["search.path=profile.txt"],

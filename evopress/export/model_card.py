@@ -112,6 +112,7 @@ def _amount(budget: Mapping[str, Any]) -> str:
         "sparsity": f"{achieved:.1%} of the weights zero",
         "drop": f"{achieved:.1%} of the depth dropped",
         "size": f"{achieved / 1e6:.2f} MB",
+        "latency": f"{1000 * achieved:.4g} ms per step of generation",
         "memory": f"{achieved / 1e6:.2f} MB of memory{_parts_of_memory(budget)}",
     }
     return amounts.get(metric, f"{achieved:g} {metric}")

@@ -25,9 +25,8 @@ def attention_caches(model: ModelStructure) -> list[AttentionCache]:
     Multi-head latent attention (DeepSeek) counts the latent vector and the rotary part of the keys, as engines do.
     """
     config = model.text_config
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    num_values = 2 * heads * head_dim
+    _, kv_heads, head_dim = head_shape(model)
+    num_values = 2 * kv_heads * head_dim
     if getattr(config, "kv_lora_rank", None):
         num_values = config.kv_lora_rank + config.qk_rope_head_dim
 
@@ -40,3 +39,11 @@ def attention_caches(model: ModelStructure) -> list[AttentionCache]:
     every_block = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
     types = getattr(config, "layer_types", None) or [every_block] * model.num_blocks
     return [cache_of(layer_type) for layer_type in types]
+
+
+def head_shape(model: ModelStructure) -> tuple[int, int, int]:
+    """The number of heads of an attention, that of its keys and values, and the width of a head."""
+    config = model.text_config
+    heads = config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    return heads, kv_heads, getattr(config, "head_dim", None) or config.hidden_size // heads

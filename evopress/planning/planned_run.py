@@ -14,8 +14,10 @@ from evopress.models.loading import load_structure, load_tokenizer
 from evopress.models.source import ModelSource, device_of, dtype_of
 from evopress.models.structure import ModelStructure
 from evopress.runtime import distributed
+from evopress.space.attention_costs import with_attention_costs
 from evopress.space.build import drop_space, layer_space
-from evopress.space.memory import MemoryBudget, with_cache
+from evopress.space.latency import LatencyBudget, with_latencies
+from evopress.space.memory import MemoryBudget
 from evopress.space.units import Space
 
 
@@ -117,16 +119,23 @@ def space_of(job: Job, model: ModelStructure) -> Space:
     If the budget is a file size and the model has its tokenizer, the fixed bytes are those of the files to write, some
     of which contain the tokenizer.
     """
-    if isinstance(job.compress, Drop):
-        space = drop_space(model, job.compress, job.space)
-    else:
-        space = layer_space(model, job.compress.for_hidden_size(model.hidden_size), job.space)
-    if not job.budget.counts_bytes:
-        return space
-    space = space.with_costs_in_bytes()
-    if isinstance(job.budget, MemoryBudget):
+    space, budget = unpriced_space(job, model), job.budget
+    if isinstance(budget, LatencyBudget):
+        levels = None if isinstance(job.compress, Drop) else job.compress.for_hidden_size(model.hidden_size)
+        return with_latencies(space, model, levels, budget.read_table())
+    if isinstance(budget, MemoryBudget):
+        space = space.with_costs_in_bytes()
         space = replace(space, fixed_bytes=fixed_tensor_bytes(job.export, model, space))
-        return with_cache(space, job.budget.cache_bytes(attention_caches(model)))
-    if isinstance(model, LanguageModel):
-        return replace(space, fixed_bytes=fixed_bytes(job.export, model, space))
+        return with_attention_costs(space, budget.cache_bytes(attention_caches(model)))
+    if budget.metric == "size":
+        space = space.with_costs_in_bytes()
+        if isinstance(model, LanguageModel):
+            return replace(space, fixed_bytes=fixed_bytes(job.export, model, space))
     return space
+
+
+def unpriced_space(job: Job, model: ModelStructure) -> Space:
+    """The space of the job, with the costs that its compressor counts."""
+    if isinstance(job.compress, Drop):
+        return drop_space(model, job.compress, job.space)
+    return layer_space(model, job.compress.for_hidden_size(model.hidden_size), job.space)

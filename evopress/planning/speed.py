@@ -48,7 +48,7 @@ def measure_seconds(run: PlannedRun, operations: Iterable[Operation]) -> Seconds
         for operation in sorted(operations, key=lambda operation: (operation.kind != "solve", operation)):
             part = smaller(operation, run)
             if part not in timed:
-                timed[part] = _fastest(make[part.kind](part), run.device)
+                timed[part] = fastest_seconds(make[part.kind](part), run.device)
             seconds[operation] = timed[part] * _num_operations(operation, run) / _num_operations(part, run)
     return seconds
 
@@ -90,7 +90,7 @@ def _num_operations(operation: Operation, run: PlannedRun) -> float:
     return max(1.0, cost.in_model + cost.in_float32)
 
 
-def _fastest(timeable: Timeable, device: torch.device) -> float:
+def fastest_seconds(timeable: Timeable, device: torch.device) -> float:
     """The seconds of one operation in its fastest call, without the first call, unless that is long."""
     calls = [_seconds(timeable, device)]
     if calls[0] < LONG_SECONDS:

@@ -15,6 +15,7 @@ AXIS_LABELS = {
     "drop": "share of sub-blocks dropped",
     "size": "bytes",
     "memory": "bytes in memory",
+    "latency": "seconds per step",
 }
 """What the x axis shows, by the metric of the budget."""
 

@@ -103,7 +103,14 @@ class Run:
     @property
     def budget(self) -> str:
         """The budget in words, such as "3 bits" or "25 % dropped"."""
-        words = {"bits": "bits", "sparsity": "sparse", "drop": "dropped", "size": "", "memory": "of memory"}
+        words = {
+            "bits": "bits",
+            "sparsity": "sparse",
+            "drop": "dropped",
+            "size": "",
+            "memory": "of memory",
+            "latency": "per step",
+        }
         is_share = self.metric in ("sparsity", "drop") and isinstance(self.target, float)
         number = f"{self.target:g}" if isinstance(self.target, float) else self.target
         target = f"{100 * float(self.target):g} %" if is_share else number

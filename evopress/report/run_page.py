@@ -75,6 +75,8 @@ def _amount(run: Run, value: float) -> str:
     """A value of the budget's metric, with its unit."""
     if run.metric in ("size", "memory"):
         return f"{megabytes(value)} MB"
+    if run.metric == "latency":
+        return f"{1000 * value:.4g} ms"
     return f"{value:.4g} bits" if run.metric == "bits" else f"{100 * value:.4g} %"
 
 

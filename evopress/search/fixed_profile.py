@@ -49,5 +49,5 @@ def _excess(space: Space, budget: Budget, profile: Profile) -> str:
             f"{removed} {amount} of the model, less than budget.target={budget.target}: set budget.target to at "
             f"most {amount}, or give a profile that {removed} more"
         )
-    measured = f"takes {amount}" if budget.counts_bytes else f"has {amount} bits per weight"
+    measured = f"has {amount} bits per weight" if budget.metric == "bits" else f"takes {amount}"
     return f"{measured}, above budget.target={budget.target}: set budget.target to at least that"

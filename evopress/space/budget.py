@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from math import ceil, floor
 from typing import Literal
@@ -16,13 +16,13 @@ from evopress.space.units import Profile, Space
 
 log = logging.getLogger(__name__)
 
-Metric = Literal["bits", "sparsity", "drop", "size", "memory"]
-"""Mean bits per weight, share of weights removed or of sub-blocks dropped, bytes of the file, or bytes in memory."""
+Metric = Literal["bits", "sparsity", "drop", "size", "memory", "latency"]
+"""Mean bits per weight, share of weights removed or sub-blocks dropped, bytes of the file or in memory, or seconds."""
 
 FITTING: dict[Metric, tuple[Metric, ...]] = {
-    "bits": ("bits", "size", "memory"),
-    "sparsity": ("sparsity",),
-    "drop": ("drop", "size", "memory"),
+    "bits": ("bits", "size", "memory", "latency"),
+    "sparsity": ("sparsity", "latency"),
+    "drop": ("drop", "size", "memory", "latency"),
 }
 """The metrics of budgets that fit a compressor, by what its levels count."""
 
@@ -60,8 +60,8 @@ class Budget:
             raise ValueError("it must be a number, or a size such as 80MB") from None
 
     def __post_init__(self) -> None:
-        if self.metric == "memory" and type(self) is Budget:
-            raise ValueError("metric=memory needs a context and more: use budget=memory budget.target=24GB")
+        if self.metric in ("memory", "latency"):
+            raise ValueError(f"metric={self.metric} needs more settings: use {_EXAMPLES[self.metric]}")
         if self.counts_bytes:
             parse_bytes(self.target)
             return
@@ -79,6 +79,11 @@ class Budget:
         return self.metric in ("size", "memory")
 
     @property
+    def identity(self) -> dict[str, object]:
+        """Everything that the costs and the caps depend on, besides the model."""
+        return asdict(self)  # type: ignore[call-overload]
+
+    @property
     def remedy(self) -> str:
         """What to change if no profile is within the budget."""
         keep = ", or keep fewer sub-blocks with compress.keep_*" if self.metric == "drop" else ""
@@ -94,7 +99,7 @@ class Budget:
         if self.metric not in fitting:
             examples = " or ".join(_EXAMPLES[metric] for metric in fitting)
             raise ValueError(f"budget.metric is {self.metric} but this compressor counts {counted}: use {examples}")
-        if self.counts_bytes:
+        if self.metric not in ("bits", "sparsity", "drop"):
             return
         target, (low, high) = float(self.target), span
         if self.metric == "bits" and target < low:
@@ -167,6 +172,7 @@ _EXAMPLES = {
     "drop": "budget=drop25",
     "size": "budget=size budget.target=80MB",
     "memory": "budget=memory budget.target=24GB",
+    "latency": "budget=latency budget.target=20ms budget.table=FILE",
 }
 
 

@@ -11,7 +11,7 @@ attention that looks back over a window keeps the window, and the tokens of a pr
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import Field, field_validator
@@ -20,7 +20,7 @@ from evopress.models.attention_cache import AttentionCache
 from evopress.runtime.config_class import config_class
 from evopress.space.budget import Budget, Cap
 from evopress.space.byte_sizes import in_bytes, parse_bytes
-from evopress.space.units import Profile, Space, Unit
+from evopress.space.units import Profile, Space
 
 PROMPT_TOKENS = 512
 """Tokens of a prompt that engines process at once, which caches with a window keep in addition (llama.cpp's ubatch)."""
@@ -83,18 +83,21 @@ class MemoryBudget(Budget):
     def remedy(self) -> str:
         return "raise budget.target, lower budget.context, budget.batch or budget.reserve, or take a smaller budget.kv"
 
+    def __post_init__(self) -> None:
+        parse_bytes(self.target)
+
     def __str__(self) -> str:
         return f"{self.target} of memory"
 
     def caps(self, space: Space) -> tuple[Cap, ...]:
         """One cap on all units: what the target leaves them after the reserve and all that cannot be compressed."""
-        fixed = space.fixed_bytes + space.fixed_cache_bytes + parse_bytes(self.reserve)
+        fixed = space.fixed_bytes + space.fixed_cost + parse_bytes(self.reserve)
         return (Cap(tuple(range(len(space))), parse_bytes(self.target) - fixed),)
 
     def parts(self, space: Space, profile: Profile) -> dict[str, int]:
-        """Bytes of the weights, the cache and the reserve. The costs of `space` are those of `with_cache`."""
+        """Bytes of the weights, the cache and the reserve. The costs of `space` are bytes, with caches."""
         weights = space.size_bytes(profile)
-        cache = space.fixed_bytes + space.fixed_cache_bytes + space.cost(profile) - weights
+        cache = space.fixed_bytes + space.fixed_cost + space.cost(profile) - weights
         return {"weights": weights, "cache": cache, "reserve": parse_bytes(self.reserve)}
 
     def achieved(self, space: Space, profile: Profile) -> float:
@@ -117,27 +120,3 @@ class MemoryBudget(Budget):
             return CACHE_TYPES[self.kv].bytes_of(cache.num_values) * kept * self.batch
 
         return [bytes_of(cache) for cache in caches]
-
-
-def with_cache(space: Space, cache_bytes: Sequence[int]) -> Space:
-    """The space with the cache of each block added to the cost of keeping its attention.
-
-    The costs of `space` are bytes. `cache_bytes` has the bytes of every block. The cache of an attention that no unit
-    may drop is a fixed part of the space.
-    """
-    droppable = {block for unit in space.units if _has_attention(unit) for block in unit.blocks}
-
-    def priced(unit: Unit) -> Unit:
-        if not _has_attention(unit):
-            return unit
-        kept, *dropped = unit.levels
-        cost = kept.cost + sum(cache_bytes[block] for block in unit.blocks)
-        return replace(unit, levels=(replace(kept, cost=cost), *dropped))
-
-    fixed = sum(size for block, size in enumerate(cache_bytes) if block not in droppable)
-    return replace(space, units=tuple(map(priced, space.units)), fixed_cache_bytes=fixed)
-
-
-def _has_attention(unit: Unit) -> bool:
-    """Whether the unit is kept or dropped as a whole, and contains attentions."""
-    return not unit.layers and unit.kind in ("attention", "block")

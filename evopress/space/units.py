@@ -60,13 +60,13 @@ class Unit:
 class Space:
     """All units of a model, in block order. `fixed_bytes` is the size of the rest of the model in a file.
 
-    `fixed_cache_bytes` is the size of the caches of all attentions that no unit may drop. It is 0 unless the costs are
-    those of memory.
+    `fixed_cost` is what no level changes, in addition to `fixed_bytes`: bytes of caches that every profile has, or
+    nanoseconds of everything without levels. It is 0 for budgets of other metrics.
     """
 
     units: tuple[Unit, ...]
     fixed_bytes: int = 0
-    fixed_cache_bytes: int = 0
+    fixed_cost: int = 0
 
     def __len__(self) -> int:
         return len(self.units)

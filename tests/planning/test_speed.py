@@ -159,7 +159,7 @@ def test_tokens_of_an_operation_are_limited_by_windows_first_and_never_to_a_few(
 def test_operations_that_are_timed_in_the_same_shape_are_timed_once(tmp_path, monkeypatch):
     run, timed = planned(tmp_path), []
     monkeypatch.setitem(speed.MAX_OPERATIONS, "cpu", 1)
-    monkeypatch.setattr(speed, "_fastest", lambda timeable, device: timed.append(timeable) or 1.0)
+    monkeypatch.setattr(speed, "fastest_seconds", lambda timeable, device: timed.append(timeable) or 1.0)
     seconds = measure_seconds(run, [Operation("block", 1, 100), Operation("block", 1, 200)])
     assert len(timed) == 1
     assert seconds[Operation("block", 1, 200)] == pytest.approx(2 * seconds[Operation("block", 1, 100)])
@@ -176,7 +176,7 @@ def test_operations_that_are_timed_in_the_same_shape_are_timed_once(tmp_path, mo
 def test_the_fastest_call_after_a_warm_up_counts(durations, fastest, monkeypatch):
     remaining = iter(durations)
     monkeypatch.setattr(speed, "_seconds", lambda timeable, device: next(remaining))
-    assert speed._fastest(Timeable(lambda: None, 2), torch.device("cpu")) == fastest / 2
+    assert speed.fastest_seconds(Timeable(lambda: None, 2), torch.device("cpu")) == fastest / 2
     assert next(remaining, None) is None
 
 

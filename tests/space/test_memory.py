@@ -14,8 +14,9 @@ from evopress.models.attention_cache import AttentionCache
 from evopress.search.caps import caps_on_levels
 from evopress.search.knapsack import solve_knapsack
 from evopress.search.start_profiles import evenly_spaced_profile
+from evopress.space.attention_costs import with_attention_costs
 from evopress.space.build import drop_space, layer_space
-from evopress.space.memory import CACHE_TYPES, PROMPT_TOKENS, MemoryBudget, with_cache
+from evopress.space.memory import CACHE_TYPES, PROMPT_TOKENS, MemoryBudget
 from evopress.space.settings import SpaceSettings
 from evopress.space.units import Profile, Space
 from tests.spaces import joint_space
@@ -31,7 +32,7 @@ def memory(target: float | str, **settings: object) -> MemoryBudget:
 def priced(num_blocks: int = 2, cache: int = 0) -> Space:
     """Attentions and MLPs with levels of 16, 12 and 8 bytes, and a cache for every attention."""
     space = replace(joint_space(num_blocks, sizes=(32,)), fixed_bytes=5).with_costs_in_bytes()
-    return with_cache(space, [cache] * num_blocks)
+    return with_attention_costs(space, [cache] * num_blocks)
 
 
 def all_profiles(space: Space) -> list[Profile]:
@@ -63,7 +64,9 @@ def test_a_profile_holds_exactly_if_its_parts_fit(cache, reserve, target):
 def test_the_cache_of_a_model_is_counted_whatever_may_be_dropped(drops):
     lm = tiny("llama")
     settings = SpaceSettings(drops=drops, trade="any")
-    space = with_cache(layer_space(lm, RTN(bits=[2, 4], group_size=32), settings).with_costs_in_bytes(), [10, 20, 30])
+    space = with_attention_costs(
+        layer_space(lm, RTN(bits=[2, 4], group_size=32), settings).with_costs_in_bytes(), [10, 20, 30]
+    )
     budget = memory("1MB")
     assert budget.parts(space, space.uniform(0))["cache"] == 60
     without_first = tuple(int(i == 0) if unit.layers == () else 0 for i, unit in enumerate(space.units))
@@ -73,7 +76,7 @@ def test_the_cache_of_a_model_is_counted_whatever_may_be_dropped(drops):
 @pytest.mark.parametrize("granularity", ["subblock", "block"])
 def test_dropped_parts_of_a_model_are_credited_with_their_cache(granularity):
     space = drop_space(tiny("llama"), Drop(granularity=granularity)).with_costs_in_bytes()
-    space = with_cache(space, [10, 20, 30])
+    space = with_attention_costs(space, [10, 20, 30])
     budget = memory("1MB")
     assert budget.parts(space, space.uniform(0))["cache"] == 60
     assert budget.parts(space, (1, *(0 for _ in space.units[1:])))["cache"] == 50
@@ -102,7 +105,7 @@ def test_attentions_are_dropped_where_the_context_is_long():
 
     def dropped(cache: int) -> set[str]:
         space = replace(joint_space(4), units=tuple(_with_larger_mlps(joint_space(4)))).with_costs_in_bytes()
-        space = with_cache(space, [cache] * 4)
+        space = with_attention_costs(space, [cache] * 4)
         target = space.cost(space.uniform(2)) - 20  # a bit less than levels alone reach
         profile = solve_knapsack(space, memory(target).caps(space), harm)
         return {unit.kind for unit, level in zip(space.units, profile, strict=True) if unit.layers == () and level}
