@@ -96,7 +96,7 @@ def _layer_times(
     if isinstance(compressor, Compressor):
         compressor = compressor.for_hidden_size(cols)
         hessian = torch.eye(cols, device=device) + 0.5 if compressor.needs_hessian else None
-        (levels,) = compressor.compress(LayerGroup((shape.name,), (weight,), hessian)).levels
+        (levels,) = compressor.compress_sample(LayerGroup((shape.name,), (weight,), hessian)).levels
         labels = [level.label for level in compressor.levels(shape)]
         packed = dict(zip(labels, (level.to(device) for level in levels), strict=True))
         times |= {label: seconds(partial(level.dense, dtype)) for label, level in packed.items()}
