@@ -115,6 +115,7 @@ RULES: dict[str, tuple[str, str]] = {
     "tune.compare_uniform": (RESULTS, "true"),
     "tune.resolve": (RESULTS, "none"),
     "tune.rounded_rate": (RESULTS, "0.5"),
+    "tune.rounded_tokens": (RESULTS, "64"),
     "tune.resolve_steps": (RESULTS, "30"),
     "tune.resolve_windows": (RESULTS, "3"),
     "tune.resolve_distance": (RESULTS, "0.3"),

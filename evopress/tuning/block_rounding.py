@@ -123,7 +123,7 @@ def learn_block(task: BlockTask, start: Weights, settings: Tuning) -> LearntBloc
         )
         gradients = task.gradients(windows, fixed | _dense(roundings, lm.dtype))
         share = share_of_step(step, steps=settings.resolve_steps)
-        rate, range_rate = share * settings.resolve_distance, share * settings.resolve_range_distance
+        rate, range_rate = share * settings.rounding_distance, share * settings.resolve_range_distance
         roundings = {
             name: rounding.moved(gradients[name], step=step, rate=rate, range_rate=range_rate)
             for name, rounding in roundings.items()
