@@ -162,9 +162,21 @@ def test_a_killed_run_ends_in_the_same_bytes(context, tmp_path, monkeypatch):
     resolve(killed)
 
 
-def test_no_more_windows_are_used_than_the_steps_take(context, tmp_path):
+def test_the_steps_use_every_window_twice(context, tmp_path):
     task = task_in(tmp_path / "run", context, replace(SETTINGS, resolve_steps=3, resolve_windows=2))
-    assert len(calibration_pair(task).dense) == 3 * 2 + 8 < len(context.splits.calibration)
+    assert len(calibration_pair(task).dense) == 3 + 8 < len(context.splits.calibration)
+
+
+def test_a_step_moves_offsets_by_a_limited_distance_on_average():
+    assert Tuning(resolve_steps=20).rounding_distance == pytest.approx(20 * 0.005)
+    assert Tuning(resolve_steps=200).rounding_distance == 0.2
+
+
+def test_fewer_tokens_follow_learnt_rounding():
+    settings = Tuning(tokens=4096, rounded_tokens=1024, windows=2)
+    assert settings.num_steps(256) == 8
+    assert replace(settings, resolve="signround").num_steps(256) == 2
+    assert replace(settings, resolve="signround", tokens=512).num_steps(256) == 1
 
 
 @pytest.mark.parametrize("steps", [1, 7, 50])
