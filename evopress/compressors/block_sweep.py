@@ -12,6 +12,7 @@ from evopress.compressors.group_rounder import GroupRounder
 from evopress.compressors.scalars import fetch_scalars
 from evopress.compressors.sweep import by_level, lanes_of, split_levels, sweep
 from evopress.compressors.type_grids import GRID, fit_type, grids_of_lanes
+from evopress.weights.base import CompressedWeight
 from evopress.weights.block_grids import BLOCK, TYPES, BlockGrid, fit_blocks
 from evopress.weights.ggml import GgmlWeight, num_clipped_blocks
 from evopress.weights.k_types import K_TYPES
@@ -116,7 +117,7 @@ def _no_fit(columns: Tensor, power: Tensor) -> BlockGrid:
     raise AssertionError("all grids are fitted before the sweep")
 
 
-def clipping_notes(group: LayerGroup, levels: Sequence[Sequence[GgmlWeight | KWeight]]) -> Iterator[str]:
+def clipping_notes(group: LayerGroup, levels: Sequence[Sequence[CompressedWeight]]) -> Iterator[str]:
     """Yield a note on each layer with blocks of weights that some 32-wide type cannot represent, not even roughly.
 
     K types can: their float16 factors are multiplied by integers.

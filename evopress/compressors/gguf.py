@@ -8,19 +8,22 @@ from pydantic import Field, field_validator
 
 from evopress.compressors.base import CompressedGroup, Compressor, LayerGroup
 from evopress.compressors.block_sweep import BlockSweep, clipping_notes
+from evopress.compressors.ggml_library import library_path, round_by_ggml
 from evopress.compressors.inverse_factor import column_order, factor_inverse
 from evopress.compressors.output_errors import dense_levels, relative_errors, undamped_errors
-from evopress.runtime.config_class import config_class
+from evopress.runtime.config_class import UserPath, config_class
 from evopress.space.budget import Metric
 from evopress.space.shapes import LayerShape
 from evopress.space.units import Level
 from evopress.weights.base import CompressedWeight
 from evopress.weights.block_grids import BLOCK, TYPES, TypeName
 from evopress.weights.ggml import GgmlWeight, bits_per_weight, block_of
+from evopress.weights.i_types import I_TYPES, ITypeName
+from evopress.weights.iquants import IWeight
 from evopress.weights.k_types import K_TYPES, KTypeName
 from evopress.weights.kquants import KWeight
 
-Types = tuple[TypeName | KTypeName, ...]
+Types = tuple[TypeName | KTypeName | ITypeName, ...]
 
 DEFAULT_TYPES: Types = ("Q8_0", "Q6_K", "Q5_1", "Q5_K", "Q5_0", "Q4_1", "Q4_K", "Q4_0", "Q3_K", "Q2_K")
 
@@ -37,6 +40,10 @@ class GGUF(Compressor):
     `range`, `act_order` and `weigh_tokens` work as in GPTQ, but with `range=minmax` the types that end in _0 or _1 have
     the grids of the reference quantisers. The grids of K types are always searched before the sweep, because the scales
     of a superblock depend on each other.
+
+    The I types (IQ4_XS 4.25, IQ3_S 3.4375, IQ3_XXS 3.0625, IQ2_S 2.5625, IQ2_XS 2.3125, IQ2_XXS 2.0625; IQ4_NL 4.5, for
+    a multiple of 32 inputs) are rounded by ggml's own library, with the power of the inputs as importance and without
+    GPTQ. `ggml_library` is the library, or a folder that contains it; None finds llama-cpp-python in this environment.
 
     With `embeddings`, the embeddings and the head are units as well. `damp` is the damping as a share of the Hessian's
     mean diagonal. The next block is calibrated on the outputs of `propagate_type`. A layer without this level uses the
@@ -56,6 +63,7 @@ class GGUF(Compressor):
     weigh_tokens: bool = True
     damp: float = Field(default=0.01, gt=0)
     propagate_type: TypeName | KTypeName = "Q4_0"
+    ggml_library: UserPath | None = None
 
     @field_validator("types")
     @classmethod
@@ -74,7 +82,7 @@ class GGUF(Compressor):
 
     @property
     def weight_kinds(self) -> frozenset[type[CompressedWeight]]:
-        return frozenset({GgmlWeight, KWeight})
+        return frozenset({GgmlWeight, KWeight, IWeight})
 
     @property
     def span(self) -> tuple[float, float]:
@@ -97,10 +105,12 @@ class GGUF(Compressor):
         """The types that a layer with `cols` inputs has."""
         fitting = [name for name in self.types if cols % block_of(name)[0] == 0]
         bits_of_k_types = {K_TYPES[name].bits for name in fitting if name in K_TYPES}
-        return tuple(name for name in fitting if name in K_TYPES or TYPES[name].bits not in bits_of_k_types)
+        return tuple(name for name in fitting if name not in TYPES or TYPES[name].bits not in bits_of_k_types)
 
     def levels(self, layer: LayerShape) -> list[Level]:
         types = self._types_of(layer.cols)
+        if any(name in I_TYPES for name in types):
+            library_path(self.ggml_library)
         if not types:
             widths = " or ".join(str(width) for width in sorted({block_of(name)[0] for name in self.types}))
             raise ValueError(
@@ -131,12 +141,26 @@ class GGUF(Compressor):
             search=self.range != "minmax",
             static_grids=self.act_order,
         )
-        levels, losses = sweeper.to_types(rows, self._types_of(len(H)), num_rows=group.num_rows)
-        if factor.U is None:
+        names = self._types_of(len(H))
+        swept_names = [name for name in names if name not in I_TYPES]
+        by_name: dict[str, list[CompressedWeight]] = {
+            name: self._rounded_by_ggml(group, name) for name in names if name in I_TYPES
+        }
+        losses = None
+        if swept_names:
+            swept, losses = sweeper.to_types(rows, swept_names, num_rows=group.num_rows)
+            by_name |= dict(zip(swept_names, map(list, zip(*swept, strict=True)), strict=True))
+        levels = [list(of_layer) for of_layer in zip(*(by_name[name] for name in names), strict=True)]
+        if factor.U is None or losses is None or len(swept_names) < len(names):
             errors = relative_errors(dense_levels(levels), group.weights, H=H)
         else:
             errors = undamped_errors(
                 dense_levels(levels), group.weights, losses=losses, H=H, absolute_damping=factor.absolute_damping
             )
-        stored: list[list[CompressedWeight]] = [list(layer_levels) for layer_levels in levels]
-        return CompressedGroup(stored, errors, (*notes, *clipping_notes(group, levels)))
+        return CompressedGroup(levels, errors, (*notes, *clipping_notes(group, levels)))
+
+    def _rounded_by_ggml(self, group: LayerGroup, name: str) -> list[CompressedWeight]:
+        """The layers of the group in an I type."""
+        assert group.hessian is not None
+        library, power = library_path(self.ggml_library), group.hessian.diagonal()
+        return [round_by_ggml(weight, name, power=power, library=library) for weight in group.weights]

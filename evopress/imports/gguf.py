@@ -10,9 +10,8 @@ from torch import Tensor
 
 from evopress.imports.base import Source, StoredLayer
 from evopress.weights.base import CompressedWeight, from_tensors
-from evopress.weights.block_grids import TYPES
-from evopress.weights.ggml import GgmlWeight
-from evopress.weights.k_types import K_TYPES
+from evopress.weights.ggml import GGML_TYPES, GgmlWeight, kind_of
+from evopress.weights.iquants import IWeight
 from evopress.weights.kquants import KWeight
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
@@ -79,7 +78,7 @@ class GGUFSource(Source):
 
     @property
     def kinds(self) -> Collection[type[CompressedWeight]]:
-        return GgmlWeight, KWeight
+        return GgmlWeight, KWeight, IWeight
 
     @property
     def integers(self) -> Collection[tuple[int, bool]]:
@@ -94,12 +93,12 @@ class GGUFSource(Source):
             return None
         tensor = self._tensor(f"{layer}.weight")
         name = tensor.tensor_type.name
-        if name not in (*TYPES, *K_TYPES):
+        if name not in GGML_TYPES:
             raise self.error(tensor.name, f"has the type {name}, which cannot be imported")
         found = tuple(int(size) for size in reversed(tensor.shape))
         if found != shape:
             raise self.error(tensor.name, f"has the shape {found}, but in the model it has {shape}")
-        return StoredLayer(KWeight if name in K_TYPES else GgmlWeight, int(tensor.n_bytes))
+        return StoredLayer(kind_of(name), int(tensor.n_bytes))
 
     def read(self, layer: str, shape: tuple[int, int]) -> CompressedWeight:
         tensor = self._tensor(f"{layer}.weight")

@@ -21,6 +21,8 @@ from torch import Tensor
 from evopress.weights.base import CompressedWeight, FloatPart, GgufRows, Spec, register_reader
 from evopress.weights.block_grids import BLOCK, TYPES, BlockType, fit_blocks
 from evopress.weights.half_bytes import bytes_to_halves, half, halves_to_bytes
+from evopress.weights.i_types import I_TYPES
+from evopress.weights.iquants import IWeight
 from evopress.weights.k_types import K_TYPES, SUPERBLOCK
 from evopress.weights.kquants import KWeight
 
@@ -134,8 +136,19 @@ def num_clipped_blocks(weight: Tensor, stored: GgmlWeight) -> Tensor:
     return (beyond | below).sum()
 
 
+GGML_TYPES = (*TYPES, *K_TYPES, *I_TYPES)
+"""All types by name."""
+
+
+def kind_of(name: str) -> type[GgmlWeight | KWeight | IWeight]:
+    """The kind of the weights of a type."""
+    return KWeight if name in K_TYPES else IWeight if name in I_TYPES else GgmlWeight
+
+
 def block_of(name: str) -> tuple[int, int]:
-    """Weights and bytes of a block of any type, K types included."""
+    """Weights and bytes of a block of any type, K types and I types included."""
+    if name in I_TYPES:
+        return I_TYPES[name].size, I_TYPES[name].num_bytes
     return (SUPERBLOCK, K_TYPES[name].num_bytes) if name in K_TYPES else (BLOCK, TYPES[name].num_bytes)
 
 
@@ -145,13 +158,13 @@ def bits_per_weight(name: str) -> float:
 
 
 @register_reader("ggml")
-def read_ggml(spec: Mapping[str, object], tensors: Mapping[str, Tensor]) -> GgmlWeight | KWeight:
-    """Read a weight of any ggml type, K types included."""
+def read_ggml(spec: Mapping[str, object], tensors: Mapping[str, Tensor]) -> GgmlWeight | KWeight | IWeight:
+    """Read a weight of any ggml type, K types and I types included."""
     name, data = spec.get("type"), tensors.get("data")
-    if not isinstance(name, str) or name not in (*TYPES, *K_TYPES):
-        raise ValueError(f"unknown ggml type {name!r}: expected one of {', '.join((*TYPES, *K_TYPES))}")
+    if not isinstance(name, str) or name not in GGML_TYPES:
+        raise ValueError(f"unknown ggml type {name!r}: expected one of {', '.join(GGML_TYPES)}")
     if data is None or data.ndim != 2 or data.dtype != torch.uint8 or not data.numel():
         raise ValueError("data is missing or not a matrix of bytes")
     if data.shape[1] % block_of(name)[1]:
         raise ValueError(f"rows of {data.shape[1]} bytes are not whole blocks of {name}")
-    return KWeight(data, name) if name in K_TYPES else GgmlWeight(data, name)
+    return kind_of(name)(data, name)

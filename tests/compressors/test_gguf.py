@@ -184,7 +184,7 @@ def test_weights_survive_a_file():
 @pytest.mark.parametrize(
     ("spec", "data", "message"),
     [
-        ({"type": "IQ4_NL"}, torch.zeros(2, 18, dtype=torch.uint8), "expected one of Q8_0"),
+        ({"type": "IQ1_S"}, torch.zeros(2, 50, dtype=torch.uint8), "expected one of Q8_0"),
         ({"type": "Q3_K"}, torch.zeros(2, 18, dtype=torch.uint8), "not whole blocks of Q3_K"),
         ({"type": "Q4_0"}, torch.zeros(2, 18), "matrix of bytes"),
         ({"type": "Q4_0"}, torch.zeros(2, 17, dtype=torch.uint8), "not whole blocks of Q4_0"),

@@ -37,6 +37,7 @@ from evopress.search.baselines.uniform import Uniform
 from evopress.space.budget import Budget
 from evopress.space.build import drop_space, layer_space
 from evopress.space.settings import SpaceSettings
+from evopress.weights.i_types import I_TYPES
 from evopress.weights.k_types import K_TYPES
 from tests.engines.test_comparison import FOR_VLLM, GGUF_FILE
 from tests.exports import TOKENS, compressed
@@ -245,6 +246,19 @@ def test_llama_cpp_computes_the_logits_of_every_k_type(llama, tmp_path):
     arguments = (json.dumps(TOKENS.tolist()), str(tmp_path / "logits.npy"), json.dumps(PROMPTS))
     tokenized = run_engine(llama, RUN_LLAMA, str(tmp_path / "gguf" / "model.gguf"), *arguments)
     assert tokenized == [lm.tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
+    with searched.applied() as model, torch.no_grad():
+        expected = model(input_ids=TOKENS).logits.log_softmax(-1)
+    in_llama = torch.from_numpy(np.load(tmp_path / "logits.npy")).log_softmax(-1)
+    assert float((expected.exp() * (expected - in_llama)).sum(-1).mean()) < 2e-2  # see above
+
+
+def test_llama_cpp_computes_the_logits_of_every_i_type(llama, tmp_path):
+    np = pytest.importorskip("numpy")
+    searched = compressed(wide_llama(), GGUF(types=("Q8_0", *I_TYPES), ggml_library=str(llama.parents[1])), tmp_path)
+    verified = write_checkpoints(Export(formats=["gguf"]), searched, tokens=TOKENS, facts={}, folder=tmp_path)
+    assert verified["gguf"]["files"]["types"].keys() >= I_TYPES.keys()
+    arguments = (json.dumps(TOKENS.tolist()), str(tmp_path / "logits.npy"), json.dumps(PROMPTS))
+    run_engine(llama, RUN_LLAMA, str(tmp_path / "gguf" / "model.gguf"), *arguments)
     with searched.applied() as model, torch.no_grad():
         expected = model(input_ids=TOKENS).logits.log_softmax(-1)
     in_llama = torch.from_numpy(np.load(tmp_path / "logits.npy")).log_softmax(-1)
