@@ -38,8 +38,9 @@ def run_job(job: Job) -> Profile | None:
     the run directory do not fit together, and OSError if a file cannot be written.
     """
     job.check()
-    if "plan" in job.stages and isinstance(job.budget, LatencyBudget):
-        distributed.first_then_others(partial(ensure_table, job, job.budget))
+    latency = job.budget if isinstance(job.budget, LatencyBudget) else getattr(job.budget, "also", None)
+    if "plan" in job.stages and latency is not None:
+        distributed.first_then_others(partial(ensure_table, job, latency))
     run = distributed.first_then_others(partial(plan_run, job))
     if "plan" in job.stages and isinstance(job.budget, MemoryBudget):  # first, because the budget may be out of reach
         log.info("what fits\n\n%s\n", what_fits_text(run, job.budget))

@@ -18,6 +18,7 @@ from evopress.space.attention_costs import with_attention_costs
 from evopress.space.build import drop_space, layer_space
 from evopress.space.latency import LatencyBudget, with_latencies
 from evopress.space.memory import MemoryBudget
+from evopress.space.shares import as_shares
 from evopress.space.units import Space
 
 
@@ -121,17 +122,31 @@ def space_of(job: Job, model: ModelStructure) -> Space:
     """
     space, budget = unpriced_space(job, model), job.budget
     if isinstance(budget, LatencyBudget):
-        levels = None if isinstance(job.compress, Drop) else job.compress.for_hidden_size(model.hidden_size)
-        return with_latencies(space, model, levels, budget.read_table())
+        return _in_nanoseconds(job, budget, model, space)
     if isinstance(budget, MemoryBudget):
-        space = space.with_costs_in_bytes()
-        space = replace(space, fixed_bytes=fixed_tensor_bytes(job.export, model, space))
-        return with_attention_costs(space, budget.cache_bytes(attention_caches(model)))
+        in_memory = _in_memory(job, budget, model, space)
+        if budget.also is None:
+            return in_memory
+        in_time = _in_nanoseconds(job, budget.also, model, space)
+        return as_shares((in_memory, replace(budget, also=None)), (in_time, budget.also))
     if budget.metric == "size":
         space = space.with_costs_in_bytes()
         if isinstance(model, LanguageModel):
             return replace(space, fixed_bytes=fixed_bytes(job.export, model, space))
     return space
+
+
+def _in_memory(job: Job, budget: MemoryBudget, model: ModelStructure, space: Space) -> Space:
+    """The space with costs in bytes, caches included."""
+    space = space.with_costs_in_bytes()
+    space = replace(space, fixed_bytes=fixed_tensor_bytes(job.export, model, space))
+    return with_attention_costs(space, budget.cache_bytes(attention_caches(model)))
+
+
+def _in_nanoseconds(job: Job, budget: LatencyBudget, model: ModelStructure, space: Space) -> Space:
+    """The space with the times of the table as costs."""
+    levels = None if isinstance(job.compress, Drop) else job.compress.for_hidden_size(model.hidden_size)
+    return with_latencies(space, model, levels, budget.read_table())
 
 
 def unpriced_space(job: Job, model: ModelStructure) -> Space:

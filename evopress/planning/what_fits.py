@@ -35,7 +35,7 @@ def what_fits_text(run: PlannedRun, budget: MemoryBudget) -> str:
     for context in contexts:
         line = f"{context:9}"
         for kv in types:
-            cell = replace(budget, context=context, kv=kv)
+            cell = replace(budget, context=context, kv=kv, also=None)
             priced = space_of(replace(run.job, budget=cell), run.model)
             cache = cell.parts(priced, priced.uniform(0))["cache"]
             line += f"{in_bytes(cache):>18}{left(priced, cell, is_drop=isinstance(run.job.compress, Drop)):>8}"

@@ -110,6 +110,7 @@ def _run_of(files: _Files, reader: _Reader) -> Run:
         metric=str(budget.get("metric", "")),
         target=_target(budget.get("target", "")),
         achieved=reader.read("results.json", lambda: None if achieved is None else float(achieved)),
+        seconds_per_step=reader.read("results.json", lambda: _seconds_per_step(results)),
         fitness=fitness,
         convention=str(results.get("perplexity_convention", "")),
         candidates=reader.read("results.json", lambda: dict(_candidates(results))) or {},
@@ -159,6 +160,11 @@ def _memory(results: Mapping) -> Iterator[tuple[str, Mapping[str, float]]]:
     for name, parts in dict_or_empty(results.get("memory")).items():
         if name in CANDIDATES:
             yield name, floats(parts)
+
+
+def _seconds_per_step(results: Mapping) -> float | None:
+    also = dict_or_empty(dict_or_empty(results.get("budget")).get("also"))
+    return float(also["achieved"]) if "achieved" in also else None
 
 
 def _tuning(results: Mapping) -> Iterator[tuple[str, tuple[tuple[int, float], ...]]]:

@@ -64,6 +64,8 @@ class Run:
     metric: str = ""
     target: float | str = ""
     achieved: float | None = None
+    seconds_per_step: float | None = None
+    """The time of a step of generation, if that is a second budget."""
     fitness: str = ""
     convention: str = ""
     candidates: Mapping[str, CandidateScores] = field(default_factory=dict)

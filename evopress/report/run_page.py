@@ -53,6 +53,8 @@ def headline(run: Run) -> list[tuple[str, str, str]]:
         facts.append(("Active per token", f"{used} MB", f"dense {dense_used} MB"))
     if run.achieved is not None:
         facts.append(("Budget", _amount(run, run.achieved), f"target {run.budget}"))
+    if run.seconds_per_step is not None:
+        facts.append(("Time per step", f"{1000 * run.seconds_per_step:.4g} ms", "from the table of times"))
     if "searched" in run.memory:
         parts = run.memory["searched"]
         facts += [(f"Memory: {name}", f"{megabytes(size)} MB", _remark(run, name)) for name, size in parts.items()]

@@ -57,7 +57,7 @@ class LatencyTable:
         of_shape = self.layers.get(shape_name(layer.rows, layer.cols), {})
         if label not in of_shape:
             raise ValueError(
-                f"budget.table has no time for layers of {shape_name(layer.rows, layer.cols)} at the level {label!r} "
+                f"the table of times has none for layers of {shape_name(layer.rows, layer.cols)} at level {label!r} "
                 f"({layer.name}): measure it again with these levels, or add it to the file"
             )
         return ceil(of_shape[label] * NANOSECONDS)
@@ -72,7 +72,7 @@ def read_table(path: str) -> LatencyTable:
     """Read a table. Raises ValueError if the file does not exist or is not a table."""
     file = Path(path)
     if not file.is_file():
-        raise ValueError(f"budget.table {path!r} is not a file: stages=[plan] measures it on this machine")
+        raise ValueError(f"the table of times {path!r} is not a file: stages=[plan] measures it on this machine")
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))  # JSON is YAML too
         layers = {
@@ -85,8 +85,8 @@ def read_table(path: str) -> LatencyTable:
             raise ValueError("a time is negative")
     except (AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
         raise ValueError(
-            f"budget.table {path!r} is not a table of batch, length, layers (shape: level: seconds), attention and "
-            f"rest ({type(error).__name__}: {error})"
+            f"the table of times {path!r} does not have batch, length, layers (shape: level: seconds), attention, rest "
+            f"({type(error).__name__}: {error})"
         ) from error
     return table
 
@@ -130,8 +130,8 @@ class LatencyBudget(Budget):
         table = read_table(self.table)
         if (table.batch, table.length) != (self.batch, self.length):
             raise ValueError(
-                f"budget.table {self.table!r} is for batch {table.batch} and length {table.length}: set budget.batch "
-                "and budget.length to these, or measure another table"
+                f"the table of times {self.table!r} is for batch {table.batch} and length {table.length}: set "
+                "budget.batch and budget.length to these, or measure another table"
             )
         return table
 
@@ -194,8 +194,8 @@ def with_latencies(space: Space, model: ModelStructure, levels: LevelSource | No
     ]
     if slower:
         log.warning(
-            "in budget.table, some levels are no faster than less compressed ones (%s): leave them out of compress, or "
-            "all less compressed ones count as just as slow",
+            "in the table of times, some levels are no faster than less compressed ones (%s): leave them out of "
+            "compress, or all less compressed ones count as just as slow",
             ", ".join(sorted(slower)),
         )
     attention = ceil(table.attention * NANOSECONDS)

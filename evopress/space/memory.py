@@ -8,6 +8,8 @@
 
 A unit that drops an attention is credited with its cache, so the search weighs it against widths of layers. An
 attention that looks back over a window keeps the window, and the tokens of a prompt that engines process at once.
+
+A budget of latency may hold at the same time, see `shares.py`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,6 +22,8 @@ from evopress.models.attention_cache import AttentionCache
 from evopress.runtime.config_class import config_class
 from evopress.space.budget import Budget, Cap
 from evopress.space.byte_sizes import in_bytes, parse_bytes
+from evopress.space.latency import LatencyBudget
+from evopress.space.shares import whole
 from evopress.space.units import Profile, Space
 
 PROMPT_TOKENS = 512
@@ -58,6 +62,7 @@ class MemoryBudget(Budget):
         batch: number of sequences at once.
         kv: type of the numbers in the cache of keys and values, one of `CACHE_TYPES`.
         reserve: what the engine itself takes, such as 1GB: its libraries and buffers.
+        also: a second budget, of latency, that holds at the same time.
     """
 
     metric: Literal["memory"] = "memory"
@@ -65,6 +70,7 @@ class MemoryBudget(Budget):
     batch: int = Field(default=1, gt=0)
     kv: str = "f16"
     reserve: float | str = "1GB"
+    also: LatencyBudget | None = None
 
     @field_validator("kv")
     @classmethod
@@ -87,15 +93,25 @@ class MemoryBudget(Budget):
         parse_bytes(self.target)
 
     def __str__(self) -> str:
-        return f"{self.target} of memory"
+        return f"{self.target} of memory" + (f" and {self.also}" if self.also else "")
+
+    @property
+    def identity(self) -> dict[str, object]:
+        return {**super().identity, "also": self.also and self.also.identity}
 
     def caps(self, space: Space) -> tuple[Cap, ...]:
-        """One cap on all units: what the target leaves them after the reserve and all that cannot be compressed."""
+        """One cap on all units: what the target leaves them after the reserve and all that cannot be compressed.
+
+        With a second budget, it is the whole of the shares.
+        """
+        if space.priced:
+            return whole(space)
         fixed = space.fixed_bytes + space.fixed_cost + parse_bytes(self.reserve)
         return (Cap(tuple(range(len(space))), parse_bytes(self.target) - fixed),)
 
     def parts(self, space: Space, profile: Profile) -> dict[str, int]:
-        """Bytes of the weights, the cache and the reserve. The costs of `space` are bytes, with caches."""
+        """Bytes of the weights, the cache and the reserve."""
+        space = space.priced[0] if space.priced else space
         weights = space.size_bytes(profile)
         cache = space.fixed_bytes + space.fixed_cost + space.cost(profile) - weights
         return {"weights": weights, "cache": cache, "reserve": parse_bytes(self.reserve)}
@@ -106,11 +122,13 @@ class MemoryBudget(Budget):
     def amount(self, space: Space, profile: Profile) -> str:
         parts = self.parts(space, profile)
         listed = ", ".join(f"{name} {in_bytes(size)}" for name, size in parts.items())
-        return f"{in_bytes(sum(parts.values()))} ({listed})"
+        time = f" and {self.also.amount(space.priced[1], profile)} per step" if self.also else ""
+        return f"{in_bytes(sum(parts.values()))} ({listed}){time}"
 
     def facts(self, space: Space, profile: Profile) -> dict[str, object]:
-        settings = {"context": self.context, "batch": self.batch, "kv": self.kv}
-        return {**super().facts(space, profile), **settings, "parts": self.parts(space, profile)}
+        settings = {"context": self.context, "batch": self.batch, "kv": self.kv, "parts": self.parts(space, profile)}
+        also = {"also": self.also.facts(space.priced[1], profile)} if self.also else {}
+        return {**super().facts(space, profile), **settings, **also}
 
     def cache_bytes(self, caches: Sequence[AttentionCache]) -> list[int]:
         """Bytes of the cache of every block."""

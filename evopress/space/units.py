@@ -62,11 +62,14 @@ class Space:
 
     `fixed_cost` is what no level changes, in addition to `fixed_bytes`: bytes of caches that every profile has, or
     nanoseconds of everything without levels. It is 0 for budgets of other metrics.
+
+    If two budgets hold at once, the costs are shares of both, and `priced` has the same space with the costs of each.
     """
 
     units: tuple[Unit, ...]
     fixed_bytes: int = 0
     fixed_cost: int = 0
+    priced: tuple["Space", ...] = ()
 
     def __len__(self) -> int:
         return len(self.units)

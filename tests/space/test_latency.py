@@ -94,7 +94,7 @@ def test_a_level_counts_as_no_faster_than_more_compressed_ones(caplog):
 def test_a_table_that_lacks_a_level_is_refused():
     lm, table = tiny("llama"), table_of()
     layers = {shape: {"dense": 1.0} for shape in table.layers}
-    with pytest.raises(ValueError, match=r"no time for layers of 64x64 at the level '4bit' \(model.layers.0.self_attn"):
+    with pytest.raises(ValueError, match=r"none for layers of 64x64 at level '4bit' \(model.layers.0.self_attn"):
         with_latencies(layer_space(lm, BITS, SpaceSettings()), lm, BITS, replace(table, layers=layers))
 
 
@@ -115,7 +115,7 @@ def test_tables_are_json_or_yaml_and_read_as_written(tmp_path):
 )
 def test_a_file_that_is_no_table_is_refused(change, tmp_path):
     (tmp_path / "table.json").write_text(json.dumps({**asdict(table_of()), **change}))
-    with pytest.raises(ValueError, match=r"is not a table of batch, length, layers"):
+    with pytest.raises(ValueError, match=r"does not have batch, length, layers"):
         read_table(str(tmp_path / "table.json"))
 
 
