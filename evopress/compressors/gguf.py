@@ -1,16 +1,20 @@
 """Levels that are GGUF block types, quantised by GPTQ on exactly the grids of these types."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator
+from torch import Tensor
 
 from evopress.compressors.base import CompressedGroup, Compressor, LayerGroup
 from evopress.compressors.block_sweep import BlockSweep, clipping_notes
 from evopress.compressors.ggml_library import library_path, round_by_ggml
 from evopress.compressors.inverse_factor import column_order, factor_inverse
 from evopress.compressors.output_errors import dense_levels, relative_errors, undamped_errors
+from evopress.imports import power_of
+from evopress.runtime.checksums import sha256_of
 from evopress.runtime.config_class import UserPath, config_class
 from evopress.space.budget import Metric
 from evopress.space.shapes import LayerShape
@@ -45,6 +49,10 @@ class GGUF(Compressor):
     a multiple of 32 inputs) are rounded by ggml's own library, with the power of the inputs as importance and without
     GPTQ. `ggml_library` is the library, or a folder that contains it; None finds llama-cpp-python in this environment.
 
+    `imatrix` is a file of `llama-imatrix`. The power of the inputs, which weighs errors in the search of grids and in
+    I types, then comes from it. Layers that it lacks, such as embeddings, have the power of the calibration text. GPTQ
+    always uses the calibration text.
+
     With `embeddings`, the embeddings and the head are units as well. `damp` is the damping as a share of the Hessian's
     mean diagonal. The next block is calibrated on the outputs of `propagate_type`. A layer without this level uses the
     next larger one, or its largest if there is none.
@@ -64,6 +72,7 @@ class GGUF(Compressor):
     damp: float = Field(default=0.01, gt=0)
     propagate_type: TypeName | KTypeName = "Q4_0"
     ggml_library: UserPath | None = None
+    imatrix: UserPath | None = None
 
     @field_validator("types")
     @classmethod
@@ -111,6 +120,8 @@ class GGUF(Compressor):
         types = self._types_of(layer.cols)
         if any(name in I_TYPES for name in types):
             library_path(self.ggml_library)
+        if self.imatrix:
+            power_of(self.imatrix, layer.name, layer.cols)
         if not types:
             widths = " or ".join(str(width) for width in sorted({block_of(name)[0] for name in self.types}))
             raise ValueError(
@@ -137,7 +148,7 @@ class GGUF(Compressor):
         sweeper = BlockSweep(
             torch.eye(len(H), device=H.device) if factor.U is None else factor.U,
             order=order,
-            power=H.diagonal(),
+            power=self._power(group),
             search=self.range != "minmax",
             static_grids=self.act_order,
         )
@@ -161,6 +172,16 @@ class GGUF(Compressor):
 
     def _rounded_by_ggml(self, group: LayerGroup, name: str) -> list[CompressedWeight]:
         """The layers of the group in an I type."""
-        assert group.hessian is not None
-        library, power = library_path(self.ggml_library), group.hessian.diagonal()
+        library, power = library_path(self.ggml_library), self._power(group)
         return [round_by_ggml(weight, name, power=power, library=library) for weight in group.weights]
+
+    def _power(self, group: LayerGroup) -> Tensor:
+        """The mean square of every input, up to a common factor, (cols,)."""
+        assert group.hessian is not None
+        power = group.hessian.diagonal()
+        known = power_of(self.imatrix, group.names[0], len(power)) if self.imatrix else None
+        return power if known is None else known.to(power)
+
+    @property
+    def inputs_identity(self) -> Mapping[str, str]:
+        return {"imatrix": sha256_of(Path(self.imatrix))} if self.imatrix else {}

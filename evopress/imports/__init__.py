@@ -4,6 +4,7 @@ Only safetensors, GGUF and JSON files are read. May import `runtime` and `weight
 """
 
 from evopress.imports.base import Source, StoredLayer
+from evopress.imports.imatrix import power_of
 from evopress.imports.opened import open_sources
 
-__all__ = ["Source", "StoredLayer", "open_sources"]
+__all__ = ["Source", "StoredLayer", "open_sources", "power_of"]
