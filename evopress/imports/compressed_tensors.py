@@ -51,7 +51,7 @@ class CompressedTensorsFolder(Source):
     def __init__(self, path: Path, settings: Mapping[str, Any]):
         super().__init__(path)
         self.tensors = SafetensorsFiles(path)
-        self.groups = list(settings.get("config_groups", {}).values())
+        self.groups = [{**group, "targets": list(group["targets"])} for group in settings["config_groups"].values()]
         self.ignored = settings.get("ignore") or []
         self.format = settings.get("format")
 

@@ -44,26 +44,34 @@ def _opened(path: Path, version: tuple[tuple[str, int, int], ...]) -> Source:
     if not config.is_file() or not list(path.glob("*.safetensors")):
         raise ValueError(f"compress.sources: {path} has no config.json with safetensors files, and no model.gguf")
     try:
-        return _of_settings(path, dict(read_json(config)).get("quantization_config"))
-    except (TypeError, KeyError, AttributeError) as error:
+        settings = dict(read_json(config)).get("quantization_config")
+        source = _of_settings(path, settings)
+        widths = [bits for bits, _ in source.integers] if source else []
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise ValueError(f"compress.sources: quantization_config in {config} is malformed: {error!r}") from error
+    if source is None:
+        what = f"packed by {settings.get('quant_method')!r}" if settings else "not compressed"
+        raise ValueError(
+            f"compress.sources: {path} is {what}: GGUF, compressed-tensors, GPTQ, AWQ (gemm, 4 bits) and AutoRound "
+            "with the packing of GPTQ or AWQ can be imported"
+        )
+    if any(not 2 <= bits <= 8 for bits in widths):
+        raise ValueError(f"compress.sources: {path} has codes of {max(widths)} bits, but 2 to 8 can be imported")
+    return source
 
 
-def _of_settings(path: Path, settings: Mapping[str, Any] | None) -> Source:
-    method = settings.get("quant_method") if settings else None
-    if settings and method == "compressed-tensors":
+def _of_settings(path: Path, settings: Mapping[str, Any] | None) -> Source | None:
+    """The checkpoint with this `quantization_config`; None if it cannot be imported."""
+    if not settings:
+        return None
+    method, packing = settings.get("quant_method"), settings.get("packing_format")
+    if method == "compressed-tensors":
         return CompressedTensorsFolder(path, settings)
-    if settings and method == "gptq":
+    if method == "gptq":
         return GPTQFolder(path, settings, plus_one=settings.get("checkpoint_format", "gptq") == "gptq")
-    if settings and method == "awq" and settings.get("version", "gemm") == "gemm" and settings["bits"] == 4:
-        return AWQFolder(path, {**settings, "sym": not settings.get("zero_point", True)})
-    packing = str(settings.get("packing_format")) if settings else ""
-    if settings and method == "auto-round" and packing == "auto_round:auto_gptq":
+    if method == "auto-round" and packing == "auto_round:auto_gptq":
         return GPTQFolder(path, settings, plus_one=True)
-    if settings and method == "auto-round" and packing == "auto_round:auto_awq":
-        return AWQFolder(path, settings)
-    what = f"packed by {method!r}{f' ({packing})' if packing else ''}" if settings else "not compressed"
-    raise ValueError(
-        f"compress.sources: {path} is {what}: GGUF, compressed-tensors, GPTQ, AWQ (gemm, 4 bits) and AutoRound with "
-        "the packing of GPTQ or AWQ can be imported"
-    )
+    is_awq = method == "awq" and settings.get("version", "gemm") == "gemm"
+    if (is_awq or packing == "auto_round:auto_awq") and settings["bits"] == 4:
+        return AWQFolder(path, {"sym": is_awq and not settings.get("zero_point", True), **settings})
+    return None

@@ -244,7 +244,12 @@ WRONG = {
     "a dense model": ("dense", "is not compressed: GGUF, compressed-tensors, GPTQ"),
     "another method": ("other", "is packed by 'bitsandbytes'"),
     "not a GGUF file": ("text.gguf", "cannot be read"),
-    "malformed": ("malformed", "quantization_config in .* is malformed"),
+    "no bits": ("no_bits", "quantization_config in .*no_bits/config.json is malformed"),
+    "bits in words": ("words", "quantization_config in .*words/config.json is malformed"),
+    "too many bits": ("wide", "wide has codes of 16 bits, but 2 to 8 can be imported"),
+    "a group without weights": ("group", "quantization_config in .*group/config.json is malformed"),
+    "no JSON": ("text", "quantization_config in .*text/config.json is malformed"),
+    "a packing of AutoRound": ("packing", "is packed by 'auto-round': GGUF, compressed-tensors"),
 }
 
 
@@ -256,10 +261,15 @@ def test_a_source_that_cannot_be_imported_is_refused_at_start_up(case, model_fol
     for folder, config in (
         ("dense", {}),
         ("other", {"quantization_config": {"quant_method": "bitsandbytes"}}),
-        ("malformed", {"quantization_config": {"quant_method": "gptq"}}),
+        ("no_bits", {"quantization_config": {"quant_method": "gptq"}}),
+        ("words", {"quantization_config": {"quant_method": "gptq", "bits": "four"}}),
+        ("wide", {"quantization_config": {"quant_method": "gptq", "bits": 16}}),
+        ("group", {"quantization_config": {"quant_method": "compressed-tensors", "config_groups": {"group_0": {}}}}),
+        ("text", None),
+        ("packing", {"quantization_config": {"quant_method": "auto-round", "packing_format": "marlin", "bits": 4}}),
     ):
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / "config.json").write_text(json.dumps(config))
+        (tmp_path / folder / "config.json").write_text(json.dumps(config) if config is not None else "{")
         save_file({"x": torch.zeros(1)}, tmp_path / folder / "model.safetensors")
     with pytest.raises(ValueError, match=message):
         build(model_folders("llama"), tmp_path / "work", tmp_path / name)
