@@ -12,7 +12,7 @@ from evopress.models.language_model import LanguageModel
 from evopress.models.subblocks import SUBBLOCKS
 from evopress.runtime import distributed
 from evopress.search.start_profiles import evenly_spaced_profile
-from evopress.space.apply import choices_by_block
+from evopress.space.choices import Choices
 from evopress.space.units import Space
 from evopress.targets import jobs_by_target
 
@@ -56,7 +56,7 @@ def check_searches(job: Job, lm: LanguageModel, space: Space) -> None:
     """
     for target_job in jobs_by_target(job, space) if job.targets else [job]:
         search, budget = target_job.search, target_job.budget
-        choices = choices_by_block(space, lm, evenly_spaced_profile(space, budget))
+        choices = Choices(space, lm).of(evenly_spaced_profile(space, budget))
         if all(len(choice.dropped) == len(SUBBLOCKS) for choice in choices):
             raise ValueError(f"budget.target is {budget}, which drops every block: ask for less compression")
         search.num_questions(space, budget)

@@ -25,8 +25,8 @@ from evopress.evaluation.evaluator import Evaluator, EvaluatorSettings
 from evopress.evaluation.switch_effects import switch_effects
 from evopress.models.family_match import detect_family
 from evopress.models.language_model import LanguageModel
-from evopress.space.apply import BlockChoice
 from evopress.space.build import drop_space, layer_space
+from evopress.space.choices import BlockChoice
 from evopress.space.settings import SpaceSettings
 from evopress.tuning.block_rounding import BlockTask, learn_block
 from evopress.tuning.settings import Tuning

@@ -2,18 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
 from evopress.models.language_model import LanguageModel
-from evopress.space.apply import (
-    BlockChoice,
-    DecodedWeights,
-    EmbeddingAndHead,
-    choices_by_block,
-    embedding_and_head_levels,
-    embedding_and_head_weights,
-)
+from evopress.space.apply import DecodedWeights, EmbeddingAndHead, embedding_and_head_weights
+from evopress.space.choices import BlockChoice, Choices
 from evopress.space.units import Profile, Space
 
 
@@ -28,9 +23,14 @@ class CompressibleModel:
     space: Space
     weights: DecodedWeights | None
 
+    @cached_property
+    def chosen(self) -> Choices:
+        """Reads profiles."""
+        return Choices(self.space, self.lm)
+
     def choices(self, profile: Profile | None) -> list[BlockChoice]:
         """The levels and dropped sub-blocks of each block at `profile`; None is the dense model."""
-        return choices_by_block(self.space, self.lm, profile)
+        return self.chosen.of(profile)
 
     def block_weights(self, block: int, choice: BlockChoice) -> dict[str, Tensor]:
         """The dense weights of a block's layers, by local name."""
@@ -51,4 +51,4 @@ class CompressibleModel:
 
     def embedding_and_head(self, profile: Profile | None) -> EmbeddingAndHead:
         """The weights of embeddings and head at `profile`, if it chooses levels for them."""
-        return embedding_and_head_weights(self.lm, self.weights, embedding_and_head_levels(self.space, profile))
+        return embedding_and_head_weights(self.lm, self.weights, self.chosen.outside(profile))

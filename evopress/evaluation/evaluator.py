@@ -36,7 +36,7 @@ from evopress.models.transfers import prefetched
 from evopress.runtime import distributed
 from evopress.runtime.config_class import config_class
 from evopress.search.base import Fitness
-from evopress.space.apply import EmbeddingAndHead, embedding_and_head_levels, embedding_and_head_weights
+from evopress.space.apply import EmbeddingAndHead, embedding_and_head_weights
 from evopress.space.units import Profile, Space
 
 
@@ -134,7 +134,7 @@ class Evaluator:
 
     def passes(self, profiles: Sequence[Profile]) -> float:
         """How many forward passes through the whole model these profiles cost, if each common prefix runs once."""
-        choices = [self.compressible.choices(profile) for profile in profiles]
+        choices = self.compressible.chosen.of_all(profiles)
         block_runs = (run for runs, _ in shared_runs(choices, [0] * len(choices)) for run in runs)
         return sum(run.is_computed for run in block_runs) / self.lm.num_blocks
 
@@ -175,7 +175,7 @@ class Evaluator:
 
     def _outside_weights(self, runs: Sequence[Run]) -> Mapping[Profile | None, EmbeddingAndHead]:
         """The weights of embeddings and head at the profile of each run. They stay in memory for the whole question."""
-        levels_of = {run.profile: embedding_and_head_levels(self.space, run.profile) for run in runs}
+        levels_of = {run.profile: self.compressible.chosen.outside(run.profile) for run in runs}
         weights = {
             levels: embedding_and_head_weights(self.lm, self.weights, levels) for levels in set(levels_of.values())
         }
@@ -205,8 +205,9 @@ class Evaluator:
         """Normed final hidden states of each run. All runs go through a block before any goes through the next one."""
         if not runs:
             return []
-        choices = [self.compressible.choices(run.profile) for run in runs]
-        inputs = [(run.part, embedding_and_head_levels(self.space, run.profile)[:1]) for run in runs]
+        chosen = self.compressible.chosen
+        choices = chosen.of_all(run.profile for run in runs)
+        inputs = [(run.part, chosen.outside(run.profile)[:1]) for run in runs]
         run_of_input = dict(zip(inputs, runs, strict=True))
         distinct_inputs = sorted(run_of_input)
         kwargs: list[BlockKwargs] = []

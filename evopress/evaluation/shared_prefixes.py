@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from evopress.models.subblocks import SUBBLOCKS
-from evopress.space.apply import BlockChoice
+from evopress.space.choices import BlockChoice
 
 
 class BlockRun(NamedTuple):
@@ -29,7 +29,9 @@ def shared_runs(
     states = list(start_states)
     for block in range(max(map(len, choices), default=0)):
         runs_of_profiles = [BlockRun(choice[block], state) for choice, state in zip(choices, states, strict=True)]
-        runs = sorted(set(runs_of_profiles), key=lambda run: (run.choice.levels, sorted(run.choice.dropped), run.state))
+        distinct = sorted({run.choice for run in runs_of_profiles}, key=lambda c: (c.levels, sorted(c.dropped)))
+        place_of = {choice: place for place, choice in enumerate(distinct)}
+        runs = sorted(set(runs_of_profiles), key=lambda run: (place_of[run.choice], run.state))
         index_of_run = {run: index for index, run in enumerate(runs)}
         states = [index_of_run[run] for run in runs_of_profiles]
         yield runs, states

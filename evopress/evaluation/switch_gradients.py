@@ -22,7 +22,8 @@ from evopress.models.hooks import watch_layers
 from evopress.models.language_model import BlockKwargs, LanguageModel
 from evopress.models.state_storage import StateMemory
 from evopress.models.transfers import prefetched
-from evopress.space.apply import BlockChoice, EmbeddingAndHead
+from evopress.space.apply import EmbeddingAndHead
+from evopress.space.choices import BlockChoice
 from evopress.space.units import Profile
 
 HEAD_TOKENS = 128

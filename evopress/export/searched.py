@@ -14,7 +14,8 @@ from evopress.export.block_selection import tensors_of_blocks
 from evopress.export.state import State, cast_for_file, untied_tensors
 from evopress.models.language_model import LanguageModel
 from evopress.models.subblocks import SUBBLOCKS
-from evopress.space.apply import BlockChoice, applied, choices_by_block, embedding_and_head_levels
+from evopress.space.apply import applied
+from evopress.space.choices import BlockChoice, Choices
 from evopress.space.units import OUTSIDE, Profile, Space
 from evopress.weights.base import CompressedWeight
 
@@ -33,7 +34,11 @@ class SearchedModel:
     @cached_property
     def choices(self) -> list[BlockChoice]:
         """The levels and dropped sub-blocks of each block."""
-        return choices_by_block(self.space, self.lm, self.profile)
+        return self._chosen.of(self.profile)
+
+    @cached_property
+    def _chosen(self) -> Choices:
+        return Choices(self.space, self.lm)
 
     @cached_property
     def levels(self) -> dict[str, tuple[int, int]]:
@@ -43,9 +48,7 @@ class SearchedModel:
             for block, choice in enumerate(self.choices)
             for local, level in choice.levels
         }
-        return in_blocks | {
-            name: (OUTSIDE, level) for name, level in embedding_and_head_levels(self.space, self.profile)
-        }
+        return in_blocks | {name: (OUTSIDE, level) for name, level in self._chosen.outside(self.profile)}
 
     @property
     def level_bytes(self) -> int:

@@ -8,7 +8,6 @@ from evopress.evaluation.switch_effects import PART_TOKENS, token_equivalents
 from evopress.planning.decoded_count import DecodedCount
 from evopress.planning.planned_run import PlannedRun
 from evopress.planning.work import Operation, Work
-from evopress.space.apply import choices_by_block, embedding_and_head_levels
 from evopress.space.units import Profile
 
 Shape = tuple[int, int]
@@ -85,9 +84,8 @@ class EvaluatorCount:
         return sum(run.is_computed for runs in self._runs_of_blocks(profiles) for run in runs)
 
     def _runs_of_blocks(self, profiles: Sequence[Profile]) -> list[list[BlockRun]]:
-        model, space = self.run.model, self.run.space
-        choices = [choices_by_block(space, model, profile) for profile in profiles]
-        inputs = [embedding_and_head_levels(space, profile)[:1] for profile in profiles]
+        choices = self.run.choices.of_all(profiles)
+        inputs = [self.run.choices.outside(profile)[:1] for profile in profiles]
         start_states = [sorted(set(inputs)).index(levels) for levels in inputs]
         return [runs for runs, _ in shared_runs(choices, start_states)]
 

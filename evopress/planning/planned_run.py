@@ -16,6 +16,7 @@ from evopress.models.structure import ModelStructure
 from evopress.runtime import distributed
 from evopress.space.attention_costs import with_attention_costs
 from evopress.space.build import drop_space, layer_space
+from evopress.space.choices import Choices
 from evopress.space.latency import LatencyBudget, with_latencies
 from evopress.space.memory import MemoryBudget
 from evopress.space.shares import as_shares
@@ -35,6 +36,11 @@ class PlannedRun:
     def lm(self) -> LanguageModel:
         """The model with its tokenizer, without weights. Raises ValueError if there is no tokenizer."""
         return _with_tokenizer(self.job, self.model)
+
+    @cached_property
+    def choices(self) -> Choices:
+        """Reads profiles of the space."""
+        return Choices(self.space, self.model)
 
     @property
     def device(self) -> torch.device:

@@ -6,6 +6,7 @@ from statistics import fmean
 
 from evopress.search.base import SearchStep, Table, rows_of
 from evopress.search.knapsack import LevelScores
+from evopress.space.level_arrays import as_levels
 from evopress.space.units import Profile, Space
 
 
@@ -49,13 +50,33 @@ def mean_effects(space: Space, tables: Sequence[Effects]) -> Effects:
     inside a dropped sub-block in either.
     """
     last = tables[-1]
-
-    def counts(table: Effects, unit: int) -> bool:
-        inside_dropped = (space.is_inside_dropped(unit, profile) for profile in (last.profile, table.profile))
-        return table.profile[unit] == last.profile[unit] and (table is last or not any(inside_dropped))
+    counting = [_counting_units(space, table, last) for table in tables]
 
     def mean(order: Callable[[Effects], LevelScores]) -> LevelScores:
-        by_unit = ([order(table)[unit] for table in tables if counts(table, unit)] for unit in range(len(space)))
-        return [[fmean(values) for values in zip(*rows, strict=True)] for rows in by_unit]
+        scores = [order(table) for table in tables]
+        return [
+            _mean_row([rows[unit] for rows, counts in zip(scores, counting, strict=True) if counts[unit]])
+            for unit in range(len(space))
+        ]
 
     return Effects(last.profile, mean(lambda table: table.first), mean(lambda table: table.second))
+
+
+def with_mean_curvature(space: Space, tables: Sequence[Effects]) -> Effects:
+    """The first order of the last table, and the second order averaged over the tables, as in `mean_effects`."""
+    return Effects(tables[-1].profile, tables[-1].first, mean_effects(space, tables).second)
+
+
+def _counting_units(space: Space, table: Effects, last: Effects) -> list[bool]:
+    """Whether an earlier table counts for each unit; the last table counts for all."""
+    if table is last:
+        return [True] * len(space)
+    before, now = as_levels(table.profile), as_levels(last.profile)
+    inside_dropped = space.arrays.is_inside_dropped(before) | space.arrays.is_inside_dropped(now)
+    counts: list[bool] = ((before == now) & ~inside_dropped).tolist()
+    return counts
+
+
+def _mean_row(rows: Sequence[list[float]]) -> list[float]:
+    """The mean of each level."""
+    return rows[0] if len(rows) == 1 else [fmean(values) for values in zip(*rows, strict=True)]

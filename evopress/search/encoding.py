@@ -10,12 +10,12 @@ _DIGITS = string.digits + string.ascii_letters
 
 def encode(profile: Profile) -> str:
     """One character per unit: 0-9, a-z, A-Z. A unit can have at most 62 levels."""
-    return "".join(_DIGITS[level] for level in profile)
+    return "".join(map(_DIGITS.__getitem__, profile))
 
 
 def decode(text: str) -> Profile:
     """The inverse of `encode`."""
-    return tuple(_DIGITS.index(character) for character in text)
+    return tuple(map(_DIGITS.index, text))
 
 
 def question_key(question: Question) -> dict[str, object]:

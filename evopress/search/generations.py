@@ -15,7 +15,7 @@ from random import Random
 
 from evopress.search.base import SearchRun
 from evopress.search.caps import Caps, caps_on_levels, caps_on_random_units
-from evopress.search.effects import Effects, TableSettings, predict_effects
+from evopress.search.effects import Effects, TableSettings, predict_effects, with_mean_curvature
 from evopress.search.mutation import distinct_profiles
 from evopress.search.proposals import best_by_scores, path_from_table, spend_slack
 from evopress.search.scoring import Scoring, level_scores
@@ -62,10 +62,13 @@ class Generations:
     def _offspring(
         self, space: Space, caps: Caps, parent: Profile, *, tables: Sequence[Effects], rng: Random
     ) -> list[Profile]:
-        caps = caps_on_levels(space, caps, parent)
+        caps, effects = caps_on_levels(space, caps, parent), with_mean_curvature(space, tables)
+        scores_of = {
+            damping: level_scores(space, effects, self.scoring, damping=damping) for damping in self.scoring.dampings
+        }
 
         def mutant() -> Profile:
-            scores = level_scores(space, tables, self.scoring, damping=rng.choice(self.scoring.dampings))
+            scores = scores_of[rng.choice(self.scoring.dampings)]
             noisy = [[rng.lognormvariate(0.0, self.noise) * score for score in unit] for unit in scores]
             share = self.free_share * rng.random()
             free = caps_on_random_units(space, caps, parent, share=share, rng=rng)

@@ -4,9 +4,12 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from random import Random
 
+import numpy as np
+
 from evopress.search.drops import dropped, restored
 from evopress.search.repair import lower_at_random, raise_until_spent
 from evopress.space.budget import Cap
+from evopress.space.level_arrays import Levels, as_levels
 from evopress.space.units import Profile, Space
 
 MAX_LEVEL_CHANGES = 10
@@ -35,25 +38,24 @@ def mutate(space: Space, caps: Sequence[Cap], parent: Profile, *, rng: Random, m
     """
     if space.children and rng.randrange(len(space)) < len(space.children):
         return switch_drops(space, caps, parent, rng=rng)
-    levels = list(parent)
-    groups, sizes = list(space.trade_groups.values()), [len(members) for members in space.trade_groups.values()]
-    cap_of = {index: cap for cap in caps for index in cap.members}
-    raised: set[int] = set()
-    lowered: set[int] = set()
+    before, groups = as_levels(parent), space.trade_group_arrays
+    levels, sizes = before.copy(), list(map(len, groups))
+    may_be_raised = space.arrays.is_tradable(before)
+    may_be_lowered = may_be_raised.copy()
     for _ in range(num_switches(rng, max_switches)):
-        members = space.tradable_units(parent, rng.choices(groups, weights=sizes)[0])
-        raisable = [i for i in members if levels[i] > 0 and i not in lowered]
-        if not raisable:
+        members = rng.choices(groups, weights=sizes)[0]
+        raisable = members[may_be_raised[members] & (levels[members] > 0)]
+        if not len(raisable):
             continue
-        up = rng.choice(raisable)
+        up = int(rng.choice(raisable))  # type: ignore[arg-type]
         levels[up] -= 1
-        raised.add(up)
-        lowerable = [i for i in members if i not in raised]
-        lowered |= lower_at_random(space, cap_of[up], levels, candidates=lowerable, rng=rng)
-    child = tuple(levels)
-    if child == parent or any(cap.slack(space, child) < 0 for cap in caps):
+        may_be_lowered[up] = False
+        cap = next(cap for cap in reversed(caps) if up in cap.member_set)
+        lowered = lower_at_random(space, cap, levels, candidates=members[may_be_lowered[members]], rng=rng)
+        may_be_raised[list(lowered)] = False
+    if (levels == before).all() or any(cap.slack(space, levels) < 0 for cap in caps):
         return None
-    return child if _is_small_and_balanced(space, parent, child) else None
+    return tuple(levels.tolist()) if _is_small_and_balanced(space, before, levels) else None
 
 
 def switch_drops(space: Space, caps: Sequence[Cap], profile: Profile, *, rng: Random) -> Profile | None:
@@ -69,12 +71,12 @@ def switch_drops(space: Space, caps: Sequence[Cap], profile: Profile, *, rng: Ra
     droppable = [index for index in space.children if len(space.units[index].levels) > 1]
     if not droppable:
         return None
-    levels = list(_with_drops_switched(space, profile, droppable, rng=rng))
+    levels = as_levels(_with_drops_switched(space, profile, droppable, rng=rng))
     for cap in caps:
-        lower_at_random(space, cap, levels, candidates=space.tradable_units(levels, cap.members), rng=rng)
+        tradable = cap.indices[space.arrays.is_tradable(levels)[cap.indices]]
+        lower_at_random(space, cap, levels, candidates=tradable, rng=rng)
     raise_until_spent(space, caps, levels, pick=rng.choice)
-    child = tuple(levels)
-    return None if any(cap.slack(space, child) < 0 for cap in caps) else child
+    return None if any(cap.slack(space, levels) < 0 for cap in caps) else tuple(levels.tolist())
 
 
 def _with_drops_switched(space: Space, profile: Profile, droppable: Sequence[int], *, rng: Random) -> Profile:
@@ -114,12 +116,10 @@ def distinct_profiles(draw: Callable[[], Profile | None], count: int, *, exclude
     return list(profiles)
 
 
-def _is_small_and_balanced(space: Space, parent: Profile, child: Profile) -> bool:
+def _is_small_and_balanced(space: Space, parent: Levels, child: Levels) -> bool:
     """Whether the units moved by few enough levels, and enough of the saved cost was spent again."""
-    changes = [
-        (abs(new - old), unit.levels[new].cost - unit.levels[old].cost)
-        for unit, old, new in zip(space.units, parent, child, strict=True)
-    ]
-    removed = -sum(cost for _, cost in changes if cost < 0)
-    added = sum(cost for _, cost in changes if cost > 0)
-    return sum(steps for steps, _ in changes) <= MAX_LEVEL_CHANGES and added >= MIN_SHARE_SPENT * removed
+    moved, costs = np.flatnonzero(parent != child), space.arrays.costs
+    changes = costs[moved, child[moved]] - costs[moved, parent[moved]]
+    removed, added = -int(changes[changes < 0].sum()), int(changes[changes > 0].sum())
+    steps = int(np.abs(child - parent).sum())
+    return steps <= MAX_LEVEL_CHANGES and added >= MIN_SHARE_SPENT * removed

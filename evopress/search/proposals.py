@@ -5,7 +5,7 @@ from itertools import product
 from math import inf
 
 from evopress.search.caps import Caps, caps_with_and_without_drops
-from evopress.search.effects import Effects
+from evopress.search.effects import Effects, with_mean_curvature
 from evopress.search.knapsack import LevelScores, solve_knapsack
 from evopress.search.scoring import Scoring, level_scores
 from evopress.search.switch_queue import SwitchQueue
@@ -35,7 +35,8 @@ def spend_slack(space: Space, caps: Sequence[Cap], profile: Profile, *, scores: 
     """Make the switch to a costlier level with the best score per cost that fits under the caps, until none fits."""
     for cap in caps:
         slack, levels = cap.slack(space, profile), list(profile)
-        queue = SwitchQueue(space, levels, space.tradable_units(profile, cap.members), scores)
+        units = space.tradable_units(profile, cap.members)
+        queue = SwitchQueue(space, levels, units=units, scores=scores, costs=(1, slack))
         while (switch := queue.pop(1, slack)) is not None:
             slack -= queue.make(switch)
         profile = tuple(levels)
@@ -45,7 +46,8 @@ def spend_slack(space: Space, caps: Sequence[Cap], profile: Profile, *, scores: 
 def _lower(space: Space, cap: Cap, profile: Profile, *, scores: LevelScores) -> Profile:
     """Make the switch to a cheaper level with the best score per cost, until the cap holds."""
     slack, levels = cap.slack(space, profile), list(profile)
-    queue = SwitchQueue(space, levels, space.tradable_units(profile, cap.members), scores)
+    units = space.tradable_units(profile, cap.members)
+    queue = SwitchQueue(space, levels, units=units, scores=scores, costs=(-inf, -1))
     while slack < 0 and (switch := queue.pop(-inf, -1)) is not None:
         slack -= queue.make(switch)
     return tuple(levels)
@@ -57,10 +59,10 @@ def path_from_table(space: Space, caps: Caps, tables: Sequence[Effects], *, scor
     If there are both levels and drops, each damping gives two proposals: one in which drops may change, and one in
     which they stay as they are.
     """
-    profile = tables[-1].profile
+    profile, effects = tables[-1].profile, with_mean_curvature(space, tables)
     path = []
     for damping, caps_to_meet in product(scoring.dampings, caps_with_and_without_drops(space, caps, profile)):
-        scores = level_scores(space, tables, scoring, damping=damping)
+        scores = level_scores(space, effects, scoring, damping=damping)
         proposal = best_by_scores(space, caps_to_meet, profile, scores=scores)
         path.append(spend_slack(space, caps_to_meet, proposal, scores=scores))
     return [proposal for proposal in dict.fromkeys(path) if proposal != profile]

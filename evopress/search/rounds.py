@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from evopress.search.base import Batch, SearchStep, fitness_of
 from evopress.search.caps import Caps, tightened_caps
 from evopress.search.drops import measure_drop_effects
-from evopress.search.effects import Effects, TableSettings, predict_effects
+from evopress.search.effects import Effects, TableSettings, predict_effects, with_mean_curvature
 from evopress.search.proposals import fit_to_caps, path_from_table
 from evopress.search.scoring import Scoring, level_scores
 from evopress.search.selection import best_first, check_any_finite
@@ -69,7 +69,7 @@ class Rounds:
     ) -> list[Profile]:
         """Profile and path of the last table, and `others` lowered to the caps; only profiles within the caps."""
         profile = tables[-1].profile
-        scores = level_scores(space, tables, self.scoring, damping=1.0)
+        scores = level_scores(space, with_mean_curvature(space, tables), self.scoring, damping=1.0)
         lowered = [fit_to_caps(space, caps, other, scores=scores) for other in others]
 
         def holds(candidate: Profile) -> bool:

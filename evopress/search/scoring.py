@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from evopress.search.effects import Effects, mean_effects
+from evopress.search.effects import Effects
 from evopress.search.knapsack import LevelScores
 from evopress.space.units import Space
 
@@ -22,21 +22,22 @@ class Scoring:
     down_slope: float = 0.0
 
 
-def level_scores(space: Space, tables: Sequence[Effects], scoring: Scoring, *, damping: float) -> LevelScores:
-    """Scores of all switches from the last table's profile.
+def level_scores(space: Space, effects: Effects, scoring: Scoring, *, damping: float) -> LevelScores:
+    """Scores of all switches from the profile of `effects`."""
+    up_curvature, down_slope = scoring.up_curvature, scoring.down_slope
 
-    The first order is that of the last table, the second order the mean over all tables.
-    """
-    profile, first = tables[-1].profile, tables[-1].first
-    second = mean_effects(space, tables).second
-
-    def score(unit: int, level: int) -> float:
-        levels = space.units[unit].levels
-        curvature = second[unit][level]
+    def score(first: float, curvature: float, *, is_costlier: bool) -> float:
         if curvature > 0:  # only losses are damped; a negative value is the gain of restoring a dropped sub-block
             curvature *= damping
-        if levels[level].cost > levels[profile[unit]].cost:
-            return first[unit][level] + scoring.up_curvature * curvature
-        return curvature + (scoring.down_slope * first[unit][level] if scoring.down_slope else 0.0)
+        if is_costlier:
+            return first + up_curvature * curvature
+        return curvature + (down_slope * first if down_slope else 0.0)
 
-    return [[score(unit, level) for level in range(len(space.units[unit].levels))] for unit in range(len(space))]
+    by_unit = zip(space.units, effects.profile, effects.first, effects.second, strict=True)
+    return [
+        [
+            score(slope, curvature, is_costlier=level.cost > unit.levels[current].cost)
+            for level, slope, curvature in zip(unit.levels, first, second, strict=True)
+        ]
+        for unit, current, first, second in by_unit
+    ]

@@ -7,14 +7,15 @@ from collections.abc import Iterable, Sequence
 from random import Random
 
 from evopress.search.repair import (
-    can_be_raised,
     cost_of_raising,
     drop_in_order,
     lower_at_random,
     raisable_units,
+    raise_in_order,
     raise_until_spent,
 )
 from evopress.space.budget import Budget, Cap
+from evopress.space.level_arrays import Levels, as_levels
 from evopress.space.units import Profile, Space
 
 
@@ -44,15 +45,14 @@ def random_profile(space: Space, budget: Budget, rng: Random) -> Profile:
     raising random units where that fits.
     """
     caps = budget.caps(space)
-    levels = list(lowest_uniform_above(space, budget))
+    levels = as_levels(lowest_uniform_above(space, budget))
     for cap in caps:
-        lower_at_random(space, cap, levels, candidates=space.tradable_units(levels, cap.members), rng=rng)
+        tradable = cap.indices[space.arrays.is_tradable(levels)[cap.indices]]
+        lower_at_random(space, cap, levels, candidates=tradable, rng=rng)
         drop_in_order(space, cap, levels, order=rng.sample(list(space.children), len(space.children)))
     raisable = raisable_units(space, caps, levels)
-    for unit in rng.sample(raisable, len(raisable)):
-        if can_be_raised(space, caps, levels, unit=unit):
-            levels[unit] -= 1
-    return space.normalized(tuple(levels))
+    raise_in_order(space, caps, levels, order=rng.sample(raisable, len(raisable)))
+    return space.normalized(tuple(levels.tolist()))
 
 
 def evenly_spaced_profile(space: Space, budget: Budget) -> Profile:
@@ -66,14 +66,14 @@ def evenly_spaced_profile(space: Space, budget: Budget) -> Profile:
     uniform = uniform_profile(space, budget)
     if uniform:
         return uniform
-    levels = list(lowest_uniform_above(space, budget))
+    levels = as_levels(lowest_uniform_above(space, budget))
     caps = budget.caps(space)
     for cap in caps:
         _lower_evenly(space, cap, levels)
         drop_in_order(space, cap, levels, order=_evenly_spread(list(space.children)))
     if any(levels[index] for index in space.children):  # a drop saves a lot at once, so there is slack to spend
         raise_until_spent(space, caps, levels, pick=lambda raisable: _evenly_spread(raisable)[0])
-    return space.normalized(tuple(levels))
+    return space.normalized(tuple(levels.tolist()))
 
 
 def lowest_uniform_above(space: Space, budget: Budget) -> Profile:
@@ -97,7 +97,7 @@ def out_of_reach_message(space: Space, budget: Budget) -> str:
     return f"budget.target is {budget} but the most compressed profile has {smallest}: {budget.remedy}"
 
 
-def _lower_evenly(space: Space, cap: Cap, levels: list[int]) -> None:
+def _lower_evenly(space: Space, cap: Cap, levels: Levels) -> None:
     """Lower units of `cap` in place until it holds, so that the savings grow evenly through the model.
 
     In model order, a unit is lowered if the savings so far would otherwise fall behind by more than half of what this
@@ -105,9 +105,9 @@ def _lower_evenly(space: Space, cap: Cap, levels: list[int]) -> None:
     units are lowered as well, or lowered units are raised again, the largest first, as far as the cap allows.
     """
     savings = {
-        i: cost_of_raising(space, i, levels[i] + 1)
-        for i in space.tradable_units(levels, cap.members)
-        if levels[i] < len(space.units[i].levels) - 1
+        i: cost_of_raising(space, i, level + 1)
+        for i, level in ((i, int(levels[i])) for i in space.tradable_units(levels.tolist(), cap.members))
+        if level < len(space.units[i].levels) - 1
     }
     needed, total = -cap.slack(space, levels), sum(savings.values())
     passed = saved = 0

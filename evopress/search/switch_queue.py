@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from heapq import heapify, heappop, heappush
-from math import isnan
+from math import inf, isnan
 
 from evopress.search.knapsack import LevelScores
 from evopress.search.switches import Switch
@@ -13,15 +13,25 @@ Entry = tuple[bool, float, int, int, int, int]
 
 
 class SwitchQueue:
-    """All switches of `units` from `levels`, which `make` changes in place.
+    """All switches of `units` from `levels`, which `make` changes in place, whose extra cost is in `costs`.
 
-    `pop` discards the switches outside its range of costs, so the range may only shrink from call to call.
+    `pop` discards the switches outside its range of costs, so the range may only shrink from call to call, and starts
+    within `costs`.
     """
 
-    def __init__(self, space: Space, levels: list[int], units: Iterable[int], scores: LevelScores):
+    def __init__(
+        self,
+        space: Space,
+        levels: list[int],
+        *,
+        units: Iterable[int],
+        scores: LevelScores,
+        costs: tuple[float, float] = (-inf, inf),
+    ):
         self.space = space
         self.levels = levels
         self.scores = scores
+        self._lowest, self._highest = costs
         self._heap: list[Entry] = [entry for unit in units for entry in self._entries(unit)]
         heapify(self._heap)
 
@@ -47,6 +57,6 @@ class SwitchQueue:
         options, current, scores = self.space.units[unit].levels, self.levels[unit], self.scores[unit]
         for level, option in enumerate(options):
             extra = option.cost - options[current].cost
-            if extra:
+            if extra and self._lowest <= extra <= self._highest:
                 score = (scores[level] - scores[current]) / abs(extra)
                 yield isnan(score), 0.0 if isnan(score) else score, unit, level, current, extra

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
 from typing import Protocol
 
 from torch import Tensor
@@ -12,7 +11,7 @@ from transformers import PreTrainedModel
 
 from evopress.models.language_model import LanguageModel
 from evopress.models.structure import ModelStructure
-from evopress.space.droppable import subblocks_of
+from evopress.space.choices import BlockChoice, Choices, LayerLevel
 from evopress.space.units import OUTSIDE, Profile, Space
 
 
@@ -24,17 +23,6 @@ class DecodedWeights(Protocol):
 
 
 @dataclass(frozen=True)
-class BlockChoice:
-    """What a profile chooses for one block: (local name, level) of its layers, and the dropped sub-blocks.
-
-    Layers that keep their dense weight, and layers inside dropped sub-blocks, have no entry in `levels`.
-    """
-
-    levels: tuple[tuple[str, int], ...] = ()
-    dropped: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True)
 class EmbeddingAndHead:
     """Dense weights that replace those of the embeddings and of the head. None keeps the model's weight."""
 
@@ -42,50 +30,10 @@ class EmbeddingAndHead:
     head: Tensor | None = None
 
 
-def choices_by_block(space: Space, lm: ModelStructure, profile: Profile | None) -> list[BlockChoice]:
-    """The choice for every block under `profile`; None stands for the dense model."""
-    choices = [BlockChoice() for _ in range(lm.num_blocks)]
-    if profile is None:
-        return choices
-    units_of_blocks = sorted((block, index) for index, unit in enumerate(space.units) for block in unit.blocks)
-    for block, pairs in groupby(units_of_blocks, key=lambda pair: pair[0]):
-        choices[block] = _choice(space, lm, block, units=[index for _, index in pairs], profile=profile)
-    return choices
-
-
-def _choice(space: Space, lm: ModelStructure, block: int, *, units: list[int], profile: Profile) -> BlockChoice:
-    prefix = f"{lm.block_names[block]}."
-    levels = [
-        (layer.removeprefix(prefix), profile[index])
-        for index in units
-        if not space.is_inside_dropped(index, profile)
-        for layer in space.units[index].layers
-    ]
-    dropped = [
-        subblock
-        for index in units
-        if not space.units[index].layers and profile[index] > 0
-        for subblock in subblocks_of(space.units[index])
-    ]
-    return BlockChoice(tuple(levels), frozenset(dropped))
-
-
-def embedding_and_head_levels(space: Space, profile: Profile | None) -> tuple[tuple[str, int], ...]:
-    """Full names of the embeddings and the head with their levels. Empty if the space does not contain them."""
-    if profile is None:
-        return ()
-    return tuple(
-        (layer, level)
-        for unit, level in zip(space.units, profile, strict=True)
-        if not unit.blocks
-        for layer in unit.layers
-    )
-
-
 def embedding_and_head_weights(
-    lm: ModelStructure, weights: DecodedWeights | None, levels: Iterable[tuple[str, int]]
+    lm: ModelStructure, weights: DecodedWeights | None, levels: Iterable[LayerLevel]
 ) -> EmbeddingAndHead:
-    """The weights of the levels that `embedding_and_head_levels` returned. A shared weight is in both fields."""
+    """The weights of the levels that `Choices.outside` returned. A shared weight is in both fields."""
     if weights is None:
         return EmbeddingAndHead()
     weight_of = {name: weights.get(OUTSIDE, name, level) for name, level in levels}
@@ -100,8 +48,9 @@ def applied(
 
     `weights` is None if the space only drops sub-blocks.
     """
-    choices = choices_by_block(space, lm, profile)
-    replacements = _outside_weights(space, weights, profile)
+    chosen = Choices(space, lm)
+    choices = chosen.of(profile)
+    replacements = _outside_weights(weights, chosen.outside(profile))
     for block in range(lm.num_blocks):
         block_weights = _weights_of_block(lm, choices, weights, block)
         replacements |= {lm.layer_name(block, local): weight for local, weight in block_weights.items()}
@@ -118,9 +67,10 @@ def runnable(
     The weights of a block are decoded when the block runs, so there is no second copy of all weights. The parameters of
     the blocks still show the dense weights. `weights` is None if the space only drops sub-blocks.
     """
-    choices = choices_by_block(space, lm, profile)
+    chosen = Choices(space, lm)
+    choices = chosen.of(profile)
     weights_of = partial(_weights_of_block, lm, choices, weights) if any(choice.levels for choice in choices) else None
-    with lm.replaced(_outside_weights(space, weights, profile), _dropped(choices), weights_of) as model:
+    with lm.replaced(_outside_weights(weights, chosen.outside(profile)), _dropped(choices), weights_of) as model:
         yield model
 
 
@@ -133,10 +83,9 @@ def _weights_of_block(
     return {local: weights.get(block, lm.layer_name(block, local), level) for local, level in choices[block].levels}
 
 
-def _outside_weights(space: Space, weights: DecodedWeights | None, profile: Profile | None) -> dict[str, Tensor]:
+def _outside_weights(weights: DecodedWeights | None, levels: Iterable[LayerLevel]) -> dict[str, Tensor]:
     """The weights of the embeddings and the head, by full name, if the profile has levels for them."""
-    levels = embedding_and_head_levels(space, profile) if weights is not None else ()
-    return {name: weights.get(OUTSIDE, name, level) for name, level in levels if weights is not None}
+    return {} if weights is None else {name: weights.get(OUTSIDE, name, level) for name, level in levels}
 
 
 def _dropped(choices: Sequence[BlockChoice]) -> dict[int, frozenset[str]]:

@@ -5,9 +5,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
+from functools import cached_property
 from math import ceil, floor
 from typing import Literal
 
+import numpy as np
 from pydantic import field_validator
 
 from evopress.runtime.config_class import config_class
@@ -34,9 +36,18 @@ class Cap:
     members: tuple[int, ...]
     max_cost: int
 
-    def slack(self, space: Space, profile: Sequence[int]) -> int:
+    @cached_property
+    def indices(self) -> np.ndarray:
+        """The members as an array, int64."""
+        return np.array(self.members, dtype=np.int64)
+
+    @cached_property
+    def member_set(self) -> frozenset[int]:
+        return frozenset(self.members)
+
+    def slack(self, space: Space, profile: Sequence[int] | np.ndarray) -> int:
         """The cost that is still available; negative if the profile exceeds the cap."""
-        return self.max_cost - space.cost(profile, self.members)
+        return self.max_cost - space.cost(profile, self.indices)
 
 
 @config_class

@@ -4,6 +4,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
+
+from evopress.space.level_arrays import LevelArrays, as_levels, padded
+
 Profile = tuple[int, ...]
 """One level index per unit, in the order of `Space.units`. Index 0 is the least compressed level."""
 
@@ -88,6 +92,11 @@ class Space:
         return {group: tuple(indices) for group, indices in members.items()}
 
     @cached_property
+    def trade_group_arrays(self) -> list[np.ndarray]:
+        """The indices of each trade group as an array, int64."""
+        return [np.array(indices, dtype=np.int64) for indices in self.trade_groups.values()]
+
+    @cached_property
     def parents(self) -> tuple[int | None, ...]:
         """The index of each unit's parent; None for a unit without one."""
         index_of = {unit.name: index for index, unit in enumerate(self.units)}
@@ -101,6 +110,16 @@ class Space:
             if parent is not None:
                 children[parent] = (*children.get(parent, ()), index)
         return children
+
+    @cached_property
+    def arrays(self) -> LevelArrays:
+        """What the units and their levels cost, as arrays."""
+        return LevelArrays(
+            costs=padded([[level.cost for level in unit.levels] for unit in self.units]),
+            sizes_bytes=padded([[level.size_bytes for level in unit.levels] for unit in self.units]),
+            num_levels=np.array([len(unit.levels) for unit in self.units], dtype=np.int64),
+            parents=np.array([-1 if parent is None else parent for parent in self.parents], dtype=np.int64),
+        )
 
     @cached_property
     def is_depth_pruning(self) -> bool:
@@ -123,6 +142,8 @@ class Space:
 
     def tradable_units(self, profile: Sequence[int], members: Iterable[int]) -> list[int]:
         """Those of `members` that may trade levels: all except parents and units inside a dropped parent."""
+        if not self.children:
+            return list(members)
         return [index for index in members if index not in self.children and not self.is_inside_dropped(index, profile)]
 
     def uniform(self, level: int) -> Profile:
@@ -135,14 +156,17 @@ class Space:
         """The level of a unit under `profile`; `DROPPED` if its parent is dropped."""
         return DROPPED if self.is_inside_dropped(index, profile) else self.units[index].levels[profile[index]]
 
-    def cost(self, profile: Sequence[int], members: Iterable[int] | None = None) -> int:
+    def cost(self, profile: Sequence[int] | np.ndarray, members: Iterable[int] | None = None) -> int:
         """Sum of the level costs of `members` (default: all units)."""
-        indices = range(len(self.units)) if members is None else members
-        return sum(self.level(index, profile).cost for index in indices)
+        costs = self.arrays.chosen(self.arrays.costs, as_levels(profile))
+        if members is None:
+            return int(costs.sum())
+        indices = members if isinstance(members, np.ndarray) else np.fromiter(members, dtype=np.int64)
+        return int(costs[indices].sum())
 
     def size_bytes(self, profile: Profile) -> int:
         """Bytes of the whole model in a file, including what is not compressed."""
-        return self.fixed_bytes + sum(self.level(index, profile).size_bytes for index in range(len(self)))
+        return self.fixed_bytes + int(self.arrays.chosen(self.arrays.sizes_bytes, as_levels(profile)).sum())
 
     def check(self, profile: Profile) -> None:
         """Raises ValueError unless `profile` gives every unit a level that it has."""

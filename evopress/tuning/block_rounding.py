@@ -26,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from evopress.models.language_model import BlockKwargs, LanguageModel
-from evopress.space.apply import BlockChoice
+from evopress.space.choices import BlockChoice
 from evopress.tuning.adam import windows_of_step
 from evopress.tuning.learnt_rounding import LearntRounding, rounding_of
 from evopress.tuning.settings import Tuning

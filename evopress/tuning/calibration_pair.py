@@ -9,7 +9,7 @@ from torch import Tensor
 from evopress.evaluation.context import EvaluationContext
 from evopress.models.language_model import BlockKwargs
 from evopress.models.state_storage import allocate_states
-from evopress.space.apply import BlockChoice
+from evopress.space.choices import BlockChoice
 from evopress.tuning.block_rounding import BlockTask, Weights
 from evopress.tuning.settings import num_held_out
 from evopress.tuning.task import TuningTask

@@ -14,7 +14,7 @@ from torch.nn import Module
 
 from evopress.models.language_model import LanguageModel
 from evopress.models.subblocks import SUBBLOCKS
-from evopress.space.apply import BlockChoice
+from evopress.space.choices import BlockChoice
 from evopress.tuning.settings import Kind
 from evopress.weights.base import CompressedWeight, FloatPart
 from evopress.weights.sparse import SparseWeight

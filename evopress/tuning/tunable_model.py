@@ -11,7 +11,7 @@ from torch import Tensor
 
 from evopress.database.resident import PackedLevels
 from evopress.evaluation.compressible_model import CompressibleModel
-from evopress.space.apply import BlockChoice
+from evopress.space.choices import BlockChoice
 from evopress.space.units import Profile
 from evopress.tuning.parameters import (
     Changes,

@@ -7,8 +7,9 @@ import torch
 
 from evopress.compressors.drop import Drop
 from evopress.compressors.rtn import RTN
-from evopress.space.apply import BlockChoice, applied, choices_by_block, runnable
+from evopress.space.apply import applied, runnable
 from evopress.space.build import drop_space, layer_space
+from evopress.space.choices import BlockChoice, Choices
 from evopress.space.settings import SpaceSettings
 from tests.tiny_models import NUM_BLOCKS, tiny, token_windows
 
@@ -21,7 +22,7 @@ def test_a_block_runs_with_the_levels_of_its_layers(tie):
     space = layer_space(lm, BITS, SpaceSettings(tie=tie))
     profile = tuple(index % 3 for index in range(len(space)))
     level_of = {layer: level for unit, level in zip(space.units, profile, strict=True) for layer in unit.layers}
-    choices = choices_by_block(space, lm, profile)
+    choices = Choices(space, lm).of(profile)
     assert len(choices) == NUM_BLOCKS
     for prefix, choice in zip(lm.block_names, choices, strict=True):
         assert not choice.dropped
@@ -40,13 +41,13 @@ def test_a_block_runs_with_the_levels_of_its_layers(tie):
 )
 def test_a_block_runs_without_its_dropped_sub_blocks(granularity, profile, dropped):
     lm = tiny("opt")
-    choices = choices_by_block(drop_space(lm, Drop(granularity=granularity)), lm, profile)
+    choices = Choices(drop_space(lm, Drop(granularity=granularity)), lm).of(profile)
     assert choices == [BlockChoice((), frozenset(parts)) for parts in dropped]
 
 
 def test_without_a_profile_every_block_is_dense():
     lm = tiny("llama")
-    assert choices_by_block(layer_space(lm, BITS, SpaceSettings()), lm, None) == [BlockChoice()] * NUM_BLOCKS
+    assert Choices(layer_space(lm, BITS, SpaceSettings()), lm).of(None) == [BlockChoice()] * NUM_BLOCKS
 
 
 class FreshWeights:

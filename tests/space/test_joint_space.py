@@ -8,9 +8,9 @@ import pytest
 from evopress.compressors.rtn import RTN
 from evopress.report.choices import choices_of
 from evopress.search.drops import dropped
-from evopress.space.apply import BlockChoice, choices_by_block
 from evopress.space.budget import Budget
 from evopress.space.build import layer_space
+from evopress.space.choices import BlockChoice, Choices
 from evopress.space.profile_files import from_json, from_text, to_json, to_text
 from evopress.space.settings import SpaceSettings
 from tests.spaces import joint_space
@@ -82,9 +82,9 @@ def test_a_block_runs_with_the_levels_of_its_kept_sub_blocks():
     lm = tiny("llama")
     space = layer_space(lm, RTN(bits=(4, 3, 2), group_size=32), JOINT)
     profile = dropped(space, space.uniform(1), 0)
-    first, second, _ = choices_by_block(space, lm, profile)
+    first, second, _ = Choices(space, lm).of(profile)
     assert first == BlockChoice(tuple((local, 1) for local in lm.subblock_layers(0, "mlp")), frozenset({"attention"}))
-    assert choices_by_block(space, lm, (*profile[:2], 2, *profile[3:]))[0] == first
+    assert Choices(space, lm).of((*profile[:2], 2, *profile[3:]))[0] == first
     assert not second.dropped and len(second.levels) == 7
 
 
