@@ -107,7 +107,7 @@ def _build_group(cfg: DictConfig, group: str, classes: tuple[type, ...]) -> obje
     except InstantiationException as error:
         cause = error.__cause__
         if isinstance(cause, ValidationError):
-            explanations = [_explain(group, cfg[group], detail) for detail in cause.errors()]
+            explanations = [_explain(group, cfg[group], detail) for detail in _one_per_key(cause.errors())]
             raise ConfigError("\n".join(explanations)) from error
         raise ConfigError(f"{group}: {cause or error}") from error
 
@@ -137,6 +137,20 @@ def _hydra_keys(value: object) -> list[str]:
         return []
     keys = [str(key) for key in value if re.fullmatch("_.*_", str(key))]
     return keys + [key for item in value.values() for key in _hydra_keys(item)]
+
+
+def _one_per_key(details: Sequence[ErrorDetails]) -> list[ErrorDetails]:
+    """The errors with the places of settings alone. A setting of several types has one error per type; one is enough.
+
+    That is the error of the type that the value has, or else the first.
+    """
+    by_place: dict[tuple[str | int, ...], ErrorDetails] = {}
+    for detail in details:
+        place = tuple(part for part in detail["loc"] if isinstance(part, int) or part.isidentifier())
+        is_of_its_type = not detail["type"].endswith("_type")
+        if place not in by_place or (is_of_its_type and by_place[place]["type"].endswith("_type")):
+            by_place[place] = {**detail, "loc": place}
+    return list(by_place.values())
 
 
 def _explain(group: str, node: DictConfig, detail: ErrorDetails) -> str:
