@@ -14,6 +14,7 @@ from evopress.evaluation.eval_checks import check_eval
 from evopress.evaluation.eval_settings import Eval
 from evopress.evaluation.evaluator import EvaluatorSettings
 from evopress.export import Export, check_cache_type, check_export
+from evopress.export.registry import chosen_formats
 from evopress.models.language_model import LanguageModel
 from evopress.models.source import ModelSource
 from evopress.runtime.effort import Effort, parse_effort
@@ -137,7 +138,7 @@ class Job:
                 log.warning("%s", advice)
         check_export(self.export, self.compress, space=self.space)
         if isinstance(self.budget, MemoryBudget):
-            check_cache_type(self.export, self.budget.kv)
+            self._check_memory(self.budget)
         self._check_tuning()
         check_text_column(self.data, [test_set.source for test_set in self.test_sets])
         check_eval(self.eval)
@@ -158,6 +159,18 @@ class Job:
             raise ValueError(
                 f"budget.metric is {self.budget.metric}, but compress.group_size lists several sizes, and their levels "
                 "differ only in bytes: use budget=size, or a single compress.group_size"
+            )
+
+    def _check_memory(self, budget: MemoryBudget) -> None:
+        """Raise ValueError if the budget does not fit the formats or the targets. Warn of formats that take more."""
+        check_cache_type(self.export, budget.kv)
+        if budget.also is not None and self.targets:
+            raise ValueError("budget.also holds with a single target: remove targets, or set budget.also=null")
+        decoded = [one.name for one in chosen_formats(self.export) if not one.packs_levels]
+        if decoded and not isinstance(self.compress, Drop):
+            log.warning(
+                "export.formats=%s stores decoded weights, so engines take more memory for it than budget.target",
+                decoded,
             )
 
     def _check_tuning(self) -> None:

@@ -133,6 +133,12 @@ MISTAKES = [
     ),
     ("budget=latency budget.target=20ms budget.table=/nowhere.json", "stages=[plan] measures it on this machine"),
     ("budget=latency budget.target=fast budget.table=x.json", "'fast' is not a time: write for example 20ms"),
+    (
+        "budget=memory budget.target=9MB budget.also={{target:1s,table:x.json}} targets=[8MB,9MB]",
+        "budget.also holds with a single target: remove targets",
+    ),
+    ("budget=memory budget.target=1KB export.formats=[hf]", "engines take more memory for it than budget.target"),
+    ("budget=memory budget.target=9MB budget.also={{target:soon,table:x.json}}", "budget.also.target is 'soon'"),
     ("budget.metric=latency", "use budget=latency budget.target=20ms budget.table=FILE"),
     ("compress=drop search=owl", "search=owl assigns sparsities: use it with budget=sparsity50"),
     ("search=shortgpt", "this search scores drops: use it with compress=drop"),
