@@ -9,6 +9,7 @@ from experiments.compare import collect as compare
 from experiments.k_types import measure as k_types
 from experiments.known import collect as known
 from experiments.levels import collect as levels
+from experiments.memory_budget import collect as memory_budget
 from experiments.search import front, show
 from experiments.tuning import collect as tuning
 from tests.documents import README, listings, page, study, table, tables
@@ -56,6 +57,19 @@ def test_the_table_of_the_search_study_is_that_of_its_records():
 
 def test_the_table_of_the_study_of_levels_is_that_of_its_record():
     assert levels.table(record("levels/results.json")["figures"]) in study("levels").read_text()
+
+
+def test_the_tables_and_claims_of_the_study_of_memory_budgets_are_those_of_its_record():
+    results, text = record("memory_budget/results.json"), study("memory_budget").read_text()
+    assert memory_budget.table_of_files(results["files"]) in text
+    assert memory_budget.table_of_searches(results["searches"]) in text or not results["searches"]
+    for file in results["files"]:
+        for part in ("weights", "cache"):
+            assert abs(file["reported"][part] / file["foretold"][part] - 1) < 0.002
+    refused, accepted = results["vllm"]
+    assert f"{refused['cache_bytes']:,} bytes" in text.replace("\n", " ")
+    assert refused["tokens"] is None and "maximum model length is 1920" in refused["error"]
+    assert accepted["tokens"] == accepted["context"] == 2048
 
 
 def test_the_table_of_the_study_of_k_types_is_that_of_its_record():
