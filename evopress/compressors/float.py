@@ -141,7 +141,7 @@ class Float(Compressor):
     def _sweep(self, H: Tensor) -> tuple[FormatSweep | None, tuple[str, ...]]:
         """What a sweep needs, or None if H cannot be factored, and notes on H."""
         order = column_order(H, by_power=self.act_order)
-        factor = factor_inverse(H[order][:, order], damp=self.damp)
+        factor = factor_inverse(H, damp=self.damp, order=order)
         if factor.U is None:
             return None, (*factor.notes, "rounded to nearest instead")
         return FormatSweep(factor.U, order, factor.dead), factor.notes

@@ -138,7 +138,7 @@ class GGUF(Compressor):
         assert group.hessian is not None, "the group has no Hessian"
         H, rows = group.hessian, torch.cat(group.weights)
         order = column_order(H, by_power=self.act_order)
-        factor = factor_inverse(H[order][:, order], damp=self.damp)
+        factor = factor_inverse(H, damp=self.damp, order=order)
         notes = [group.note(note) for note in factor.notes]
         if factor.U is None:
             notes.append(group.note("rounded to nearest instead"))

@@ -1,6 +1,7 @@
 """GPTQ: rounds one column at a time, and changes the later columns to compensate for the error."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from math import lcm
 from typing import ClassVar
@@ -61,17 +62,18 @@ class GPTQ(IntegerLevels):
         assert group.hessian is not None, "the group has no Hessian"
         H = group.hessian
         order = column_order(H, by_power=self.act_order)
-        factor = factor_inverse(H[order][:, order], damp=self.damp)
+        factor = factor_inverse(H, damp=self.damp, order=order)
         notes = tuple(group.note(note) for note in factor.notes)
         if factor.U is None:
             rounded = round_to_nearest(self, group)
             return CompressedGroup(rounded.levels, rounded.errors, (*notes, group.note("rounded to nearest instead")))
         rows = torch.cat(group.weights)[:, order].masked_fill_(factor.dead, 0)
-        damped = H + torch.diag(torch.where(H.diagonal() == 0, 1, factor.absolute_damping))
+        power = H.diagonal() + torch.where(H.diagonal() == 0, 1, factor.absolute_damping)
         parts: list[RoundedRows] = []
         loss_of: dict[IntegerFormat, Tensor] = {}
+        hessian = _HessianParts(factor.U, order, power, _scaled(H, power) if self.refit_scales else None)
         for bits, size in self.passes(rows):
-            part, loss = self._solve(rows, bits, group_size=size, U=factor.U, order=order, H=damped)
+            part, loss = self._solve(rows, bits, group_size=size, parts=hessian)
             parts.append(part)
             loss_of |= dict(zip(part.formats, loss, strict=True))
         levels = self.packed(parts, group.num_rows)
@@ -86,33 +88,55 @@ class GPTQ(IntegerLevels):
         return CompressedGroup(levels, errors, notes + self.clipping_notes(group, levels))
 
     def _solve(
-        self, rows: Tensor, bits: Sequence[int], *, group_size: int, U: Tensor, order: Tensor, H: Tensor
+        self, rows: Tensor, bits: Sequence[int], *, group_size: int, parts: "_HessianParts"
     ) -> tuple[RoundedRows, Tensor]:
-        """Quantise rows (rows, cols), whose columns are permuted by `order`, to several widths.
+        """Quantise rows (rows, cols), whose columns are permuted by the order of the sweep, to several widths.
 
-        H is damped and in the original order. Returns the rounded rows, with their columns in the original order, and
-        Σ E², (levels, rows).
+        Returns the rounded rows, with their columns in the original order, and Σ E², (levels, rows).
         """
+        order, power = parts.order, parts.power
         W = lanes_of(rows, len(bits))
         fit = partial(self.fit, max_code=max_codes(bits, rows=len(rows), device=rows.device))
         rounder = GroupRounder(
             fit,
             group_size,
-            power=H.diagonal()[order],
+            power=power[order],
             codes=torch.empty_like(W, dtype=torch.uint8),
             order=order,
             positions=order.tolist() if self.act_order else range(len(order)),
-            grids=_grids_of_groups(fit, W[order.argsort()], H.diagonal(), group_size) if self.act_order else [],
+            grids=_grids_of_groups(fit, W[order.argsort()], power, group_size) if self.act_order else [],
         )
-        loss = sweep(W, U, columns=rounder, block_size=group_size).square_().sum(0)
+        loss = sweep(W, parts.U, columns=rounder, block_size=group_size).square_().sum(0)
         scale = torch.stack([grid.scale for grid in rounder.grids])
         zero = torch.stack([grid.zero for grid in rounder.grids])
-        if self.refit_scales:
+        if parts.scaled is not None:
             steps = rounder.codes.to(rows.dtype).unflatten(0, (-1, group_size)).sub_(zero.unsqueeze(1)).flatten(0, 1)
             scale, loss = refit_scales(
-                rows[:, order.argsort()], steps, scale=scale, H=H, scale_dtype=self._torch_scale_dtype
+                rows[:, order.argsort()], steps, scale=scale, H=parts.scaled, scale_dtype=self._torch_scale_dtype
             )
+            loss = loss * power.amax()
         return self.rounded(bits, rounder.codes, scale=scale, zero=zero), by_level(loss, len(bits))
+
+
+@dataclass(frozen=True)
+class _HessianParts:
+    """What a sweep and a refit need of the damped Hessian.
+
+    U is the factor of its inverse, with columns permuted by `order`. `power` is its diagonal, and `scaled`, which only
+    the refit needs, is the Hessian divided by the largest power; both in the original order.
+    """
+
+    U: Tensor
+    order: Tensor
+    power: Tensor
+    scaled: Tensor | None
+
+
+def _scaled(H: Tensor, power: Tensor) -> Tensor:
+    """H with another diagonal, divided by the largest entry of it. This keeps sums within the range of the type."""
+    scaled = H.clone()
+    scaled.diagonal().copy_(power)
+    return scaled.div_(power.amax())
 
 
 def _grids_of_groups(fit: Callable[[Tensor, Tensor], Grid], W: Tensor, power: Tensor, size: int) -> list[Grid]:

@@ -43,11 +43,24 @@ class RunningHessian:
         return self.mean.diagonal().isfinite().all()  # |H_ij| is at most the larger of H_ii and H_jj
 
     def result(self) -> Tensor:
-        """The whole symmetric matrix."""
-        return self.mean.triu() + self.mean.triu(1).t()
+        """The whole symmetric matrix. It is `mean` itself, because a copy would take as much memory again."""
+        mirror_(self.mean)
+        return self.mean
+
+
+def mirror_(A: Tensor) -> None:
+    """Copy the entries above the diagonal of a square matrix to those below it, some rows at a time."""
+    at_once = max(1, len(A) // 32)
+    for first in range(0, len(A), at_once):
+        rows = slice(first, first + at_once)
+        A[rows, :first] = A[:first, rows].t()
+        square = A[rows, rows]
+        square.copy_(square.triu() + square.triu(1).t())
 
 
 def towards_identity(H: Tensor, share: float) -> Tensor:
     """share·H + (1 − share)·m·I, where m is the mean of H's diagonal, or 1 if that is zero."""
     power = float(H.diagonal().double().mean()) or 1.0
-    return share * H + (1 - share) * power * torch.eye(len(H), dtype=H.dtype, device=H.device)
+    mixed = share * H
+    mixed.diagonal().add_((1 - share) * power)
+    return mixed

@@ -27,15 +27,14 @@ def refit_scales(
         rows: Dense weights (rows, cols).
         steps: Codes minus zero points, as floats, (cols, lanes), with lanes ordered by level, then row.
         scale: (groups, lanes), as stored.
-        H: Hessian (cols, cols), positive definite.
+        H: Hessian (cols, cols), positive definite. Its entries must not be so large that sums leave the range of the
+            type.
         scale_dtype: Type in which the scales are stored.
 
     Returns:
         Scales (groups, lanes) and errors (lanes,).
     """
     num_lanes = steps.shape[1]
-    unit = H.diagonal().amax()
-    H = H / unit  # keeps sums within the range of the type
     HW = H @ rows.t()
     energy = (rows.t() * HW).sum(0)
     at_once = num_lanes if steps.device.type != "cpu" else max(1, TILE // len(steps))
@@ -45,7 +44,7 @@ def refit_scales(
         row_of_lane = torch.arange(num_lanes, device=rows.device)[lanes] % len(rows)
         A, b = _systems(steps[:, lanes], HW[:, row_of_lane], H, num_groups=len(scale))
         parts.append(_refit(A, b, energy[row_of_lane], scale[:, lanes], scale_dtype))
-    return torch.cat([part for part, _ in parts], 1), torch.cat([errors for _, errors in parts]) * unit
+    return torch.cat([part for part, _ in parts], 1), torch.cat([errors for _, errors in parts])
 
 
 def _systems(steps: Tensor, HW: Tensor, H: Tensor, *, num_groups: int) -> tuple[Tensor, Tensor]:

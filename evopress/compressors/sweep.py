@@ -55,25 +55,25 @@ def sweep(W: Tensor, U: Tensor, *, columns: ColumnCompressor, block_size: int) -
     tr(ΔW (UᵀU)⁻¹ ΔWᵀ).
     """
     pivots = U.diagonal().unsqueeze(1)
-    U = U / pivots
     for start in range(0, len(W), block_size):
         block = slice(start, min(start + block_size, len(W)))
-        _apply_errors(W, U, of=slice(0, start), to=block)
+        shares = U[: block.stop, block] / pivots[: block.stop]  # (columns so far, block)
+        _apply_errors(W, shares, of=slice(0, start), to=block, start=start)
         columns.start_block(start, W[block])
         for first in range(block.start, block.stop, LAZY_COLUMNS):
             part = slice(first, min(first + LAZY_COLUMNS, block.stop))
-            _apply_errors(W, U, of=slice(start, first), to=part)
+            _apply_errors(W, shares, of=slice(start, first), to=part, start=start)
             for column in range(part.start, part.stop):
-                _apply_errors(W, U, of=slice(first, column), to=slice(column, column + 1))
+                _apply_errors(W, shares, of=slice(first, column), to=slice(column, column + 1), start=start)
                 columns.compress_column(column, W[column])
         columns.end_block()
     return W.div_(pivots)
 
 
-def _apply_errors(W: Tensor, U: Tensor, *, of: slice, to: slice) -> None:
-    """Subtract the errors of the compressed columns `of` from the columns `to`."""
+def _apply_errors(W: Tensor, shares: Tensor, *, of: slice, to: slice, start: int) -> None:
+    """Subtract shares of the errors of the compressed columns `of` from the columns `to` of the block at `start`."""
     if of.start < of.stop:
-        W[to].addmm_(U[of, to].t(), W[of], alpha=-1)
+        W[to].addmm_(shares[of, to.start - start : to.stop - start].t(), W[of], alpha=-1)
 
 
 def split_levels(levels: Sequence[T], rows: Tensor) -> list[Sequence[T]]:

@@ -1,5 +1,6 @@
 """Counts the work and the memory that the evaluator and tables would need with a model."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from evopress.evaluation.evaluator import EvaluatorSettings
@@ -43,12 +44,15 @@ class EvaluatorCount:
         distinct = sorted(dict.fromkeys(profiles), key=lambda profile: profile or ())
         students = [profile for profile in distinct if profile is not None]
         self.token_equivalents += windows * length * (1 + self.num_block_runs(students) / num_blocks)
-        parts = parts_of(windows, max(1, self.settings.batch_tokens // length))
         runs_of_blocks = self._runs_of_blocks(students)
-        for part in parts:
-            self.work.add_to_blocks(Operation("block", part, length), self.run.model)
-            for block, runs in zip(self.run.model.alike, runs_of_blocks, strict=False):  # none without students
-                self.work[Operation("block", part, length, block=block)] += sum(run.is_computed for run in runs)
+        computed: Counter[int] = Counter()
+        for block, runs in zip(self.run.model.alike, runs_of_blocks, strict=False):  # none without students
+            computed[block] += sum(run.is_computed for run in runs)
+        parts = Counter(parts_of(windows, max(1, self.settings.batch_tokens // length)))
+        for part, number in parts.items():
+            self.work.add_to_blocks(Operation("block", part, length), self.run.model, times=number)
+            for block, times in computed.items():
+                self.work[Operation("block", part, length, block=block)] += number * times
         self.teacher_tokens += windows * length
         state_bytes = windows * length * self.run.state_bytes
         for runs in runs_of_blocks:

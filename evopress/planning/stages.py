@@ -10,6 +10,7 @@
     memory      the weights, and what each stage holds in addition (`memory.py`)
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from math import ceil
 
@@ -50,20 +51,21 @@ def _database_stage(run: PlannedRun) -> StageEstimate:
     work = Work()
     compress = run.job.compress
     if not isinstance(compress, Drop):
-        for block in run.model.alike:
+        for block, number in Counter(run.model.alike).items():
             for rows, cols in group_shapes(run.model, block):
-                work[Operation("solve", rows=rows, cols=cols)] += 1
+                work[Operation("solve", rows=rows, cols=cols)] += number
         if compress.compresses_embeddings:
             matrix = Operation("solve", rows=(run.model.vocab_size,), cols=run.model.hidden_size)
             work[matrix] += len(run.model.embedding_and_head)
     if run.needs_hessians:
         window = run.job.data.window
         windows_per_part = max(1, run.job.evaluator.batch_tokens // window)
-        for part in parts_of(run.calibration_tokens // window, windows_per_part):
-            work.add_to_blocks(Operation("calibrate", part, window), run.model)
+        parts = Counter(parts_of(run.calibration_tokens // window, windows_per_part))
+        for part, number in parts.items():
+            work.add_to_blocks(Operation("calibrate", part, window), run.model, times=number)
             if run.weighs_tokens:  # a forward pass, then each block again with its graph, and backwards
-                work.add_to_blocks(Operation("block", part, window), run.model, times=3)
-                work[Operation("head", part, window)] += 2
+                work.add_to_blocks(Operation("block", part, window), run.model, times=3 * number)
+                work[Operation("head", part, window)] += 2 * number
     if run.file_state_bytes:  # for each block, they are read once and written once
         work[Operation("states")] += 2 * run.model.num_blocks * run.file_state_bytes * distributed.world_size()
     return StageEstimate(

@@ -15,7 +15,7 @@ operations of each kind are::
 hidden states that is read from a file or written to it.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -55,8 +55,8 @@ class Work(defaultdict[Operation, float]):
 
     def add_to_blocks(self, operation: Operation, model: ModelStructure, times: float = 1.0) -> None:
         """Add an operation on every block, so many times each."""
-        for block in model.alike:
-            self[operation._replace(block=block)] += times
+        for block, number in Counter(model.alike).items():
+            self[operation._replace(block=block)] += number * times
 
 
 @dataclass(frozen=True)
