@@ -1,5 +1,6 @@
 """Checks that run before the weights of a model are read. They find errors that would stop the run hours later."""
 
+import logging
 from functools import partial
 from random import Random
 
@@ -13,8 +14,11 @@ from evopress.models.subblocks import SUBBLOCKS
 from evopress.runtime import distributed
 from evopress.search.start_profiles import evenly_spaced_profile
 from evopress.space.choices import Choices
+from evopress.space.memory import MemoryBudget
 from evopress.space.units import Space
 from evopress.targets import jobs_by_target
+
+log = logging.getLogger(__name__)
 
 
 def check_start(job: Job, lm: LanguageModel, space: Space) -> None:
@@ -29,6 +33,7 @@ def check_start(job: Job, lm: LanguageModel, space: Space) -> None:
     if job.data.bos:
         bos_tokens(lm.tokenizer)
     _check_positions(job, lm)
+    _check_context(job, lm)
     planned = PlannedModel(lm=lm, compressor=job.compress, space=space, window=job.data.window)
     check_export_of_model(job.export, planned)
     check_searches(job, lm, space)
@@ -46,6 +51,17 @@ def _check_positions(job: Job, lm: LanguageModel) -> None:
         raise ValueError(
             f"data.window is {job.data.window}, but the model has embeddings for {limit} positions: set it to {limit} "
             "or less"
+        )
+
+
+def _check_context(job: Job, lm: LanguageModel) -> None:
+    """Warn if a budget of memory pays for a longer context than the model was made for."""
+    budget, limit = job.budget, lm.max_context
+    if isinstance(budget, MemoryBudget) and limit is not None and budget.context > limit:
+        log.warning(
+            "budget.context is %d, but the model was made for contexts of up to %d tokens: lower it, unless the engine "
+            "stretches the positions",
+            *(budget.context, limit),
         )
 
 

@@ -139,6 +139,10 @@ MISTAKES = [
     ),
     ("budget=memory budget.target=1KB export.formats=[hf]", "engines take more memory for it than budget.target"),
     ("budget=memory budget.target=9MB budget.also={{target:soon,table:x.json}}", "budget.also.target is 'soon'"),
+    (
+        "budget=memory budget.target=1KB budget.context=99999",
+        "budget.context is 99999, but the model was made for contexts of up to",
+    ),
     ("budget.metric=latency", "use budget=latency budget.target=20ms budget.table=FILE"),
     ("compress=drop search=owl", "search=owl assigns sparsities: use it with budget=sparsity50"),
     ("search=shortgpt", "this search scores drops: use it with compress=drop"),
