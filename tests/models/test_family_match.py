@@ -10,6 +10,7 @@ from evopress.models.families import FAMILIES as KNOWN
 from evopress.models.families import Family
 from evopress.models.family_match import detect_family, missing_parts
 from evopress.models.loading import wrap_model
+from evopress.models.source import ModelSource
 from evopress.space.build import FILE_WEIGHT_BYTES, layer_space
 from evopress.space.settings import SpaceSettings
 from tests import plain
@@ -155,6 +156,18 @@ def test_a_layer_that_is_a_linear_layer_in_some_blocks_only_must_not_be_left_out
     model.model.layers[1].mlp.down_proj = torch.nn.Bilinear(8, 16, old.out_features)
     with pytest.raises(ValueError, match=r"leaves out mlp\.down_proj"):
         detect_family(model, "llama")
+
+
+def test_settings_may_name_several_attentions():
+    family = {"layers": [["mlp.down_proj"]], "attention": ["self_attn", "linear_attn"]}
+    settings = ModelSource(name="mixed", path="", family=family).family
+    assert settings.attention == ("self_attn", "linear_attn")
+    lm = tiny("qwen3_next")
+    assert [lm.subblock_path(block, "attention") for block in range(NUM_BLOCKS)] == [
+        "linear_attn",
+        "linear_attn",
+        "self_attn",
+    ]
 
 
 def test_every_block_needs_an_attention_and_an_mlp():
