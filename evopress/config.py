@@ -140,9 +140,10 @@ def _hydra_keys(value: object) -> list[str]:
 
 
 def _one_per_key(details: Sequence[ErrorDetails]) -> list[ErrorDetails]:
-    """The errors with the places of settings alone. A setting of several types has one error per type; one is enough.
+    """One error per setting. Pydantic reports a setting that may have several types once for each of them.
 
-    That is the error of the type that the value has, or else the first.
+    The error that is kept is that of the type that the value has, or else the first. The place of an error then names
+    only the setting, without a type.
     """
     by_place: dict[tuple[str | int, ...], ErrorDetails] = {}
     for detail in details:

@@ -147,7 +147,7 @@ class Job:
         self.tracker.check()
 
     def _check_budget(self) -> None:
-        """Raise ValueError for a target that no profile can have, or that does not tell levels apart."""
+        """Raise ValueError for a target that no profile can meet, or a metric in which some levels are equal."""
         low, high = self.compress.span
         levels_key = "compress" if isinstance(self.compress, Drop) else self.compress.levels_key
         if self.space.drops != "none":  # every part of the model may be dropped
@@ -162,10 +162,10 @@ class Job:
             )
 
     def _check_memory(self, budget: MemoryBudget) -> None:
-        """Raise ValueError if the budget does not fit the formats or the targets. Warn of formats that take more."""
+        """Raise ValueError if the budget does not fit the formats or the targets. Warn of formats that need more."""
         check_cache_type(self.export, budget.kv)
         if budget.also is not None and self.targets:
-            raise ValueError("budget.also holds with a single target: remove targets, or set budget.also=null")
+            raise ValueError("budget.also works only with a single target: remove targets, or set budget.also=null")
         decoded = [one.name for one in chosen_formats(self.export) if not one.packs_levels]
         if decoded and not isinstance(self.compress, Drop):
             log.warning(

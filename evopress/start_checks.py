@@ -55,12 +55,12 @@ def _check_positions(job: Job, lm: LanguageModel) -> None:
 
 
 def _check_context(job: Job, lm: LanguageModel) -> None:
-    """Warn if a budget of memory pays for a longer context than the model was made for."""
+    """Warn if a budget of memory has a longer context than the model was made for."""
     budget, limit = job.budget, lm.max_context
     if isinstance(budget, MemoryBudget) and limit is not None and budget.context > limit:
         log.warning(
-            "budget.context is %d, but the model was made for contexts of up to %d tokens: lower it, unless the engine "
-            "stretches the positions",
+            "budget.context is %d, but the model was made for contexts of up to %d tokens: lower budget.context, "
+            "unless the engine scales the positions",
             *(budget.context, limit),
         )
 

@@ -125,17 +125,17 @@ MISTAKES = [
     ),
     (
         "compress=drop budget=memory budget.target=7MB budget.reserve=0 search=brute_force",
-        "search=brute_force counts dropped units: use it with budget=drop25",
+        "search=brute_force counts dropped units, but budget.metric is memory: use a budget such as budget=drop25",
     ),
     (
         "compress=drop budget=memory budget.target=7MB budget.reserve=0 search=cosine_window",
-        "this search drops a given number of blocks: use it with budget=drop25",
+        "this search drops a given number of blocks, but budget.metric is memory: use a budget such as budget=drop25",
     ),
-    ("budget=latency budget.target=20ms budget.table=/nowhere.json", "stages=[plan] measures it on this machine"),
+    ("budget=latency budget.target=20ms budget.table=/nowhere.json", "run with stages=[plan] to measure it"),
     ("budget=latency budget.target=fast budget.table=x.json", "'fast' is not a time: write for example 20ms"),
     (
         "budget=memory budget.target=9MB budget.also={{target:1s,table:x.json}} targets=[8MB,9MB]",
-        "budget.also holds with a single target: remove targets",
+        "budget.also works only with a single target: remove targets",
     ),
     ("budget=memory budget.target=1KB export.formats=[hf]", "engines take more memory for it than budget.target"),
     ("budget=memory budget.target=9MB budget.also={{target:soon,table:x.json}}", "budget.also.target is 'soon'"),

@@ -99,7 +99,7 @@ class Compressor(ABC):
 
     @property
     def needs_size_budget(self) -> bool:
-        """Whether some levels of a layer have the same cost in `metric`, so that only their bytes tell them apart."""
+        """Whether some levels of a layer have the same cost in `metric`, so that they differ only in bytes."""
         return False
 
     @property
@@ -171,5 +171,5 @@ class Compressor(ABC):
         """All levels of all layers of the group, solved together, in the order of `levels`."""
 
     def compress_sample(self, group: LayerGroup) -> CompressedGroup:
-        """Levels of random weights of layers that do not exist, for estimates of time."""
+        """Levels of layers with random weights, for estimates of time."""
         return self.compress(group)

@@ -15,9 +15,10 @@ NAME = "libggml-base"
 
 
 def library_path(setting: str | None) -> Path:
-    """The file of the library: the one of the setting, or that of llama-cpp-python in this environment.
+    """The file of the library.
 
-    A setting may name the file or a folder that contains it. Raises ValueError if there is none.
+    `setting` is this file or a folder that contains it. None finds llama-cpp-python in this environment. Raises
+    ValueError if there is no such file.
     """
     if setting is None:
         package = importlib.util.find_spec("llama_cpp")
@@ -27,10 +28,11 @@ def library_path(setting: str | None) -> Path:
         path = Path(setting)
         found = [path] if path.is_file() else _libraries(path)
     if not found:
-        where = "this environment has no llama-cpp-python" if setting is None else f"there is none in {setting}"
+        where = "this environment has no llama-cpp-python" if setting is None else f"{setting} does not contain it"
         raise ValueError(
-            f"compress.types contains I types, which need ggml's library, and {where}: set compress.ggml_library to "
-            "the folder of an installed llama-cpp-python, pip install llama-cpp-python, or take K types"
+            f"compress.types contains I types, which need ggml's library, but {where}: set compress.ggml_library to "
+            "the folder of an installed llama-cpp-python, run pip install llama-cpp-python, or list only other types "
+            "in compress.types"
         )
     return found[0]
 

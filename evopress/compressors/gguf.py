@@ -50,8 +50,8 @@ class GGUF(Compressor):
     GPTQ. `ggml_library` is the library, or a folder that contains it; None finds llama-cpp-python in this environment.
 
     `imatrix` is a file of `llama-imatrix`. The power of the inputs, which weighs errors in the search of grids and in
-    I types, then comes from it. Layers that it lacks, such as embeddings, have the power of the calibration text. GPTQ
-    always uses the calibration text.
+    I types, then comes from this file. Layers that are not in it, such as embeddings, use the power of the calibration
+    text. GPTQ always uses the calibration text.
 
     With `embeddings`, the embeddings and the head are units as well. `damp` is the damping as a share of the Hessian's
     mean diagonal. The next block is calibrated on the outputs of `propagate_type`. A layer without this level uses the

@@ -122,8 +122,8 @@ class GPTQ(IntegerLevels):
 class _HessianParts:
     """What a sweep and a refit need of the damped Hessian.
 
-    U is the factor of its inverse, with columns permuted by `order`. `power` is its diagonal, and `scaled`, which only
-    the refit needs, is the Hessian divided by the largest power; both in the original order.
+    U is the factor of its inverse, with columns permuted by `order`. `power` is its diagonal. `scaled` is the Hessian
+    divided by the largest power; only the refit needs it. Both are in the original order.
     """
 
     U: Tensor
@@ -133,7 +133,7 @@ class _HessianParts:
 
 
 def _scaled(H: Tensor, power: Tensor) -> Tensor:
-    """H with another diagonal, divided by the largest entry of it. This keeps sums within the range of the type."""
+    """H with the diagonal `power`, divided by its largest entry. This keeps sums within the range of the type."""
     scaled = H.clone()
     scaled.diagonal().copy_(power)
     return scaled.div_(power.amax())

@@ -15,18 +15,20 @@ class IntegerFormat(NamedTuple):
 
 
 def group_sizes_of(cols: int, sizes: int | tuple[int, ...]) -> tuple[int, ...]:
-    """The sizes for a layer with `cols` inputs. Several must all fit; a single one may be replaced by a smaller one.
+    """The sizes for a layer with `cols` inputs. If there are several, all must divide `cols`.
+
+    A single size that does not divide `cols` is replaced by a smaller one.
 
     Raises:
-        ValueError: A size does not divide `cols`, and there is no other.
+        ValueError: One of several sizes does not divide `cols`, or there is no size to replace a single one.
     """
     if isinstance(sizes, int):
         return (fitting_group_size(cols, sizes),)
     wrong = [size for size in sizes if cols % size]
     if wrong:
         raise ValueError(
-            f"compress.group_size lists {wrong[0]}, which does not divide the {cols} inputs of a layer: use divisors "
-            f"of {cols}, or a single size"
+            f"compress.group_size lists {wrong[0]}, which does not divide the {cols} inputs of a layer: list divisors "
+            f"of {cols}, or set compress.group_size to a single number"
         )
     return sizes
 

@@ -26,7 +26,7 @@ EMBEDDINGS = "model.embed_tokens"
 DENSE_BITS = 16.0
 
 MOST_ERROR = 1.0
-"""A level that loses a larger share of a weight's energy is worse than zeros, and probably of another model."""
+"""A level that loses a larger share of a weight's energy is worse than zeros, and is probably from another model."""
 
 MOST_CHANGE = 0.05
 """Norms and biases of a source may differ from those of the model by this much, relative to them."""
@@ -36,8 +36,8 @@ MOST_CHANGE = 0.05
 class Imported(Compressor):
     """Takes the levels from the checkpoints in `sources`: GGUF files, or folders of compressed-tensors, GPTQ or AWQ.
 
-    Every source is a level, with its name as the label. The levels of a layer are ordered by their bytes, and those of
-    layers that are not compressed in a source lack this level. Costs and values count bits with scales. Embeddings and
+    Every source is a level, with its name as the label. The levels of a layer are ordered by their bytes. If a layer is
+    not compressed in a source, it does not have this level. Costs and values count bits with scales. Embeddings and
     head are units if some source has compressed them. No calibration text is used.
 
     It is the only compressor that reads files. The sources are opened when they are first needed.
@@ -99,7 +99,9 @@ class Imported(Compressor):
                 if stored is None:
                     continue
                 if stored.shape != tensor.shape:
-                    raise source.error(name, f"has the shape {list(stored.shape)}, not {list(tensor.shape)}")
+                    raise source.error(
+                        name, f"has the shape {list(stored.shape)}, but in the model it has {list(tensor.shape)}"
+                    )
                 change = float((stored.float() - tensor.detach().cpu().float()).norm())
                 if change > MOST_CHANGE * float(tensor.detach().float().norm()):
                     raise source.error(
@@ -142,7 +144,7 @@ class Imported(Compressor):
         return CompressedGroup(levels, errors, tuple(self._notes(group, errors)))
 
     def compress_sample(self, group: LayerGroup) -> CompressedGroup:
-        """Two widths of integers, which take about as long to decode."""
+        """Levels of two widths of integers, which take about as long to decode as those of the sources."""
         return RTN(bits=(8, 4)).compress(group)
 
     def _notes(self, group: LayerGroup, errors: Sequence[Sequence[float]]) -> Iterator[str]:

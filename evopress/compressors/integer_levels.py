@@ -47,10 +47,9 @@ class IntegerLevels(Compressor):
     `bits` are the widths. If `group_size` does not divide the columns of a layer, the layer uses the largest smaller
     size of 128, 64, 32 and 16 that does. `group_size` may also be a list of sizes, which must divide the columns of all
     layers. Then there is a level for each width and each size. Level 0 takes the most bytes. `symmetric` grids have no
-    zero points. `range` decides
-    where the grids end: `minmax` at the smallest and the largest weight, `mse` where the squared error is least, and
-    `hessian` where the squared error is least if each column is weighted by the power of its inputs, which is the
-    diagonal of the Hessian.
+    zero points. `range` decides where the grids end: `minmax` at the smallest and the largest weight, `mse` where the
+    squared error is least, and `hessian` where the squared error is least if each column is weighted by the power of
+    its inputs, which is the diagonal of the Hessian.
     """
 
     metric: ClassVar[Metric] = "bits"
@@ -112,7 +111,7 @@ class IntegerLevels(Compressor):
         return sorted(formats, key=self._bits_per_weight, reverse=True)
 
     def passes(self, rows: Tensor) -> list[tuple[Sequence[int], int]]:
-        """The widths that are solved at once, and the group size, of each pass over `rows` (rows, cols)."""
+        """For each pass over `rows` (rows, cols), the widths that it solves and their group size."""
         sizes = group_sizes_of(rows.shape[1], self.group_size)
         return [(bits, size) for size in sizes for bits in split_levels(self.bits, rows)]
 

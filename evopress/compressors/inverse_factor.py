@@ -34,9 +34,9 @@ def column_order(H: Tensor, *, by_power: bool) -> Tensor:
 def factor_inverse(H: Tensor, *, damp: float, order: Tensor | None = None) -> InverseFactor:
     """Factor the inverse of a Hessian H (cols, cols), damped by `damp` times its mean diagonal.
 
-    With `order`, rows and columns are permuted first. H is not changed; in addition, there are at most 1.75 matrices of
-    its size at once. If the factorisation fails, it is repeated in float64, and then with 10, 100 and 1000 times the
-    damping. If these fail as well, U is None. Each attempt waits for a GPU once.
+    With `order`, rows and columns are permuted first. H is not changed. Besides H, this needs at most the memory of
+    1.75 matrices of its size. If the factorisation fails, it is repeated in float64, and then with 10, 100 and 1000
+    times the damping. If these fail as well, U is None. Each attempt waits for a GPU once.
 
     Raises:
         ValueError: H is not finite.
@@ -70,7 +70,7 @@ def _is_finite(A: Tensor) -> Tensor:
 
 
 def _upper_factor_of_inverse(H: Tensor, *, order: Tensor, diagonal: Tensor) -> tuple[Tensor, Tensor]:
-    """U = M⁻¹, where the permuted H with this diagonal is M Mᵀ and M is upper triangular; and whether this succeeded.
+    """U = M⁻¹, and whether this succeeded. M Mᵀ is the permuted H with this diagonal, and M is upper triangular.
 
     With rows and columns in reverse order, M is the lower Cholesky factor. This takes half the work of factoring the
     inverse of H, and it is more accurate, because the inverse itself is never computed. All steps share one matrix.

@@ -27,8 +27,8 @@ def refit_scales(
         rows: Dense weights (rows, cols).
         steps: Codes minus zero points, as floats, (cols, lanes), with lanes ordered by level, then row.
         scale: (groups, lanes), as stored.
-        H: Hessian (cols, cols), positive definite. Its entries must not be so large that sums leave the range of the
-            type.
+        H: Hessian (cols, cols), positive definite. Its entries must be small enough that sums stay within the range of
+            the type.
         scale_dtype: Type in which the scales are stored.
 
     Returns:

@@ -23,7 +23,7 @@ def check_engine(settings: Eval, export: Export) -> None:
         is_installed = has_module(python, engine)
     except OSError as error:
         raise ValueError(
-            f"eval.engine_python is {python}, which cannot be run ({error.strerror}): give the Python of an "
+            f"eval.engine_python is {python}, which cannot be run ({error.strerror}): set it to the Python of an "
             f"environment that has {engine.title}, such as .engines/{settings.engine}/bin/python"
         ) from error
     if not is_installed:
@@ -35,7 +35,7 @@ def check_engine(settings: Eval, export: Export) -> None:
 
 
 def loaded_format(engine: str, export: Export) -> Format:
-    """The first of the chosen formats that the engine loads; one that packs levels if there is one.
+    """The first of the chosen formats that the engine loads. Formats that pack levels come before others.
 
     Raises ValueError if there is none.
     """
@@ -45,7 +45,10 @@ def loaded_format(engine: str, export: Export) -> Format:
         return next((one for one in fitting if one.packs_levels), fitting[0])
     names = [cls.name for cls in registered_formats() if engine in cls.engines]
     if any(one.name in names for one in chosen):  # compressed_tensors for another engine
-        raise ValueError(f"eval.engine={engine} loads compressed_tensors only with export.engine={engine}: set it")
+        raise ValueError(
+            f"eval.engine={engine} cannot load compressed_tensors that is written for another engine: set "
+            f"export.engine={engine}"
+        )
     raise ValueError(
         f"eval.engine={engine} runs an exported checkpoint, but none of export.formats={export.formats} is one that "
         f"{ENGINES[engine].title} loads: add one of {', '.join(names)}"

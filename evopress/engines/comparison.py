@@ -28,9 +28,9 @@ Measurements = dict[str, float | str | None]
 
 @dataclass(frozen=True, kw_only=True)
 class EngineComparison:
-    """What is measured where: models on token `windows`, in the engine of the settings.
+    """Measures models on token `windows`, in the engine of the settings.
 
-    Checkpoints of the dense and the uniform model are written into `scratch`, and deleted when they are measured.
+    Checkpoints of the dense and the uniform model are written into `scratch`, and deleted after they are measured.
     """
 
     settings: Eval
@@ -52,9 +52,9 @@ class EngineComparison:
         """The entry `engine` of `results.json`.
 
         Args:
-            name: the name of the exported model in the results.
-            exported: the folder that holds a folder for each exported format.
-            uniform: the model to compare it with. The dense model is measured too.
+            name: Name of the exported model in the results.
+            exported: Folder that contains a folder for each exported format.
+            uniform: The model to compare it with. The dense model is measured too.
         """
         dense = replace(uniform, space=Space(()), profile=(), weights=None)
         models = {
@@ -76,7 +76,7 @@ class EngineComparison:
         return dense_format
 
     def _measure_unwritten(self, name: str, model: SearchedModel, checkpoint_format: Format) -> Measurements:
-        """Write a checkpoint for a moment and measure it. It is not verified."""
+        """Write a checkpoint, measure it and delete it. It is not verified."""
         remove_leftovers(self.scratch, ".engine-*")
         with tempfile.TemporaryDirectory(prefix=".engine-", dir=self.scratch) as folder:
             try:
@@ -91,7 +91,7 @@ class EngineComparison:
 
     def _measure_folder(self, name: str, folder: Path, checkpoint_format: Format) -> Measurements:
         title = ENGINES[self.engine].title
-        log.info("%s measures the %s model", title, name)
+        log.info("measuring the %s model in %s", name, title)
         weights = [file for pattern in ("*.safetensors", "*.gguf") for file in folder.glob(pattern)]
         request: Mapping[str, object] = {
             "path": str(checkpoint_format.path_for_engine(folder)),

@@ -17,4 +17,4 @@ ENGINES: Mapping[str, Engine] = {
     "llama_cpp": Engine("llama.cpp", "llama_cpp", "llama-cpp-python numpy"),
     "vllm": Engine("vLLM", "vllm", "vllm"),
 }
-"""The values of `eval.engine`. The formats that an engine loads name it, see `Format.engines`."""
+"""The values of `eval.engine`. `Format.engines` says which of them load a format."""

@@ -84,7 +84,7 @@ class LlamaCpp:
         return found
 
     def _log_likelihoods_of(self, targets: list[int], start: int) -> list[float]:
-        """Those of `targets`, the first of which follows position `start`."""
+        """The log-likelihoods of `targets`, the first of which follows position `start`."""
         np = self.numpy
         logits = np.asarray(self.model.scores[start : start + len(targets)], dtype=np.float64)
         logits = logits - logits.max(axis=1, keepdims=True)

@@ -13,7 +13,7 @@ from evopress.evaluation.eval_settings import Eval
 PROGRAM = Path(__file__).with_name("measure_checkpoint.py")
 
 LAST_LINES = 8
-"""Lines of a failed program that its error repeats."""
+"""Lines at the end of a failed program's output that the error quotes."""
 
 
 class EngineError(Exception):
@@ -40,4 +40,4 @@ def run_program(python: str, engine: str, request: Mapping[str, object]) -> dict
     if done.returncode == 0 and lines and lines[-1].startswith("RESULT "):
         return json.loads(lines[-1].removeprefix("RESULT "))
     output = "\n".join([*lines, *done.stderr.splitlines()][-LAST_LINES:])
-    raise EngineError(f"the program ended with {done.returncode}:\n{output}")
+    raise EngineError(f"the program ended with exit status {done.returncode}:\n{output}")

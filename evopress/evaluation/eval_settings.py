@@ -34,7 +34,7 @@ class Eval:
             of eight questions, and an empty list shows none.
         log_samples: Whether every prompt and answer is written to the run directory.
         engine: The inference engine that measures the exported, the uniform and the dense model: perplexity, memory
-            and speed. None measures them in no engine.
+            and speed. None: no engine is run.
         engine_python: The Python of the environment in which the engine is installed. None is the Python that runs
             evopress.
         engine_tokens: Tokens of the test split that the engine reads, rounded up to whole windows. None reads all.

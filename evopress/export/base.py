@@ -54,7 +54,7 @@ class Format(ABC):
     """Whether levels are stored in packed form, with the sizes that the space gives. Dense formats decode them."""
 
     cache_types: tuple[str, ...] = ("f16", "bf16", "fp8")
-    """The types of the cache of keys and values that its engine has, of `CACHE_TYPES`. The default is what vLLM has."""
+    """The types of `CACHE_TYPES` that its engine has for the cache of keys and values. The default is those of vLLM."""
 
     commands: tuple[str, ...]
     """Shell commands that load the checkpoint, with a placeholder `{folder}`."""
@@ -66,7 +66,7 @@ class Format(ABC):
     """Tags under which the hub finds the format."""
 
     remark: str = ""
-    """What to know when the checkpoint is loaded, for the model card."""
+    """What users should know when they load the checkpoint, for the model card."""
 
     engines: tuple[str, ...] = ()
     """The values of `eval.engine` that can measure a checkpoint of the format."""
@@ -75,7 +75,7 @@ class Format(ABC):
     """The format in which the same engine loads the dense model, to compare the two."""
 
     ships_code: ClassVar[bool] = False
-    """Whether engines have to trust code in the checkpoint, which the format wrote."""
+    """Whether the format writes code into the checkpoint, which engines have to trust."""
 
     @classmethod
     def from_settings(cls, settings: Export) -> Self:

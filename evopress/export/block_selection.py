@@ -35,7 +35,7 @@ def tensors_of_blocks(by_name: Mapping[str, T], lm: ModelStructure, *, blocks: S
 def config_of_blocks(config: PretrainedConfig, num_blocks: int, *, blocks: Sequence[int]) -> PretrainedConfig:
     """The configuration of a model that keeps only these of its `num_blocks` blocks.
 
-    Lists with an entry per block keep only the entries of these blocks, and lists of blocks have their new numbers. If
+    Lists with an entry per block keep only the entries of these blocks. Lists of block numbers get the new numbers. If
     the blocks belong to a text model inside the model, its part of the configuration is changed.
     """
     text = config.get_text_config()

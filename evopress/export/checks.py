@@ -43,22 +43,22 @@ def check_export_of_model(settings: Export, planned: PlannedModel) -> None:
 
 
 def check_cache_type(settings: Export, kv: str) -> None:
-    """Check that the engine of every format has a type of the key-value cache.
+    """Check that the engine of every format has the type `kv` of the key-value cache.
 
     Raises:
-        UnsupportedExportError: An engine lacks it.
+        UnsupportedExportError: An engine does not have it.
     """
     for checkpoint_format in chosen_formats(settings):
         known = checkpoint_format.cache_types
         if kv not in known:
             raise UnsupportedExportError(
-                f"budget.kv is {kv}, but the engine of export.formats=[{checkpoint_format.name}] has no such cache: "
+                f"budget.kv is {kv}, but the engine of export.formats=[{checkpoint_format.name}] has no such type: "
                 f"set budget.kv to one of {', '.join(known)}"
             )
 
 
 def cache_types_of(settings: Export) -> tuple[str, ...]:
-    """The types of the key-value cache that the engines of all formats have. Without formats, the engine may be any."""
+    """The types of the key-value cache that the engines of all formats have. Without formats, those of any engine."""
     formats = chosen_formats(settings)
     return tuple(kv for kv in CACHE_TYPES if all(kv in chosen.cache_types for chosen in formats))
 
@@ -73,7 +73,7 @@ def fixed_bytes(settings: Export, lm: LanguageModel, space: Space) -> int:
 
 
 def fixed_tensor_bytes(settings: Export, structure: ModelStructure, space: Space) -> int:
-    """The same without headers: what an engine has in memory. Needs no tokenizer."""
+    """The same as `fixed_bytes` but without headers: what an engine has in memory. Needs no tokenizer."""
     sizes = _packed_sizes(settings, untokenized(structure), space, size_of=_tensor_bytes)
     return max(sizes, default=space.fixed_bytes)
 

@@ -23,7 +23,7 @@ class StoredLayer:
 class Source(ABC):
     """A checkpoint of a model, some of whose layers are compressed. Layers have their names in transformers.
 
-    Opening one reads its header. Errors are ValueErrors, which name the file and the tensor.
+    The header is read when a source is opened. Errors are ValueErrors that name the file and the tensor.
     """
 
     form: ClassVar[str]
@@ -48,7 +48,7 @@ class Source(ABC):
     @property
     @abstractmethod
     def integers(self) -> Collection[tuple[int, bool]]:
-        """The widths of its integer codes, each with whether there are no zero points. Empty without such codes."""
+        """Pairs of a width of its integer codes and whether they are symmetric. Empty if it has no such codes."""
 
     @property
     def scale_types(self) -> Collection[torch.dtype]:

@@ -157,7 +157,7 @@ class CompressedTensorsFolder(Source):
 
 
 def _matches(target: str, layer: str) -> bool:
-    """Whether a target names a layer: by its name, by a regular expression after `re:`, or as one of all layers."""
+    """Whether a target names a layer: by its name, by a regular expression after `re:`, or because it names all."""
     if target.startswith("re:"):
         return re.match(target.removeprefix("re:"), layer) is not None
     return target in (layer, "Linear")

@@ -19,7 +19,7 @@ ARCHITECTURES = ("llama", "qwen2", "qwen3")
 PLAIN_TYPES = ("F32", "F16", "BF16")
 
 HEADS = {"attn_q": "head_count", "attn_k": "head_count_kv"}
-"""The key of the number of heads, for layers whose rows are in another order in files of the architecture llama."""
+"""The key of the number of heads, for layers whose rows have another order in files of the architecture llama."""
 
 
 class GGUFSource(Source):
@@ -31,7 +31,7 @@ class GGUFSource(Source):
         super().__init__(path)
         if self._architecture not in ARCHITECTURES:
             raise ValueError(
-                f"compress.sources: {path} has the architecture {self._architecture!r}: files of "
+                f"compress.sources: {path} has the architecture {self._architecture!r}, but only files of "
                 f"{', '.join(ARCHITECTURES)} can be imported"
             )
 

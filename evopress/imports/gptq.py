@@ -1,8 +1,8 @@
 """Checkpoints of GPTQ and AWQ tools (AutoGPTQ, GPTQModel, AutoAWQ, AutoRound): `qweight`, `qzeros`, `scales`.
 
-GPTQ packs the codes of an output along the inputs, and the zero points of a group along the outputs; the zero points in
+GPTQ packs the codes of an output along the inputs, and the zero points of a group along the outputs. The zero points in
 the file are smaller by one, except in the checkpoint format gptq_v2. AWQ packs both along the outputs, in words of
-eight codes that hold outputs 0, 2, 4, 6, 1, 3, 5 and 7 from the lowest bits on.
+eight codes, which belong to outputs 0, 2, 4, 6, 1, 3, 5 and 7, from the lowest bits on.
 
 Source: `auto_gptq/nn_modules/qlinear`, `awq/utils/packing_utils.py`.
 """
@@ -25,7 +25,7 @@ AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
 class QweightFolder(Source):
-    """What both layouts have in common. `plus_one` says whether stored zero points are smaller by one."""
+    """What both layouts have in common. `plus_one`: the stored zero points are smaller by one."""
 
     def __init__(self, path: Path, settings: Mapping[str, Any], *, plus_one: bool = False):
         super().__init__(path)

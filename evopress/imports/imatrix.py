@@ -27,9 +27,9 @@ def read_imatrix(path: str) -> dict[str, Tensor]:
     try:
         from gguf import GGUFReader  # optional package
     except ImportError as error:
-        raise ValueError("compress.imatrix needs a package: pip install 'evopress[gguf]'") from error
+        raise ValueError("compress.imatrix needs the package gguf: pip install 'evopress[gguf]'") from error
     if not Path(path).is_file():
-        raise ValueError(f"compress.imatrix is {path!r}, which is not a file")
+        raise ValueError(f"compress.imatrix is {path!r}, which is not a file: set it to a file of llama-imatrix")
     try:
         tensors = {tensor.name: torch.tensor(tensor.data).float() for tensor in GGUFReader(path).tensors}
     except Exception as error:  # a damaged file can raise errors of many types
@@ -39,7 +39,10 @@ def read_imatrix(path: str) -> dict[str, Tensor]:
         ) from error
     sums = {name.removesuffix(".in_sum2"): tensor for name, tensor in tensors.items() if name.endswith(".in_sum2")}
     if not sums:
-        raise ValueError(f"compress.imatrix: {path} has no tensor that ends in .in_sum2, so it is no importance matrix")
+        raise ValueError(
+            f"compress.imatrix: {path} has no tensor whose name ends in .in_sum2, so it is not an importance matrix: "
+            "set compress.imatrix to a file of llama-imatrix"
+        )
     return {name: _mean(path, name, total.flatten(), tensors.get(f"{name}.counts")) for name, total in sums.items()}
 
 
@@ -66,5 +69,8 @@ def power_of(path: str, layer: str, cols: int) -> Tensor | None:
     name = _names().get_name(f"{layer}.weight", try_suffixes=(".weight",))
     power = means.get(name or "")
     if power is not None and len(power) != cols:
-        raise ValueError(f"compress.imatrix: {name} of {path} has {len(power)} inputs, but {layer} has {cols}")
+        raise ValueError(
+            f"compress.imatrix: {name} of {path} has {len(power)} inputs, but {layer} has {cols}: use a file that was "
+            "made for this model"
+        )
     return power

@@ -1,4 +1,4 @@
-"""Opens checkpoints, and gives each a short name."""
+"""Opens checkpoints, and gives each of them a short name."""
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -13,10 +13,10 @@ from evopress.runtime.json_files import read_json
 
 
 def open_sources(paths: Sequence[str]) -> dict[str, Source]:
-    """The checkpoints by the end of their path that distinguishes them. Raises ValueError if one cannot be imported."""
+    """The checkpoints by a short name, the end of the path. Raises ValueError if one of them cannot be imported."""
     resolved = [Path(path).resolve() for path in paths]
     if len(set(resolved)) < len(resolved):
-        raise ValueError("compress.sources names a checkpoint twice: name each once")
+        raise ValueError("compress.sources names a checkpoint twice: name each checkpoint once")
     names = [path.stem if path.suffix == ".gguf" else path.name for path in resolved]
     depth = 1
     while len(set(names)) < len(names):
@@ -37,12 +37,18 @@ def _opened(path: Path, version: tuple[tuple[str, int, int], ...]) -> Source:
     if path.is_file() and path.suffix == ".gguf":
         return GGUFSource(path)
     if not path.is_dir():
-        raise ValueError(f"compress.sources: {path} is neither a GGUF file nor a folder")
+        raise ValueError(
+            f"compress.sources: {path} is neither a GGUF file nor a folder: name files that end in .gguf, or folders "
+            "of checkpoints"
+        )
     if (path / "model.gguf").is_file():
         return GGUFSource(path / "model.gguf")
     config = path / "config.json"
     if not config.is_file() or not list(path.glob("*.safetensors")):
-        raise ValueError(f"compress.sources: {path} has no config.json with safetensors files, and no model.gguf")
+        raise ValueError(
+            f"compress.sources: {path} has no config.json with safetensors files, and no model.gguf: name a folder "
+            "that has either"
+        )
     try:
         settings = dict(read_json(config)).get("quantization_config")
         source = _of_settings(path, settings)
@@ -52,11 +58,13 @@ def _opened(path: Path, version: tuple[tuple[str, int, int], ...]) -> Source:
     if source is None:
         what = f"packed by {settings.get('quant_method')!r}" if settings else "not compressed"
         raise ValueError(
-            f"compress.sources: {path} is {what}: GGUF, compressed-tensors, GPTQ, AWQ (gemm, 4 bits) and AutoRound "
-            "with the packing of GPTQ or AWQ can be imported"
+            f"compress.sources: {path} is {what}: name checkpoints of GGUF, compressed-tensors, GPTQ, AWQ (gemm, "
+            "4 bits), or AutoRound with the packing of GPTQ or AWQ"
         )
     if any(not 2 <= bits <= 8 for bits in widths):
-        raise ValueError(f"compress.sources: {path} has codes of {max(widths)} bits, but 2 to 8 can be imported")
+        raise ValueError(
+            f"compress.sources: {path} has codes of {max(widths)} bits, but only codes of 2 to 8 bits can be imported"
+        )
     return source
 
 

@@ -1,4 +1,4 @@
-"""The tensors of a folder of safetensors files. Only those that are asked for are read."""
+"""The tensors in a folder of safetensors files. Each tensor is read when it is needed."""
 
 from functools import cached_property
 from pathlib import Path
@@ -42,7 +42,7 @@ class SafetensorsFiles:
         return name in self._file_of
 
     def scale_types(self, ending: str) -> set[torch.dtype]:
-        """The types of 16 or 32 bits of the tensors whose names end like this."""
+        """The types of the tensors whose names end in `ending`, of those types that have 16 or 32 bits."""
         found = {self.header(name)[1] for name in self._file_of if name.endswith(ending)}
         return {dtype for dtype in found if dtype is not None and dtype.itemsize in (2, 4)}
 

@@ -1,4 +1,4 @@
-"""What the attention of every block keeps of the tokens that it has seen: its cache of keys and values."""
+"""The cache of keys and values of each attention: what it keeps of the tokens that it has seen."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ WINDOW_KEYS = {"sliding_attention": "sliding_window", "chunked_attention": "atte
 
 @dataclass(frozen=True)
 class AttentionCache:
-    """The cache of one attention: `num_values` numbers per token, of the last `window` tokens (None: of all)."""
+    """The cache of one attention: `num_values` numbers for each of the last `window` tokens (None: all tokens)."""
 
     num_values: int
     window: int | None
@@ -22,7 +22,7 @@ NO_CACHE = AttentionCache(0, None)
 def attention_caches(model: ModelStructure) -> list[AttentionCache]:
     """The cache of each block, from the configuration of the model. Blocks without an attention have none.
 
-    Multi-head latent attention (DeepSeek) counts the latent vector and the rotary part of the keys, as engines do.
+    Of multi-head latent attention (DeepSeek), the latent vector and the rotary part of the keys count, as in engines.
     """
     config = model.text_config
     _, kv_heads, head_dim = head_shape(model)
@@ -42,7 +42,7 @@ def attention_caches(model: ModelStructure) -> list[AttentionCache]:
 
 
 def head_shape(model: ModelStructure) -> tuple[int, int, int]:
-    """The number of heads of an attention, that of its keys and values, and the width of a head."""
+    """The number of heads of an attention, the number of heads of its keys and values, and the width of a head."""
     config = model.text_config
     heads = config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads

@@ -1,4 +1,4 @@
-"""Finds the parts of a family in one block. Blocks of a model may differ, so a block has only some of the paths."""
+"""Finds the parts of a family in one block. Blocks may differ, so a block may have only some of the paths."""
 
 from torch.nn import Linear, Module
 

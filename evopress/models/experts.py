@@ -1,7 +1,7 @@
 """Unpacks mixtures of experts, so that every matrix of every expert is a linear layer like any other.
 
-transformers stores the experts of a block as two tensors. Most checkpoints and inference engines name one matrix per
-expert. `unpack_experts` gives the modules in memory such names. Routers are not changed.
+transformers stores the experts of a block as two tensors in memory. Most checkpoints and inference engines have one
+matrix per expert. `unpack_experts` gives the modules in memory these matrices and names. Routers are not changed.
 """
 
 from collections.abc import Callable, Mapping
@@ -58,9 +58,9 @@ class Experts(ModuleList):
 
 
 class ExpertsOfScaledTokens(ModuleList):
-    """Replaces the packed experts of Llama 4, which get every token once per expert, times its weight for this expert.
+    """Replaces the packed experts of Llama 4. Each expert gets all tokens, multiplied by their weights for this expert.
 
-    The weight of an expert that was not chosen is 0. Such a token is not computed: its output is 0 as well.
+    The weight is 0 if the expert was not chosen for a token. Then nothing is computed, because the output is 0 as well.
     """
 
     def forward(self, hidden_states: Float[Tensor, "experts*tokens hidden"]) -> Float[Tensor, "experts*tokens hidden"]:
@@ -110,15 +110,15 @@ def clamped_gated(gate: Tensor, up: Tensor, *, alpha: float, limit: float) -> Te
 
 
 def _has_layout(module: Module, layout: PackedLayout) -> bool:
-    """Whether the layout is the one that the module's class states, if it does. Shapes alone may fit several."""
+    """Whether the module's class states this layout, or none. Shapes alone may fit several layouts."""
     transposed, concatenated = (getattr(module, name, None) for name in ("is_transposed", "is_concatenated"))
     return transposed in (None, layout.transposed) and concatenated in (None, not layout.interleaved)
 
 
 def _gate_of(module: Module) -> Gate | None:
-    """The function that combines gate and up outputs in a packed module; None if it is neither of those above.
+    """The function that combines gate and up outputs in a packed module; None if it is neither of the two above.
 
-    The numbers that decide are so large that any clamp shows.
+    The functions are compared on numbers that are large enough for any clamp to have an effect.
     """
     known: dict[str, Any] = vars(module) | dict(module.named_children())
     if "act_fn" in known:

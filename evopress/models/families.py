@@ -7,7 +7,7 @@ Groups = tuple[tuple[str, ...], ...]
 """Local names of the layers of a block, grouped by the input they share."""
 
 Paths = str | tuple[str, ...]
-"""One path, or several of which each block has one."""
+"""One path, or several paths. In the latter case, each block has one of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,9 +18,9 @@ class Family:
     layers, in groups that read the same input and in the order in which they run. A group with `*` in its paths stands
     for one group per expert. Blocks may differ, for example if only some have experts: a block has those of the layers
     that exist in it. `attention` and `mlp` are the modules whose output is added to the residual stream. `kept` maps
-    the parts of a block that stay uncompressed to the reason why. Vectors (norms, biases) always stay
-    uncompressed; every other weight of a block must be in `layers` or in `kept`. Some parts of tensor names are
-    different in the files of a checkpoint: `stored` maps the part of the name in memory to the part in the file.
+    the parts of a block that stay uncompressed to the reason why. Vectors (norms, biases) always stay uncompressed;
+    every other weight of a block must be in `layers` or in `kept`. Some parts of tensor names are different in the
+    files of a checkpoint: `stored` maps the part of the name in memory to the part in the file.
     """
 
     layers: Groups
@@ -78,8 +78,8 @@ QWEN3_NEXT = replace(
     layers=(("linear_attn.in_proj_qkvz",), ("linear_attn.out_proj",), *QWEN2_MOE.layers),
     kept={
         **QWEN2_MOE.kept,
-        "linear_attn.in_proj_ba": "two rows per head: small, and they say how much each head writes and forgets",
-        "linear_attn.conv1d": "a filter of a few weights per channel: small",
+        "linear_attn.in_proj_ba": "small: two rows per head, which decide how much the head writes and forgets",
+        "linear_attn.conv1d": "small: a filter with a few weights per channel",
     },
     attention=("self_attn", "linear_attn"),
 )

@@ -69,7 +69,7 @@ def _distance(model: Module, family: Family) -> tuple[bool, int, int]:
 
 
 def expand_experts(family: Family, model: Module) -> Family:
-    """The family with each group that contains `*` repeated for every expert of the block that has the most."""
+    """The family with each group that contains `*` repeated for every expert of the block that has most experts."""
     layers: list[tuple[str, ...]] = []
     for group in family.layers:
         path, is_expert, _ = group[0].partition(".*")
@@ -81,7 +81,7 @@ def expand_experts(family: Family, model: Module) -> Family:
 
 
 def _existing_part(family: Family, model: Module) -> Family:
-    """The family with only those of its layers and kept parts that some block has."""
+    """The family without layers and kept parts that no block has."""
     blocks = _blocks(model, family)
     existing = {path for block in blocks for group in groups_of(family, block) for path in group}
     groups = (tuple(path for path in group if path in existing) for group in family.layers)
@@ -118,7 +118,7 @@ def missing_parts(model: Module, family: Family) -> list[str]:
 
 
 def unnamed_weights(model: Module, family: Family) -> dict[str, int]:
-    """Sizes, by local name, of the weights that are neither in `layers` nor in `kept`, in the first block with some.
+    """Sizes, by local name, of the weights that are neither in `layers` nor in `kept`, in the first block with any.
 
     Vectors are not included.
     """
@@ -162,7 +162,7 @@ def _check_experts_are_unpacked(model: Module, family: Family, model_type: str) 
     ]
     if packed:
         raise ValueError(
-            f"the model's type is {model_type!r}, and {packed[0]} holds the matrices of all experts of a block, in a "
+            f"the model's type is {model_type!r}, and {packed[0]} holds the matrices of all experts of a block in a "
             f"way that evopress cannot split into one matrix per expert: choose another model with model.path"
         )
 

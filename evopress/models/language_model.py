@@ -80,7 +80,7 @@ class LanguageModel(ModelStructure):
     @property
     def _without_head(self) -> Module:
         """The part of the model that ends before the head, whose logits are large."""
-        base = self.model.base_model  # some classes know none (Llama 4)
+        base = self.model.base_model  # the model itself if its class names no base (Llama 4)
         return base if base is not self.model else self.model.get_submodule(self.family.blocks.rpartition(".")[0])
 
     def run_block(

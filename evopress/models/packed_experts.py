@@ -18,9 +18,10 @@ GATE_UP, DOWN, BIAS = "gate_up_proj", "down_proj", "_bias"
 class PackedLayout:
     """How two tensors hold the matrices of all experts.
 
-    `interleaved`: gate and up rows alternate; otherwise all gate rows come first. `transposed`: (experts, inputs,
-    outputs); otherwise (experts, outputs, inputs). `has_biases`: there are two more tensors, for biases. `in_files`:
-    checkpoints have the packed tensors as well; otherwise they have one matrix per expert, and transformers packs them.
+    `interleaved`: gate and up rows alternate; otherwise all gate rows come first. `transposed`: the shape is (experts,
+    inputs, outputs); otherwise (experts, outputs, inputs). `has_biases`: there are two more tensors, for biases.
+    `in_files`: checkpoints also have the packed tensors; otherwise they have one matrix per expert, and transformers
+    packs them.
     """
 
     interleaved: bool = False

@@ -110,7 +110,7 @@ class ModelStructure:
         return f"{self.block_names[block]}.{local}"
 
     def stored_names(self, names: Iterable[str]) -> list[str]:
-        """The names in the files of a checkpoint of tensors with these names."""
+        """The names that tensors with these names have in the files of a checkpoint."""
         stored = [self._stored_name(name) for name in names]
         return packed_names(stored) if self._layout.in_files else stored
 

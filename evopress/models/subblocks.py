@@ -11,7 +11,7 @@ SUBBLOCKS = ("attention", "mlp")
 """In the order in which they run."""
 
 PAIRS = ("Llama4TextMoe", "GptOssMLP")
-"""Classes of MLPs that return their output and what their router says."""
+"""Classes of MLPs that return their output and that of their router."""
 
 
 def no_op(subblock: str, module: Module, *, layer_idx: int) -> Module:
@@ -49,7 +49,7 @@ class NoOpLinearAttention(Module):
 
 
 class NoOpMLP(Module):
-    """Returns zeros, and no outputs of a router if `returns_pair`."""
+    """Returns zeros; if `returns_pair`, zeros and None in place of the outputs of a router."""
 
     def __init__(self, *, returns_pair: bool):
         super().__init__()

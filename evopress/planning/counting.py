@@ -46,7 +46,7 @@ class EvaluatorCount:
         self.token_equivalents += windows * length * (1 + self.num_block_runs(students) / num_blocks)
         runs_of_blocks = self._runs_of_blocks(students)
         computed: Counter[int] = Counter()
-        for block, runs in zip(self.run.model.alike, runs_of_blocks, strict=False):  # none without students
+        for block, runs in zip(self.run.model.alike, runs_of_blocks, strict=False):  # empty without students
             computed[block] += sum(run.is_computed for run in runs)
         parts = Counter(parts_of(windows, max(1, self.settings.batch_tokens // length)))
         for part, number in parts.items():

@@ -1,7 +1,7 @@
 """Measures the table of a latency budget on this machine: every layer is decoded and multiplied with torch.
 
-An engine that multiplies packed weights is faster, and its times may have another order. For an engine, give a table
-that was measured there.
+An engine that multiplies packed weights is faster, and another level may be its fastest. For an engine, give a table
+that was measured in it.
 """
 
 import logging
@@ -31,7 +31,7 @@ from evopress.space.shapes import LayerShape, layer_shape
 log = logging.getLogger(__name__)
 
 MAX_ROWS, MAX_COLS = 1024, 4096
-"""Larger layers are timed in this size, and their seconds are scaled up by their number of weights."""
+"""Larger layers are timed at this size, and their seconds are scaled up by their number of weights."""
 
 
 def ensure_table(job: Job, budget: LatencyBudget) -> None:

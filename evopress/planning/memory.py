@@ -48,8 +48,8 @@ def memory_of_database(run: PlannedRun) -> tuple[MemoryItem, ...]:
     by_kind = [[(sum(rows), cols) for rows, cols in shapes] for shapes in _shapes_by_kind(run)]
     shapes = [shape for shapes_of_kind in by_kind for shape in shapes_of_kind]
     squares = max(sum(cols**2 for _, cols in shapes_of_kind) for shapes_of_kind in by_kind)
-    summing = 8 * squares  # one of the current tokens, and the running mean
-    solving = 4 * squares + 8 * max(cols**2 for _, cols in shapes)  # the factor, and the scaled one that refits scales
+    summing = 8 * squares  # the Hessian of the current tokens, and the running mean
+    solving = 4 * squares + 8 * max(cols**2 for _, cols in shapes)  # the factor, and the scaled Hessian for the refit
     solved = max(rows * cols * max(1, min(run.num_levels, MAX_ELEMENTS // (rows * cols))) for rows, cols in shapes)
     states = min(run.calibration_state_bytes, run.limit_of_states)
     weighed_tokens = run.weighs_tokens * max(run.job.data.window, run.job.evaluator.batch_tokens)

@@ -39,7 +39,7 @@ class PlannedRun:
 
     @cached_property
     def choices(self) -> Choices:
-        """Reads profiles of the space."""
+        """What reads profiles of the space."""
         return Choices(self.space, self.model)
 
     @property

@@ -37,7 +37,7 @@ class Timeable(NamedTuple):
 
 @dataclass(frozen=True)
 class Sample:
-    """A model in memory, or one with random weights whose blocks of each kind are the same block."""
+    """A model in memory, or a model with random weights in which all blocks of a kind are the same block."""
 
     run: PlannedRun
     lm: LanguageModel

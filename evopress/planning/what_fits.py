@@ -1,6 +1,6 @@
-"""What fits in a memory: the bits per weight that are left for the layers, by context and by type of the cache.
+"""What fits into the memory: the bits per weight that are left for the layers, by context and by type of the cache.
 
-Only the configuration of the model is needed, so the table is there before anything is loaded, and also for budgets
+Only the configuration of the model is needed, so the table is printed before anything is loaded, and also for budgets
 that no profile meets.
 """
 
@@ -24,8 +24,8 @@ def what_fits_text(run: PlannedRun, budget: MemoryBudget) -> str:
     contexts = contexts_around(budget.context, run.model.max_context)
     target, reserve, space = parse_bytes(budget.target), parse_bytes(budget.reserve), run.space
     lines = [
-        f"{in_bytes(target)} hold the weights, the cache of {budget.batch} x context tokens, and budget.reserve, "
-        f"{in_bytes(reserve)}",
+        f"budget.target, {in_bytes(target)}, holds the weights, the cache of {budget.batch} x context tokens, and "
+        f"budget.reserve, {in_bytes(reserve)}",
         f"weights without levels: {in_bytes(space.fixed_bytes)}",
         _meaning(run),
         "",
@@ -59,7 +59,7 @@ def contexts_around(context: int, longest: int | None) -> list[int]:
 def left(space: Space, budget: MemoryBudget, *, is_drop: bool) -> str:
     """What is left for the units: their bits per weight, or the share of them that may be kept if they are dropped.
 
-    Levels without drops keep every cache. A dash stands for less than the smallest levels need.
+    If nothing is dropped, every cache stays. A dash means that even the smallest levels do not fit.
     """
     (cap,) = budget.caps(space)
     if is_drop:
@@ -74,7 +74,7 @@ def left(space: Space, budget: MemoryBudget, *, is_drop: bool) -> str:
 
 
 def _meaning(run: PlannedRun) -> str:
-    """What the numbers of the table are, and the sizes of the levels to compare them with."""
+    """What the numbers in the table mean, and the sizes of the levels to compare them with."""
     if isinstance(run.job.compress, Drop):
         return "left: the share of attentions and MLPs, by their bytes and caches, that can be kept"
     space = run.space
@@ -83,8 +83,8 @@ def _meaning(run: PlannedRun) -> str:
         profile = space.uniform(level)
         bits = 8 * (space.size_bytes(profile) - space.fixed_bytes) / space.num_weights
         levels.append(f"{bits:.2f}")
-    least = " or drops" if run.space.children else ""
+    or_drops = " or drops" if run.space.children else ""
     return (
         f"left: bits per weight, scales included, for the {space.num_weights:,} weights with levels; the levels of "
-        f"compress take {', '.join(levels)} (16: no need to compress, -: only a shorter context{least})"
+        f"compress take {', '.join(levels)} (16: no need to compress, -: needs a shorter context{or_drops})"
     )

@@ -48,7 +48,7 @@ def pareto_points(runs: Sequence[Run], data_set: str) -> list[Point]:
 
 
 def size_axis(runs: Sequence[Run]) -> str:
-    """What the sizes of models are: memory, if that is known of all runs; the file; or bits, if the models differ."""
+    """The unit of sizes: memory if all runs have it, otherwise bytes of the file, or bits if the models differ."""
     if not _have_same_model(runs):
         return BITS
     return MEMORY if all({"uniform", "searched"} <= run.memory.keys() for run in runs) else FILE

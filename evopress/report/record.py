@@ -65,7 +65,7 @@ class Run:
     target: float | str = ""
     achieved: float | None = None
     seconds_per_step: float | None = None
-    """The time of a step of generation, if that is a second budget."""
+    """The time of a step of generation, if there is a second budget of latency."""
     fitness: str = ""
     convention: str = ""
     candidates: Mapping[str, CandidateScores] = field(default_factory=dict)
@@ -79,7 +79,7 @@ class Run:
     """Why the search was stopped before its end: "effort" or "finish"."""
     answers: tuple[Answers, ...] = ()
     engine: str = ""
-    """The engine that measured checkpoints, with its version."""
+    """The engine in which checkpoints were measured, with its version."""
     in_engine: Mapping[str, InEngine] = field(default_factory=dict)
     batches: tuple[EvaluatedBatch, ...] = ()
     tuning: Mapping[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)

@@ -83,7 +83,7 @@ def _amount(run: Run, value: float) -> str:
 
 
 def _remark(run: Run, part: str) -> str:
-    """The same part of the memory of the dense model."""
+    """A remark on how much memory the same part of the dense model takes."""
     dense = run.memory.get("dense", {})
     return f"dense {megabytes(dense[part])} MB" if part in dense and part != "reserve" else ""
 

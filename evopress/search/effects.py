@@ -68,7 +68,7 @@ def with_mean_curvature(space: Space, tables: Sequence[Effects]) -> Effects:
 
 
 def _counting_units(space: Space, table: Effects, last: Effects) -> list[bool]:
-    """Whether an earlier table counts for each unit; the last table counts for all."""
+    """For each unit, whether `table` counts. The last table counts for all units."""
     if table is last:
         return [True] * len(space)
     before, now = as_levels(table.profile), as_levels(last.profile)

@@ -58,8 +58,8 @@ class _Knapsack:
 
     `tops` are the members that are not inside another member. `inside` has the members inside each member that is a
     parent. `extra` has the cost of each level of each unit, minus that of its cheapest level. The cost of keeping a
-    parent includes that of the cheapest levels of the units inside it. `spare` is what the cheapest profile leaves of
-    the cap. Dynamic programming counts costs in units of `step`, rounded up.
+    parent includes that of the cheapest levels of the units inside it. `spare` is the part of the cap that the cheapest
+    profile does not use. Dynamic programming counts costs in units of `step`, rounded up.
     """
 
     tops: tuple[int, ...]

@@ -11,8 +11,8 @@ blocks before it. So each effect can be measured at the current profile::
             dropped; all on one minibatch, averaged with earlier rounds in which the unit was in the same state
         swaps ← per cap, restore the dropped unit that helps most and drop the kept one that hurts least; then the
             second of each, and so on. Under a budget in bytes, only units of equal size are swapped
-        path ← the best swap, the best two, three … made at once; under a budget in bytes also the profile of least
-            summed effects, which may trade attentions for MLPs
+        path ← the best swap, the best two, three … made at once; under a budget in bytes also the profile with the
+            least sum of effects, which may trade attentions for MLPs
         profile ← the fittest of profile and path, all on one fresh minibatch
 """
 
@@ -136,7 +136,7 @@ def path_of_swaps(
 def trades_of_unequal_units(
     space: Space, caps: Sequence[Cap], profile: Profile, *, effects: Mapping[int, float]
 ) -> list[Profile]:
-    """The profile of least summed effects under the caps, if units of different cost are under one cap; else none.
+    """The profile with the least sum of effects under the caps, if a cap has units of different cost; else none.
 
     `effects` are as in `fit_drops_to_caps`.
     """
@@ -149,7 +149,7 @@ def trades_of_unequal_units(
 
 
 def _units_of_equal_cost(space: Space, caps: Sequence[Cap]) -> list[tuple[int, ...]]:
-    """The units under each cap, apart by what it costs to keep them."""
+    """The units under each cap, in groups that cost the same to keep."""
     members: dict[tuple[Cap, int], tuple[int, ...]] = {}
     for cap in caps:
         for index in cap.members:

@@ -13,10 +13,10 @@ Entry = tuple[bool, float, int, int, int, int]
 
 
 class SwitchQueue:
-    """All switches of `units` from `levels`, which `make` changes in place, whose extra cost is in `costs`.
+    """The switches of `units` from `levels` whose extra cost is in `costs`. `make` changes `levels` in place.
 
-    `pop` discards the switches outside its range of costs, so the range may only shrink from call to call, and starts
-    within `costs`.
+    `pop` discards the switches outside its range of costs. So the first range must be within `costs`, and each later
+    one within the one before.
     """
 
     def __init__(

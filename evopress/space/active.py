@@ -1,4 +1,4 @@
-"""The bytes of a mixture of experts that a token uses, apart from those of all experts."""
+"""The bytes that a token uses in a mixture of experts, which are fewer than those of all experts."""
 
 from evopress.models.active_experts import share_of_tokens
 from evopress.models.structure import ModelStructure
@@ -9,7 +9,7 @@ from evopress.space.units import Profile, Space, Unit
 def active_bytes(space: Space, model: ModelStructure, profile: Profile) -> int:
     """Bytes that a token uses: everything outside the experts, and the share of the experts that it is routed to.
 
-    `size_bytes` of the space is the total of all experts.
+    `size_bytes` of the space counts all experts.
     """
     used = (
         space.level(index, profile).size_bytes * _share(model, unit)

@@ -9,8 +9,8 @@ from evopress.space.units import Space, Unit
 def with_attention_costs(space: Space, costs: Sequence[int]) -> Space:
     """The space in which keeping the attention of each block costs more, such as the bytes of its cache.
 
-    `costs` has the additional cost of every block. That of an attention that no unit may drop is a fixed part of the
-    space.
+    `costs` has the additional cost of every block. If no unit may drop an attention, its cost is added to the fixed
+    cost of the space.
     """
     droppable = {block for unit in space.units if _has_attention(unit) for block in unit.blocks}
 

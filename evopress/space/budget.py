@@ -26,7 +26,7 @@ FITTING: dict[Metric, tuple[Metric, ...]] = {
     "sparsity": ("sparsity", "latency"),
     "drop": ("drop", "size", "memory", "latency"),
 }
-"""The metrics of budgets that fit a compressor, by what its levels count."""
+"""The metrics of budgets that fit a compressor, by the metric of its levels."""
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ DENSE = BlockChoice()
 
 @dataclass(frozen=True)
 class _Layer:
-    """A layer with each of its levels, the place of its unit in the block, and that of the unit's parent, if any."""
+    """A layer at each of its levels, and the places in the block of its unit and of the unit's parent, if any."""
 
     levels: tuple[LayerLevel, ...]
     place: int
@@ -44,7 +44,7 @@ class _Layer:
 
 @dataclass(frozen=True)
 class _Block:
-    """A block: the indices of its units, its layers, and (place of the unit, sub-blocks) of what may be dropped."""
+    """A block: the indices of its units, its layers, and (place, sub-blocks) of each unit that may be dropped."""
 
     units: tuple[int, ...]
     layers: tuple[_Layer, ...]
@@ -58,7 +58,7 @@ class _Block:
 
 
 class Choices:
-    """Reads profiles of a space, block by block. All units are grouped by block once, when it is made."""
+    """Reads profiles of a space, block by block. The units are grouped by block once, when the object is made."""
 
     def __init__(self, space: Space, lm: ModelStructure):
         units_of_blocks: list[list[int]] = [[] for _ in range(lm.num_blocks)]

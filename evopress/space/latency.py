@@ -1,4 +1,4 @@
-"""The budget `latency`: seconds of one step of generation, from a table that was measured before.
+"""The budget `latency`: seconds of one step of generation, from a table of measured times.
 
 In a step, each of `batch` sequences, which have `length` tokens in their caches, gets one more token. The time of a
 profile is the sum over its layers, kept attentions and the rest of the model::
@@ -53,12 +53,12 @@ class LatencyTable:
     device: str = ""
 
     def cost(self, layer: LayerShape, label: str) -> int:
-        """Nanoseconds of a layer at a level, rounded up. Raises ValueError if the table lacks it."""
+        """Nanoseconds of a layer at a level, rounded up. Raises ValueError if the table does not have this time."""
         of_shape = self.layers.get(shape_name(layer.rows, layer.cols), {})
         if label not in of_shape:
             raise ValueError(
-                f"the table of times has none for layers of {shape_name(layer.rows, layer.cols)} at level {label!r} "
-                f"({layer.name}): measure it again with these levels, or add it to the file"
+                f"the table of times has no time for layers of {shape_name(layer.rows, layer.cols)} at level {label!r} "
+                f"({layer.name}): add this time to the file, or measure a new table with these levels"
             )
         return ceil(of_shape[label] * NANOSECONDS)
 
@@ -72,21 +72,24 @@ def read_table(path: str) -> LatencyTable:
     """Read a table. Raises ValueError if the file does not exist or is not a table."""
     file = Path(path)
     if not file.is_file():
-        raise ValueError(f"the table of times {path!r} is not a file: stages=[plan] measures it on this machine")
+        raise ValueError(
+            f"the table of times {path!r} is not a file: run with stages=[plan] to measure it on this machine, or set "
+            "budget.table to a file"
+        )
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))  # JSON is YAML too
         layers = {
             str(shape): {str(label): float(seconds) for label, seconds in of_shape.items()}
             for shape, of_shape in values["layers"].items()
         }
-        numbers = {key: float(values[key]) for key in ("attention", "rest")}  # 5e-06 is a text in YAML
+        numbers = {key: float(values[key]) for key in ("attention", "rest")}  # YAML reads 5e-06 as text
         table = LatencyTable(**{**values, **numbers, "layers": layers})
         if not all(number >= 0 for times in (numbers, *layers.values()) for number in times.values()):
             raise ValueError("a time is negative")
     except (AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
         raise ValueError(
-            f"the table of times {path!r} does not have batch, length, layers (shape: level: seconds), attention, rest "
-            f"({type(error).__name__}: {error})"
+            f"the table of times {path!r} cannot be read ({type(error).__name__}: {error}): it must have batch, "
+            "length, layers (shape: level: seconds), attention and rest"
         ) from error
     return table
 
@@ -101,10 +104,10 @@ class LatencyBudget(Budget):
     """Seconds of one step of generation.
 
     Attributes:
-        target: the time of a step, such as 20ms.
-        table: a file with measured times, see `LatencyTable`.
-        batch: sequences at once. The table must be of the same number.
-        length: tokens in the cache of each sequence. The table must be of the same number.
+        target: The time of a step, such as 20ms.
+        table: A file with measured times, see `LatencyTable`.
+        batch: Sequences at once. The table must be for the same number.
+        length: Tokens in the cache of each sequence. The table must be for the same number.
     """
 
     metric: Literal["latency"] = "latency"
@@ -126,7 +129,7 @@ class LatencyBudget(Budget):
         return "raise budget.target, or add faster levels to compress"
 
     def read_table(self) -> LatencyTable:
-        """The table. Raises ValueError if it cannot be read, or is of another batch or length."""
+        """The table. Raises ValueError if it cannot be read, or is for another batch or length."""
         table = read_table(self.table)
         if (table.batch, table.length) != (self.batch, self.length):
             raise ValueError(
@@ -137,11 +140,11 @@ class LatencyBudget(Budget):
 
     @property
     def identity(self) -> dict[str, object]:
-        """The content of the table counts, not its path."""
+        """The settings, with the content of the table in place of its path."""
         return {**asdict(self), "table": asdict(self.read_table())}  # type: ignore[call-overload]
 
     def caps(self, space: Space) -> tuple[Cap, ...]:
-        """One cap on all units, in nanoseconds, less the time of all that does not change."""
+        """One cap on all units: the nanoseconds of the target, less the time of everything that does not change."""
         target = int(parse_seconds(self.target) * int(NANOSECONDS))
         return (Cap(tuple(range(len(space))), target - space.fixed_cost),)
 
@@ -194,8 +197,8 @@ def with_latencies(space: Space, model: ModelStructure, levels: LevelSource | No
     ]
     if slower:
         log.warning(
-            "in the table of times, some levels are no faster than less compressed ones (%s): leave them out of "
-            "compress, or all less compressed ones count as just as slow",
+            "in the table of times, some levels are slower than less compressed ones (%s), so the less compressed ones "
+            "count as just as slow: leave the slow levels out of compress to avoid this",
             ", ".join(sorted(slower)),
         )
     attention = ceil(table.attention * NANOSECONDS)

@@ -1,4 +1,4 @@
-"""Costs and sizes of all levels of a space as arrays, so that profiles of many thousand units are quick to add up."""
+"""Costs and sizes of all levels of a space as arrays, to add up profiles of many thousand units quickly."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ def padded(rows: Sequence[Sequence[int]]) -> Int[np.ndarray, "units levels"]:
 
 @dataclass(frozen=True)
 class LevelArrays:
-    """`costs` and `sizes_bytes` of every level, the number of levels of each unit, and its parent, or -1 for none."""
+    """`costs` and `sizes_bytes` of every level, and the number of levels and the parent (-1: none) of every unit."""
 
     costs: Int[np.ndarray, "units levels"]
     sizes_bytes: Int[np.ndarray, "units levels"]
@@ -48,5 +48,5 @@ class LevelArrays:
         Raises IndexError if a unit has no such level.
         """
         if (levels >= self.num_levels).any():
-            raise IndexError("a unit does not have its level in the profile")
+            raise IndexError("the profile has a level that its unit does not have")
         return np.where(self.is_inside_dropped(levels), 0, table[np.arange(len(levels)), levels])

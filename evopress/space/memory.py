@@ -6,8 +6,8 @@
     cache      per kept attention: numbers per token · tokens it keeps · sequences · bytes per number
     reserve    what the engine itself takes, a number that the user states
 
-A unit that drops an attention is credited with its cache, so the search weighs it against widths of layers. An
-attention that looks back over a window keeps the window, and the tokens of a prompt that engines process at once.
+Dropping an attention also saves its cache, so the search weighs this against widths of layers. An attention with a
+sliding window keeps the tokens of its window, and those tokens of a prompt that engines process at once.
 
 A budget of latency may hold at the same time, see `shares.py`.
 """
@@ -27,12 +27,12 @@ from evopress.space.shares import whole
 from evopress.space.units import Profile, Space
 
 PROMPT_TOKENS = 512
-"""Tokens of a prompt that engines process at once, which caches with a window keep in addition (llama.cpp's ubatch)."""
+"""Tokens of a prompt that engines process at once (llama.cpp's ubatch). Caches with a window keep them as well."""
 
 
 @dataclass(frozen=True)
 class CacheType:
-    """A type of numbers in a cache: `block` numbers take `num_bytes` together."""
+    """A type of numbers in a cache: `block` numbers together take `num_bytes`."""
 
     block: int
     num_bytes: int
@@ -57,12 +57,12 @@ class MemoryBudget(Budget):
     """Bytes in memory while `batch` sequences of `context` tokens each are processed.
 
     Attributes:
-        target: the memory that there is, such as 24GB.
-        context: tokens of a sequence, prompt and answer together.
-        batch: number of sequences at once.
-        kv: type of the numbers in the cache of keys and values, one of `CACHE_TYPES`.
-        reserve: what the engine itself takes, such as 1GB: its libraries and buffers.
-        also: a second budget, of latency, that holds at the same time.
+        target: The memory that there is, such as 24GB.
+        context: Tokens of a sequence, prompt and answer together.
+        batch: Number of sequences at once.
+        kv: Type of the numbers in the cache of keys and values, one of `CACHE_TYPES`.
+        reserve: What the engine itself takes, such as 1GB: its libraries and buffers.
+        also: A budget of latency that must hold at the same time.
     """
 
     metric: Literal["memory"] = "memory"
@@ -87,7 +87,7 @@ class MemoryBudget(Budget):
 
     @property
     def remedy(self) -> str:
-        return "raise budget.target, lower budget.context, budget.batch or budget.reserve, or take a smaller budget.kv"
+        return "raise budget.target, lower budget.context, budget.batch or budget.reserve, or set a smaller budget.kv"
 
     def __post_init__(self) -> None:
         parse_bytes(self.target)
@@ -100,9 +100,9 @@ class MemoryBudget(Budget):
         return {**super().identity, "also": self.also and self.also.identity}
 
     def caps(self, space: Space) -> tuple[Cap, ...]:
-        """One cap on all units: what the target leaves them after the reserve and all that cannot be compressed.
+        """One cap on all units: what the target leaves after the reserve and everything that cannot be compressed.
 
-        With a second budget, it is the whole of the shares.
+        With a second budget, costs are shares, and the cap is the whole, see `shares.py`.
         """
         if space.priced:
             return whole(space)

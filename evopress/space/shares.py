@@ -1,8 +1,8 @@
-"""Two budgets at once: a level costs the larger of its shares of what the two budgets leave to the units.
+"""Two budgets at once: the cost of a level is the larger of its two shares of what the budgets leave to the units.
 
-If the shares of all units add up to at most one, both budgets hold, because neither's own shares can add up to more.
-The converse is not true: where one unit takes more of the bytes and another more of the seconds, something of both is
-left. Times of layers are mostly in proportion to their bytes, and then this is little.
+If these costs add up to at most one, both budgets hold, because the shares of a single budget cannot add up to more.
+The converse is not true: if one unit takes more of the bytes and another more of the seconds, neither budget is used
+up. The times of layers are mostly in proportion to their bytes, and then little is left.
 """
 
 from dataclasses import replace

@@ -31,7 +31,7 @@ class Level:
 
 
 KEPT = Level(label="kept", value=0, cost=0, size_bytes=0)
-"""The level of a kept parent. Its weights belong to the units inside it, so it costs nothing but a cache, if any."""
+"""The level of a kept parent. Its weights belong to the units inside it, so it costs only its cache, if it has one."""
 
 DROPPED = Level(label="dropped", value=1, cost=0, size_bytes=0)
 """The level of a dropped parent, and of every unit inside one."""
@@ -64,10 +64,10 @@ class Unit:
 class Space:
     """All units of a model, in block order. `fixed_bytes` is the size of the rest of the model in a file.
 
-    `fixed_cost` is what no level changes, in addition to `fixed_bytes`: bytes of caches that every profile has, or
-    nanoseconds of everything without levels. It is 0 for budgets of other metrics.
+    `fixed_cost` is a cost that no level changes, in addition to `fixed_bytes`: the bytes of caches that every profile
+    has, or the nanoseconds of everything without levels. It is 0 for budgets of other metrics.
 
-    If two budgets hold at once, the costs are shares of both, and `priced` has the same space with the costs of each.
+    If two budgets must hold at once, costs are shares of both, and `priced` has the space with the costs of each.
     """
 
     units: tuple[Unit, ...]

@@ -39,10 +39,10 @@ class Tuning:
     With `resolve`, the codes and ranges of integer levels are learnt first, block by block, on calibration text
     (`signround`). A job replaces `auto` by that if its levels have such codes, else by `none`. This takes
     `resolve_steps` steps of `resolve_windows` windows for each block. The rates of all steps add up to
-    `resolve_distance` (with few steps, to 0.005 for each of them), in steps of the grid, for the offsets of weights,
-    and to `resolve_range_distance` for the factors on the ends of ranges. Scales and norms have less left to gain then,
-    so at most `rounded_tokens` tokens are trained on, and if learnt rounding is kept, the learning rates are multiplied
-    by `rounded_rate`.
+    `resolve_distance` (or to 0.005 per step, if that is less), in steps of the grid, for the offsets of weights, and to
+    `resolve_range_distance` for the factors on the ends of ranges. Scales and norms then have less left to gain. So
+    they are trained on at most `rounded_tokens` tokens, and if learnt rounding is kept, the learning rates are
+    multiplied by `rounded_rate`.
     """
 
     tokens: int = Field(default=0, ge=0)

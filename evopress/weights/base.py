@@ -61,7 +61,7 @@ class CompressedWeight(ABC):
     """Whether weights are removed, which dense formats store as zeros."""
 
     is_ggml_type: ClassVar[bool] = False
-    """Whether every weight of the kind is of a ggml type, see `gguf_rows`."""
+    """Whether every weight of the kind has a ggml type, see `gguf_rows`."""
 
     has_packed_layer: ClassVar[bool] = False
     """Whether compressed-tensors has a layout for the kind, which `packed_layer` returns."""

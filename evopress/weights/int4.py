@@ -22,7 +22,7 @@ GROUP = 64
 """A size for which vLLM has kernels, on a CPU as well."""
 
 LARGEST_CODES = tuple(7 + 0.25 * step for step in range(13))
-"""What the largest weight of a group becomes, before it is rounded and cut: 7 to 10."""
+"""What the largest weight of a group becomes before it is rounded and clamped: 7 to 10."""
 
 
 class _INT4(NumberFormat):

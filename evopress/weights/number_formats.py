@@ -53,7 +53,7 @@ class NumberFormat(ABC):
     """Neighbouring columns with one scale; 0 if a row has one scale. The last group may have fewer."""
 
     code_bits: int | None = None
-    """The width of its elements if they are integer codes, a `QuantizedWeight`."""
+    """The width of its elements if they are integer codes, in a `QuantizedWeight`; else None."""
 
     is_lossy: bool = True
     """Whether rounding to it loses so much that errors are worth compensating in other columns."""

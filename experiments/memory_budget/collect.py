@@ -20,7 +20,7 @@ Record = dict[str, Any]
 
 
 def files() -> list[Record]:
-    """One record per file, by context, type of the cache and target: what was foretold and what llama.cpp took."""
+    """One record per file, by context, type of the cache and target: the predicted sizes, and what llama.cpp took."""
     records = []
     for path in STUDY.glob("*/llama.json"):
         budget = json.loads((path.parent / "results.json").read_text())["budget"]
@@ -57,12 +57,12 @@ def searches() -> list[Record]:
 
 
 def caches() -> list[Record]:
-    """What vLLM said to the cache that was foretold, and to a smaller one."""
+    """Whether vLLM accepted a cache of the predicted size, and a smaller one."""
     return [json.loads(path.read_text()) for path in sorted(STUDY.glob("vllm-*.json"))]
 
 
 def table_of_files(records: list[Record]) -> str:
-    """Markdown: foretold and reported bytes, and the peak of the process, in MB."""
+    """Markdown: predicted and reported bytes, and the peak of the process, in MB."""
     lines = [
         "| context | type | target | weights | in llama.cpp | cache | in llama.cpp | peak | engine's own |",
         "|---|---|---|---|---|---|---|---|---|",

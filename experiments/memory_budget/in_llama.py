@@ -1,4 +1,4 @@
-"""Runs a GGUF file in llama.cpp at a context, and says what llama.cpp reports; runs in the environment .engines/llama.
+"""Runs a GGUF file in llama.cpp at a context, and prints what llama.cpp reports, in the environment .engines/llama.
 
     python in_llama.py FILE CONTEXT CACHE [TOKENS]      JSON on the last line
 

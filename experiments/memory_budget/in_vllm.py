@@ -2,7 +2,8 @@
 
     python in_vllm.py FOLDER CONTEXT CACHE_BYTES      JSON on the last line
 
-`tokens` is how many tokens fill the context in the cache; null, with `error`, if vLLM refuses the cache as too small.
+`tokens` is the number of tokens that filled the context. If vLLM refuses the cache as too small, `tokens` is null, and
+`error` says why.
 """
 
 import json

@@ -49,7 +49,7 @@ drops() { # the same bits per weight if nothing is dropped, with a small and wit
   done
 }
 
-vllm() { # the cache that is foretold for 2048 tokens, and one block of 128 tokens more
+vllm() { # the cache that is predicted for 2048 tokens, and one block of 128 tokens more
   for blocks in 0 1; do
     [ -s "$out/vllm-$blocks.json" ] || "$engines/vllm/bin/python" experiments/memory_budget/in_vllm.py "$model" 2048 \
       $((30 * 2 * 3 * 64 * 2 * (2048 + 128 * blocks))) | tail -1 >"$out/vllm-$blocks.json"

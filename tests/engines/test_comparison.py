@@ -128,5 +128,5 @@ def test_what_is_missing_is_said_before_anything_runs(mistake, model_folders, tm
 def test_vllm_loads_compressed_tensors_only_if_they_are_for_it(model_folders, tmp_path):
     export = Export(formats=["compressed_tensors"])
     job = job_in(tmp_path, model_folders("llama"), "vllm", **{**FOR_VLLM, "export": export})
-    with pytest.raises(ValueError, match=r"only with export.engine=vllm: set it"):
+    with pytest.raises(ValueError, match=r"written for another engine: set export.engine=vllm"):
         job.check()

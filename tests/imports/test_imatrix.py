@@ -64,7 +64,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(ValueError, match="so it is no importance matrix"):
+    with pytest.raises(ValueError, match="so it is not an importance matrix"):
         power_of(str(tmp_path / "model.gguf"), LAYER, 64)
 
 

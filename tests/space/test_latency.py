@@ -115,7 +115,7 @@ def test_tables_are_json_or_yaml_and_read_as_written(tmp_path):
 )
 def test_a_file_that_is_no_table_is_refused(change, tmp_path):
     (tmp_path / "table.json").write_text(json.dumps({**asdict(table_of()), **change}))
-    with pytest.raises(ValueError, match=r"does not have batch, length, layers"):
+    with pytest.raises(ValueError, match=r"cannot be read .*: it must have batch, length, layers"):
         read_table(str(tmp_path / "table.json"))
 
 

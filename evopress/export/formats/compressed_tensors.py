@@ -46,8 +46,8 @@ SHAPE_BYTES = 16
 """Bytes of `weight_shape`, which are two 64-bit integers."""
 
 KV_CACHE = (
-    "The checkpoint says nothing about the key-value cache, so vLLM keeps it in 16 bits. `vllm serve` has the option "
-    "`--kv-cache-dtype fp8` for a smaller one; its loss is not part of the numbers below."
+    "The checkpoint does not set the type of the key-value cache, so vLLM keeps it in 16 bits. `vllm serve` has the "
+    "option `--kv-cache-dtype fp8` for a smaller cache. The numbers below do not include its loss."
 )
 
 NO_ZERO_POINTS = (

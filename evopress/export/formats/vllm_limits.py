@@ -11,20 +11,20 @@ FUSED_LAYERS = "self_attn.q_proj, k_proj and v_proj run as one layer in vLLM, an
 
 
 KERNEL_BITS = (4, 8)
-"""Widths of integer codes that vLLM's own kernels run. Others need CUDA and the optional package of Humming kernels.
+"""Widths of integer codes that vLLM's own kernels run. Others need CUDA and the optional Humming kernels.
 
 Source: `_POSSIBLE_KERNELS` in vLLM 0.32.
 """
 
 
 def check_widths(all_bits: Iterable[int], *, where: str) -> None:
-    """Raise UnsupportedExportError for widths of integer codes that need more than vLLM. `where` says what has them."""
+    """Raise UnsupportedExportError for widths that vLLM's own kernels do not run. `where` says what has them."""
     others = sorted(set(all_bits) - set(KERNEL_BITS))
     if others:
         raise UnsupportedExportError(
             f"export.engine=vllm: vLLM's own kernels run integer codes of 4 and 8 bits, but {where} {others}: set "
-            "compress.bits=[4,8]. Other widths run only on CUDA with vLLM's optional Humming kernels; a checkpoint for "
-            "these is written by export.engine=transformers compress.symmetric=true space.tie=engine"
+            "compress.bits=[4,8]. Other widths run only on CUDA with vLLM's optional Humming kernels: for these, set "
+            "export.engine=transformers compress.symmetric=true space.tie=engine"
         )
 
 

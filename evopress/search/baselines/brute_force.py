@@ -29,7 +29,10 @@ class BruteForce(Search):
         if not space.is_depth_pruning:
             raise ValueError("search=brute_force searches for drops alone: use it with compress=drop")
         if budget.metric != "drop":
-            raise ValueError("search=brute_force counts dropped units: use it with budget=drop25")
+            raise ValueError(
+                f"search=brute_force counts dropped units, but budget.metric is {budget.metric}: use a budget such as "
+                "budget=drop25"
+            )
         caps = budget.caps(space)
         number = prod(comb(len(_droppable(space, cap)), -cap.slack(space, space.uniform(0))) for cap in caps)
         if not number:

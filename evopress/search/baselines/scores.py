@@ -70,7 +70,10 @@ class Scores(Search):
 
     def _best_window(self, space: Space, budget: Budget) -> SearchRun:
         if budget.metric != "drop":
-            raise ValueError("this search drops a given number of blocks: use it with budget=drop25")
+            raise ValueError(
+                f"this search drops a given number of blocks, but budget.metric is {budget.metric}: use a budget such "
+                "as budget=drop25"
+            )
         length = -min(cap.slack(space, space.uniform(0)) for cap in budget.caps(space))
         if not length:
             return space.uniform(0)
