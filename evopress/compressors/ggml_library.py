@@ -60,7 +60,7 @@ def round_by_ggml(weight: Tensor, type_name: str, *, power: Tensor, library: Pat
     kind, (rows, cols) = I_TYPES[type_name], weight.shape
     source = weight.detach().cpu().float().contiguous()
     importance = power.detach().cpu().float().clamp(min=1e-30).contiguous()
-    data = torch.empty(rows, cols // kind.size * kind.num_bytes, dtype=torch.uint8)
+    data = torch.empty(rows, cols // kind.num_weights * kind.num_bytes, dtype=torch.uint8)
     written = _loaded(library).ggml_quantize_chunk(
         kind.number, source.data_ptr(), data.data_ptr(), 0, rows, cols, importance.data_ptr()
     )

@@ -32,6 +32,11 @@ class BlockType:
     has_offset: bool
 
     @property
+    def num_weights(self) -> int:
+        """Weights of a block."""
+        return BLOCK
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of a block."""
         return 2 + 2 * self.has_offset + BLOCK * self.bits // 8

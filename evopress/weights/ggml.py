@@ -13,28 +13,23 @@ Source: ggml-common.h and ggml-quants.c of llama.cpp.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from evopress.weights.base import CompressedWeight, FloatPart, GgufRows, Spec, register_reader
+from evopress.weights.base import FloatPart, register_reader
 from evopress.weights.block_grids import BLOCK, TYPES, BlockType, fit_blocks
+from evopress.weights.ggml_rows import BlockLayout, GgmlRows
 from evopress.weights.half_bytes import bytes_to_halves, half, halves_to_bytes
 from evopress.weights.i_types import I_TYPES
 from evopress.weights.iquants import IWeight
-from evopress.weights.k_types import K_TYPES, SUPERBLOCK
+from evopress.weights.k_types import K_TYPES
 from evopress.weights.kquants import KWeight
 
 
 @dataclass(frozen=True)
-class GgmlWeight(CompressedWeight):
-    """Rows of the type `type_name` in the bytes of a GGUF file: `data` uint8 (rows, blocks · bytes per block)."""
-
-    is_ggml_type: ClassVar[bool] = True
-
-    data: Tensor
-    type_name: str
+class GgmlWeight(GgmlRows):
+    """Rows of a type with blocks of 32 weights, Q4_0 to Q8_0."""
 
     @classmethod
     def from_codes(cls, codes: Tensor, scales: Tensor, *, offsets: Tensor, type_name: str) -> "GgmlWeight":
@@ -52,14 +47,6 @@ class GgmlWeight(CompressedWeight):
     @property
     def kind(self) -> BlockType:
         return TYPES[self.type_name]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.data.shape[0], self.data.shape[1] // self.kind.num_bytes * BLOCK
-
-    @property
-    def size_bytes(self) -> int:
-        return self.data.nbytes
 
     def codes(self) -> Tensor:
         """int8 (rows, cols)."""
@@ -100,15 +87,6 @@ class GgmlWeight(CompressedWeight):
         offsets = half(values["offsets"].float()) if self.kind.has_offset else scales
         return GgmlWeight.from_codes(self.codes(), scales, offsets=offsets, type_name=self.type_name)
 
-    def gguf_rows(self) -> GgufRows:
-        return GgufRows(self.data, self.type_name)
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {"data": self.data}
-
-    def spec(self) -> Spec:
-        return {"kind": "ggml", "type": self.type_name}
-
 
 def round_to(weight: Tensor, type_name: str) -> GgmlWeight:
     """Round weight (rows, cols), float32, to the nearest values of the grids of a block type."""
@@ -136,7 +114,9 @@ def num_clipped_blocks(weight: Tensor, stored: GgmlWeight) -> Tensor:
     return (beyond | below).sum()
 
 
-GGML_TYPES = (*TYPES, *K_TYPES, *I_TYPES)
+_LAYOUTS: Mapping[str, BlockLayout] = {**TYPES, **K_TYPES, **I_TYPES}
+
+GGML_TYPES = tuple(_LAYOUTS)
 """All types by name."""
 
 
@@ -147,9 +127,8 @@ def kind_of(name: str) -> type[GgmlWeight | KWeight | IWeight]:
 
 def block_of(name: str) -> tuple[int, int]:
     """Weights and bytes of a block of any type, K types and I types included."""
-    if name in I_TYPES:
-        return I_TYPES[name].size, I_TYPES[name].num_bytes
-    return (SUPERBLOCK, K_TYPES[name].num_bytes) if name in K_TYPES else (BLOCK, TYPES[name].num_bytes)
+    layout = _LAYOUTS[name]
+    return layout.num_weights, layout.num_bytes
 
 
 def bits_per_weight(name: str) -> float:

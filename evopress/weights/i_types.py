@@ -135,14 +135,14 @@ def _iq4_xs(data: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class IType:
-    """A block has `size` weights in `num_bytes` bytes, the first two of which are d in float16.
+    """A block has `num_weights` weights in `num_bytes` bytes, the first two of which are d in float16.
 
-    `steps` decodes the other bytes, uint8 (…, num_bytes − 2), to float32 (…, size). `number` is that of the type in
-    ggml.
+    `steps` decodes the other bytes, uint8 (…, num_bytes − 2), to float32 (…, num_weights). `number` is that of the type
+    in ggml.
     """
 
     number: int
-    size: int
+    num_weights: int
     num_bytes: int
     steps: Callable[[Tensor], Tensor]
 

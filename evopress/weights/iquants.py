@@ -2,36 +2,23 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from evopress.weights.base import CompressedWeight, FloatPart, GgufRows, Spec
+from evopress.weights.base import FloatPart
+from evopress.weights.ggml_rows import GgmlRows
 from evopress.weights.half_bytes import bytes_to_halves, half, halves_to_bytes
 from evopress.weights.i_types import I_TYPES, IType
 
 
 @dataclass(frozen=True)
-class IWeight(CompressedWeight):
-    """Rows of the type `type_name` in the bytes of a GGUF file: `data` uint8 (rows, blocks · bytes of each)."""
-
-    is_ggml_type: ClassVar[bool] = True
-
-    data: Tensor
-    type_name: str
+class IWeight(GgmlRows):
+    """Rows of an I type."""
 
     @property
     def kind(self) -> IType:
         return I_TYPES[self.type_name]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.data.shape[0], self.data.shape[1] // self.kind.num_bytes * self.kind.size
-
-    @property
-    def size_bytes(self) -> int:
-        return self.data.nbytes
 
     def _blocks(self) -> Tensor:
         return self.data.unflatten(1, (-1, self.kind.num_bytes))
@@ -58,12 +45,3 @@ class IWeight(CompressedWeight):
     def with_float_parts(self, values: Mapping[str, Tensor]) -> "IWeight":
         parts = [halves_to_bytes(half(values["d"].float())), self._blocks()[..., 2:]]
         return replace(self, data=torch.cat(parts, -1).flatten(1).contiguous())
-
-    def gguf_rows(self) -> GgufRows:
-        return GgufRows(self.data, self.type_name)
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {"data": self.data}
-
-    def spec(self) -> Spec:
-        return {"kind": "ggml", "type": self.type_name}

@@ -64,6 +64,10 @@ class KType:
         return "dmin" in self.fields
 
     @property
+    def num_weights(self) -> int:
+        return SUPERBLOCK
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of a superblock."""
         return sum(self.fields.values())

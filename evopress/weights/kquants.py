@@ -2,24 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from evopress.weights.base import CompressedWeight, FloatPart, GgufRows, Spec
+from evopress.weights.base import FloatPart
+from evopress.weights.ggml_rows import GgmlRows
 from evopress.weights.half_bytes import bytes_to_halves, half, halves_to_bytes
 from evopress.weights.k_types import K_TYPES, SUPERBLOCK, KType
 
 
 @dataclass(frozen=True)
-class KWeight(CompressedWeight):
-    """Rows of the type `type_name` in the bytes of a GGUF file: `data` uint8 (rows, superblocks · bytes of each)."""
-
-    is_ggml_type: ClassVar[bool] = True
-
-    data: Tensor
-    type_name: str
+class KWeight(GgmlRows):
+    """Rows of a K type, Q2_K to Q6_K, with superblocks of 256 weights."""
 
     @classmethod
     def from_codes(
@@ -42,14 +37,6 @@ class KWeight(CompressedWeight):
     @property
     def kind(self) -> KType:
         return K_TYPES[self.type_name]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.data.shape[0], self.data.shape[1] // self.kind.num_bytes * SUPERBLOCK
-
-    @property
-    def size_bytes(self) -> int:
-        return self.data.nbytes
 
     def codes(self) -> Tensor:
         """int8 (rows, cols)."""
@@ -109,15 +96,6 @@ class KWeight(CompressedWeight):
             dmin=half(values["dmin"].float()) if self.kind.has_minima else d,
             type_name=self.type_name,
         )
-
-    def gguf_rows(self) -> GgufRows:
-        return GgufRows(self.data, self.type_name)
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {"data": self.data}
-
-    def spec(self) -> Spec:
-        return {"kind": "ggml", "type": self.type_name}
 
     def _parts(self) -> dict[str, Tensor]:
         """The bytes of each field, (rows, superblocks, bytes)."""

@@ -31,7 +31,7 @@ def test_rounding_loses_less_the_more_bits_a_type_has(name, library):
     weight = torch.randn(16, 512, generator=torch.Generator().manual_seed(0))
     rounded = round_by_ggml(weight, name, power=torch.ones(512), library=library)
     error = float(((rounded.dense() - weight) ** 2).mean())
-    bits = 8 * I_TYPES[name].num_bytes / I_TYPES[name].size
+    bits = 8 * I_TYPES[name].num_bytes / I_TYPES[name].num_weights
     assert 4**-bits < error < 3 * 4**-bits
 
 

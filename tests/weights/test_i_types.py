@@ -33,9 +33,9 @@ def test_random_bytes_decode_to_the_numbers_of_gguf(name):
 @pytest.mark.parametrize("name", I_TYPES)
 def test_numbers_and_sizes_are_those_of_gguf(name):
     kind = gguf.GGMLQuantizationType[name]
-    assert (I_TYPES[name].size, I_TYPES[name].num_bytes) == gguf.GGML_QUANT_SIZES[kind]
+    assert (I_TYPES[name].num_weights, I_TYPES[name].num_bytes) == gguf.GGML_QUANT_SIZES[kind]
     assert I_TYPES[name].number == int(kind)
-    assert bits_per_weight(name) == 8 * I_TYPES[name].num_bytes / I_TYPES[name].size
+    assert bits_per_weight(name) == 8 * I_TYPES[name].num_bytes / I_TYPES[name].num_weights
 
 
 @pytest.mark.parametrize("name", I_TYPES)
