@@ -34,7 +34,7 @@ def as_section(entry: Mapping[str, Any]) -> str:
         f"## In {ENGINES[entry['engine']].title}\n\n"
         + "\n".join(table)
         + f"\n\nMeasured with version {version} on {entry['tokens']} tokens, with {entry['threads']} threads. Speeds "
-        "are medians of five and differ by some percent from run to run. The memory is that of the whole process.\n"
+        "are medians of five, and differ by a few percent from run to run. The memory is that of the whole process.\n"
     )
 
 

@@ -22,7 +22,8 @@ NO_CACHE = AttentionCache(0, None)
 def attention_caches(model: ModelStructure) -> list[AttentionCache]:
     """The cache of each block, from the configuration of the model. Blocks without an attention have none.
 
-    Of multi-head latent attention (DeepSeek), the latent vector and the rotary part of the keys count, as in engines.
+    Multi-head latent attention (DeepSeek) is counted as engines store it: the latent vector and the rotary part of the
+    keys.
     """
     config = model.text_config
     _, kv_heads, head_dim = head_shape(model)

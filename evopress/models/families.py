@@ -7,7 +7,7 @@ Groups = tuple[tuple[str, ...], ...]
 """Local names of the layers of a block, grouped by the input they share."""
 
 Paths = str | tuple[str, ...]
-"""One path, or several paths. In the latter case, each block has one of them."""
+"""One path, or several paths of which each block has one."""
 
 
 @dataclass(frozen=True, kw_only=True)

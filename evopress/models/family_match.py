@@ -17,7 +17,7 @@ def resolve_family(model: Module, model_type: str, family: Family | None = None)
     """The given family, or the family of the model's type, or the first layout that fits.
 
     The result has one group of layers per expert, and only paths that some block has. Raises ValueError if the given
-    family, or every known one, does not fit the model.
+    family does not fit the model, or if none is given and no known one fits.
     """
     if family is None:
         return detect_family(model, model_type)

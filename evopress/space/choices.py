@@ -26,7 +26,7 @@ class BlockChoice:
         return self._hash
 
     @cached_property
-    def _hash(self) -> int:  # a block may have hundreds of layers
+    def _hash(self) -> int:  # cached, because a block may have hundreds of layers
         return hash((self.levels, self.dropped))
 
 

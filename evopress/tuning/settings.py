@@ -26,8 +26,8 @@ Kind = Literal["scales", "norms", "weights"]
 class Tuning:
     """Trains scales and norms with Adam, to match the dense model's predictions on text of the search split.
 
-    `tokens` is the number of tokens of all steps together; 0 means no tuning. A step uses `windows` windows. Of every
-    window, here and below, only the first `excerpt` tokens are used; None stands for all.
+    `tokens` is the number of tokens of all steps together; 0 means no tuning. A step uses `windows` windows. Here and
+    below, only the first `excerpt` tokens of every window are used; None stands for all.
     `scales_lr` is the learning rate for scales, whose changes are relative to the stored scale. `norms_lr` is the
     learning rate for norms, whose changes are relative to the root mean square of their weights. `weights_lr`, relative
     likewise, is for the kept weights of sparse levels and for the dense weights next to dropped sub-blocks. A rate of 0

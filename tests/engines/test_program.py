@@ -24,7 +24,7 @@ def counting(start: int, length: int) -> list[int]:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_perplexity_counts_every_token_but_the_first_of_each_window(engine, tmp_path):
-    """The windows are longer than the chunks in which logits are normalised. One token in each comes unexpected."""
+    """The windows are longer than the chunks in which logits are normalised. Each has one unexpected token."""
     windows = [counting(0, 80), counting(290, 80)]
     for window in windows:
         window[70:] = counting(100, 10)

@@ -268,7 +268,7 @@ def test_fitting_settings_are_accepted_at_start_up(settings, compressor):
 
 
 def test_a_profile_with_widths_that_vllm_does_not_run_is_refused(tmp_path):
-    """Levels of another package may have widths that their compressor does not tell."""
+    """Levels of another package may have widths that their compressor does not state."""
     searched = compressed(tiny("llama"), SYMMETRIC, tmp_path, tie="engine")
     with pytest.raises(UnsupportedExportError, match=r"the profile has \[2, 3, 5\]"):
         written(PACKED_FOR_VLLM, searched, tmp_path)
