@@ -107,7 +107,8 @@ class Imported(Compressor):
                     raise source.error(
                         name,
                         "differs from that of the model. The checkpoint is of another model, or its tool has moved "
-                        "factors between layers (as AWQ does), so that its layers do not fit those of other sources",
+                        "factors between layers, as AWQ does. Remove it from compress.sources, or set model.path to "
+                        "the model with these factors",
                     )
 
     def _stored(self, layer: LayerShape) -> dict[str, StoredLayer]:

@@ -93,7 +93,10 @@ class CompressedTensorsFolder(Source):
         parts = ("weight_packed", "weight_scale", *(() if symmetric else ("weight_zero_point",)))
         self._check_parts(layer, parts)
         if f"{layer}.weight_g_idx" in self.tensors:
-            raise self.error(f"{layer}.weight_g_idx", "orders columns by groups, which cannot be imported")
+            raise self.error(
+                f"{layer}.weight_g_idx",
+                "orders columns by groups, which cannot be imported: use a checkpoint without actorder=group",
+            )
         rows, cols = shape
         found, _ = self.tensors.header(f"{layer}.weight_packed")
         expected = [rows, num_words(cols, bits)]

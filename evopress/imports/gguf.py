@@ -61,7 +61,7 @@ class GGUFSource(Source):
     def _field(self, key: str) -> Any:
         field = self._reader.fields.get(key)
         if field is None:
-            raise ValueError(f"compress.sources: {self.path} has no {key}")
+            raise ValueError(f"compress.sources: {self.path} has no metadata {key}: use a complete GGUF file")
         return field.contents()
 
     @cached_property

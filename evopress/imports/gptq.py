@@ -116,7 +116,10 @@ class QweightFolder(Source):
         if name in self.tensors and not torch.equal(
             self.tensors.read(name).long(), torch.arange(cols) // (cols // groups)
         ):
-            raise self.error(name, "orders columns by groups (desc_act), which cannot be imported")
+            raise self.error(
+                name,
+                "orders columns by groups (desc_act), which cannot be imported: use a checkpoint without desc_act",
+            )
 
     def plain(self, name: str) -> Tensor | None:
         return self.tensors.read(name) if name in self.tensors else None

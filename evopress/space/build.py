@@ -131,8 +131,9 @@ def _check_same_levels(layers: Sequence[str], levels_of_layers: Sequence[Sequenc
     for other, levels in enumerate(levels_of_layers):
         if sorted(names[other].split(", ")) == sorted(names[0].split(", ")) and names[other] != names[0]:
             raise ValueError(
-                f"{layers[0]} and {layers[other]} are one unit, but their levels are in different orders, {names[0]} "
-                f"and {names[other]}: set space.tie=none, or change the levels of compress"
+                f"{layers[0]} and {layers[other]} are one unit, but the first has its levels in the order {names[0]}, "
+                f"and the second in the order {names[other]}: set space.tie=none, or change the levels of "
+                "compress"
             )
         if len(levels) != len(levels_of_layers[0]):
             raise ValueError(
