@@ -29,10 +29,10 @@ in_llama() { # name, context, type of the cache
 }
 
 files() { # a file for a target, and one for the next larger target, at three contexts; then with a smaller cache
-  for case in 512:f16:200MB 512:f16:220MB 2048:f16:235MB 2048:f16:255MB 2048:q8_0:215MB 2048:q8_0:235MB \
-    8192:f16:377MB; do
-    IFS=: read -r context kv target <<<"$case"
-    run "$context-$kv-$target" "$context" "$target" "budget.kv=$kv" budget.reserve=90MB model.dtype=float32 \
+  for case in 512:f16:200MB:90MB 512:f16:220MB:90MB 2048:f16:235MB:90MB 2048:f16:255MB:90MB 2048:q8_0:215MB:90MB \
+    2048:q8_0:235MB:90MB 8192:f16:382MB:95MB 8192:f16:402MB:95MB; do
+    IFS=: read -r context kv target reserve <<<"$case"
+    run "$context-$kv-$target" "$context" "$target" "budget.kv=$kv" "budget.reserve=$reserve" model.dtype=float32 \
       data.window=512 data.calibration_tokens=2048 data.test_tokens=2048 compress=gguf 'compress.types=[Q8_0,Q5_0,Q4_0]' \
       compress.weigh_tokens=false search=uniform export.formats=[gguf] export.pre_tokenizer=smollm
     in_llama "$context-$kv-$target" "$context" "$kv"
