@@ -80,6 +80,7 @@ def test_the_table_of_the_study_of_tuning_is_that_of_its_record():
     text = study("tuning").read_text()
     assert tuning.table(record("tuning/results.json")["rows"]) in text
     assert tuning.table_of_kinds(record("tuning/kinds.json")["rows"]) in text
+    assert tuning.table_of_recipes(record("tuning/rounding_steps.json")["losses"]) in text
 
 
 def test_the_table_of_six_budgets_is_that_of_its_records():

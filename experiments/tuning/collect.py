@@ -55,6 +55,15 @@ def table_of_kinds(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def table_of_recipes(losses: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+    """Markdown, one row per recipe: by how much the held-out loss of each block falls."""
+    lines = ["| recipe | " + " | ".join(f"block {block}" for block in losses) + " |", "|---|" + "---|" * len(losses)]
+    for recipe in next(iter(losses.values())):
+        falls = [1 - after / before for before, after in (of_block[recipe] for of_block in losses.values())]
+        lines.append(f"| {recipe} | {' | '.join(f'{fall:.1%}' for fall in falls)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     rows = measured()
