@@ -241,13 +241,21 @@ def test_the_ratios_of_the_speed_study_are_those_of_its_record():
 
 
 def test_the_table_of_gguf_files_is_that_of_its_record():
-    rows = table(study("gguf"), "file", "bytes")
+    rows = table(study("gguf"), "file", "bytes", "KL from dense")
     for row, figures in zip(rows, record("gguf/results.json")["files"], strict=True):
         assert_printed(row[1], figures["bytes"])
         assert_printed(row[2], figures["kl"])
         assert_printed(row[3], figures["perplexity"])
         difference = [figures[key] for key in ("kl_minus_llama_cpp", "interval") if key in figures]
         assert_printed(row[4], *difference)
+
+
+def test_the_table_of_gguf_mixes_is_that_of_its_record():
+    rows = table(study("gguf"), "file", "bytes", "KL, second halves")
+    for row, figures in zip(rows, record("gguf/mixes.json")["files"], strict=True):
+        assert row[0].strip("*") == figures["file"]
+        for cell, key in zip(row[1:], ("bytes", "kl_second_halves", "kl", "perplexity"), strict=True):
+            assert_printed(cell, figures[key])
 
 
 def test_the_table_of_memory_is_that_of_its_record():
