@@ -13,7 +13,7 @@ import torch
 from evopress.compressors.base import Compressor, LayerGroup
 from evopress.compressors.drop import Drop
 from evopress.compressors.gguf import GGUF
-from evopress.compressors.gptq import GPTQ
+from evopress.compressors.gptq import GPTQ, _HessianParts
 from evopress.compressors.hessian import RunningHessian
 from evopress.compressors.magnitude import Magnitude
 from evopress.compressors.rtn import RTN
@@ -138,7 +138,8 @@ def test_learnt_rounding_copies_packed_weights_to_the_device_and_back(monkeypatc
 def test_a_gptq_sweep_reads_no_value():
     rows, U = torch.randn(12, 64, device=META), torch.ones(64, 64, device=META).triu()
     compressor, order = GPTQ(bits=(2, 4), group_size=16, act_order=False), torch.arange(64, device=META)
-    rounded, losses = compressor._solve(rows, (4, 2), U=U, order=order, H=torch.ones(64, 64, device=META))
+    hessian = _HessianParts(U, order, torch.ones(64, device=META), torch.ones(64, 64, device=META))
+    rounded, losses = compressor._solve(rows, (4, 2), group_size=16, parts=hessian)
     assert rounded.codes.device == losses.device == META and rounded.codes.shape == (2, 12, 64)
 
 

@@ -126,7 +126,7 @@ LATE_ERRORS: dict[str, Late] = {
     ),
     "compressed_tensors, zero points": export(
         "compressed_tensors",
-        r"zero points of model\.layers\.0\.self_attn\.k_proj, 4 rows of 4 bits",
+        r"zero points of model\.layers\.0\.self_attn\.k_proj, 4 rows of 8 bits, do not fill two or more",
         settings={"engine": "vllm"},
         config={"head_dim": 4, "num_key_value_heads": 1},
         compress=RTN(bits=(4, 8), group_size=32),

@@ -113,5 +113,5 @@ def test_a_second_budget_out_of_reach_is_named(jobs):
 
 
 def test_without_a_table_the_error_says_how_to_measure_one(jobs):
-    with pytest.raises(ValueError, match=r"stages=\[plan\] measures it"):
+    with pytest.raises(ValueError, match=r"run with stages=\[plan\] to measure it"):
         run_job(jobs())

@@ -32,7 +32,7 @@ from tests.tiny_models import ALL_FAMILIES, config, tokenizer
 pytest.importorskip("compressed_tensors", reason="needs the package compressed-tensors")
 
 SYMMETRIC = RTN(bits=(2, 3, 5), group_size=32, symmetric=True, scale_dtype="float32")
-ZERO_POINTS = RTN(bits=(3, 5), group_size=32, scale_dtype="float32")
+ZERO_POINTS = RTN(bits=(4, 8), group_size=32, scale_dtype="float32")
 EXACT = RTN(bits=(4, 8), group_size=32, symmetric=True)
 
 

@@ -48,12 +48,15 @@ def _shared(layer: PackedLayer) -> tuple[object, ...]:
 
 
 def check_zero_points(layer: str, rows: int, *, all_bits: Sequence[int]) -> None:
-    """Raise UnsupportedExportError if the zero points of a layer do not fill 32-bit words at one of the widths."""
+    """Raise UnsupportedExportError if the zero points of a layer do not fill 32-bit words at one of the widths.
+
+    compressed-tensors 0.20 cannot decode zero points of 4 bits that fill a single word.
+    """
     for bits in all_bits:
-        if rows * bits % 32:
+        if rows * bits % 32 or rows * bits == 32:
             raise UnsupportedExportError(
-                f"export.engine=vllm: the zero points of {layer}, {rows} rows of {bits} bits, do not fill 32-bit "
-                "words: set compress.symmetric=true, or export.engine=transformers"
+                f"export.engine=vllm: the zero points of {layer}, {rows} rows of {bits} bits, do not fill two or "
+                "more 32-bit words: set compress.symmetric=true, or export.engine=transformers"
             )
 
 
